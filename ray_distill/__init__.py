@@ -1,0 +1,1 @@
+"""Dataset distillation by random truncated backpropagation through time, orchestrated by Ray."""

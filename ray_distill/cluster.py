@@ -1,0 +1,52 @@
+"""Getting hold of a Ray cluster: the one that this process belongs to, or a small one on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
+# its workers; the second asks Train's controller more often than every 2 s for reports, which it passes
+# on one by one; the third keeps a research tool from reporting its use.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import ray
+
+from ray_distill.config import ConfigError
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A connection to Ray. The cluster of RAY_ADDRESS or of the submitted job if there is one, else a
+    cluster on this machine that ends with the block. A connection that is already there is left alone.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # A submitted job finds RAY_ADDRESS set. On a cluster of our own nobody asks for the dashboard.
+    here = not os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address="local" if here else None,
+        include_dashboard=False if here else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require(num_workers: int, cpus: float, gpus: float) -> None:
+    """Raises: ConfigError if the cluster could never place the workers (Ray would wait for ever)."""
+    total = ray.cluster_resources()
+    for name, each, key in (("CPU", cpus, "cpus_per_worker"), ("GPU", gpus, "use_gpu")):
+        needed, there = num_workers * each, total.get(name, 0)
+        if needed > there:
+            raise ConfigError(
+                f"cluster.num_workers: {num_workers} workers with {each:g} {name} each need {needed:g} {name}s, "
+                f"the cluster has {there:g}; lower cluster.num_workers or cluster.{key}"
+            )

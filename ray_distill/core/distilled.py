@@ -1,0 +1,101 @@
+"""The distilled dataset D = (images, labels): how it starts and how inner batches are drawn from it.
+
+Images of one class lie together: image i of class k is row k * ipc + i.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_distill.core.rng import Stream
+
+
+class DistilledData(NamedTuple):
+    """The learnt set. A metagradient with respect to it has the same type and shapes."""
+
+    images_NCHW: Tensor
+    labels_NK: Tensor
+    """Target probabilities of the cross entropy, one row per image."""
+
+
+def class_labels(num_classes: int, ipc: int, device: torch.device) -> Tensor:
+    """The class of each row: int64 [num_classes * ipc]."""
+    return torch.arange(num_classes, device=device).repeat_interleave(ipc)
+
+
+def one_hot(labels_N: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Class indices as target probabilities: [N, K]."""
+    return torch.nn.functional.one_hot(labels_N, num_classes).to(dtype)
+
+
+def noise(stream: Stream, num_images: int, image_shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Standard normal images [N, C, H, W]."""
+    channels, height, width = image_shape
+    values = stream.normal(num_images * channels * height * width, dtype=dtype)
+    return values.reshape(num_images, channels, height, width)
+
+
+def unit_noise(
+    stream: Stream, num_images: int, image_shape: tuple[int, int, int], dtype: torch.dtype
+) -> Tensor:
+    """Standard normal images, each scaled to unit L2 norm: the paper's start. [N, C, H, W]."""
+    images_NCHW = noise(stream, num_images, image_shape, dtype)
+    norms_N: Tensor = images_NCHW.flatten(1).norm(dim=1)
+    return images_NCHW / norms_N[:, None, None, None]
+
+
+NOISE: dict[str, Callable[[Stream, int, tuple[int, int, int], torch.dtype], Tensor]] = {
+    "unit-noise": unit_noise,
+    "noise": noise,
+}
+
+
+def class_balanced_rows(stream: Stream, labels_N: Tensor, num_classes: int, ipc: int) -> Tensor:
+    """Rows of ipc random real images of each class, without replacement: int64 [num_classes * ipc].
+
+    Raises: ValueError if a class has fewer than ipc images.
+    """
+    order = stream.permutation(len(labels_N))[0]
+    rows = []
+    for k in range(num_classes):
+        of_class = order[labels_N[order] == k]
+        if len(of_class) < ipc:
+            raise ValueError(f"class {k} has {len(of_class)} real images, fewer than ipc {ipc}")
+        rows.append(of_class[:ipc])
+    return torch.cat(rows)
+
+
+def inner_batches(
+    stream: Stream, inner_steps: range, num_classes: int, ipc: int, inner_batch_per_class: int
+) -> Tensor:
+    """Class-balanced rows of D for each inner step, without replacement: int64 [T, K * b].
+
+    With inner_batch_per_class >= ipc every step takes the whole set, in order, and nothing is drawn.
+    """
+    if inner_batch_per_class >= ipc:
+        return torch.arange(num_classes * ipc, device=stream.device).expand(len(inner_steps), -1)
+    words = stream.words(num_classes * ipc, inner_steps).unflatten(1, (num_classes, ipc))
+    position = torch.arange(ipc, device=stream.device)
+    picked = ((words << 31) | position).argsort(dim=2)[:, :, :inner_batch_per_class]
+    first_row = torch.arange(num_classes, device=stream.device)[None, :, None] * ipc
+    rows_TB: Tensor = (picked + first_row).flatten(1)
+    return rows_TB
+
+
+def random_batches(stream: Stream, inner_steps: range, num_images: int, batch: int) -> Tensor:
+    """Rows of a random batch for each step, without replacement within an epoch: int64 [T, batch].
+
+    Raises: ValueError if the batch is larger than the set.
+    """
+    if batch > num_images:
+        raise ValueError(f"a batch of {batch} is larger than the set of {num_images} images")
+    per_epoch = num_images // batch
+    rows, epoch, order = [], -1, torch.empty(0)
+    for t in inner_steps:
+        if t // per_epoch != epoch:
+            epoch = t // per_epoch
+            order = stream.permutation(num_images, range(epoch, epoch + 1))[0]
+        rows.append(order[(t % per_epoch) * batch :][:batch])
+    return torch.stack(rows)

@@ -1,0 +1,93 @@
+"""Inner optimisers as (init, step, adjoint of step) over small states.
+
+A state is s_t = (theta_t, moments_t, t). `adjoint` carries the gradient of some scalar L with respect to
+s_{t+1} back to s_t and to the inner gradient g_t = grad_theta l(theta_t, D_t). What g_t itself owes to
+theta_t and D_t is not the optimiser's business: `metagradient` adds it by a Hessian-vector product.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS_CONVENTIONS = ("torch", "higher")
+
+
+class InnerState(NamedTuple):
+    """Parameters, moments and the number of steps taken."""
+
+    theta_P: Tensor
+    m_P: Tensor
+    v_P: Tensor
+    num_steps: int
+
+
+class StateAdjoint(NamedTuple):
+    """Gradients of a scalar with respect to the tensors of an InnerState."""
+
+    theta_P: Tensor
+    m_P: Tensor
+    v_P: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (Kingma and Ba, 2015) without weight decay, in either of two conventions for eps.
+
+    With c1 = 1 - beta1^t and c2 = 1 - beta2^t after t steps,
+    "torch":  theta' = theta - lr (m'/c1) / (sqrt(v'/c2) + eps), as torch.optim.Adam computes;
+    "higher": theta' = theta - lr (sqrt(c2)/c1) m' / (sqrt(v') + eps), as `higher` 0.2.1 computes.
+    Both are theta - a m' / (s sqrt(v') + eps) for scalars a and s.
+    """
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_convention: str = "torch"
+
+    def init(self, theta_P: Tensor) -> InnerState:
+        """The state before the first step: zero moments."""
+        return InnerState(theta_P, torch.zeros_like(theta_P), torch.zeros_like(theta_P), 0)
+
+    def _scalars(self, num_steps: int) -> tuple[float, float]:
+        """(a, s) of the step that makes num_steps."""
+        c1, c2 = 1.0 - self.beta1**num_steps, 1.0 - self.beta2**num_steps
+        if self.eps_convention == "torch":
+            return self.lr / c1, 1.0 / math.sqrt(c2)
+        return self.lr * math.sqrt(c2) / c1, 1.0
+
+    def step(self, state: InnerState, grad_P: Tensor) -> InnerState:
+        """One step along the inner gradient."""
+        m_P = self.beta1 * state.m_P + (1.0 - self.beta1) * grad_P
+        v_P = self.beta2 * state.v_P + (1.0 - self.beta2) * grad_P * grad_P
+        a, s = self._scalars(state.num_steps + 1)
+        theta_P = state.theta_P - a * m_P / (s * v_P.sqrt() + self.eps)
+        return InnerState(theta_P, m_P, v_P, state.num_steps + 1)
+
+    def adjoint(
+        self, after: InnerState, grad_P: Tensor, adjoint: StateAdjoint
+    ) -> tuple[StateAdjoint, Tensor]:
+        """The gradient of L at s_{t+1} = `after`, taken back through the step that made it.
+
+        Args:
+            after: the state after the step (its moments are m', v').
+            grad_P: the inner gradient g of the step.
+            adjoint: dL/d(theta', m', v').
+
+        Returns: dL/d(theta, m, v) at constant g, and dL/dg at constant (theta, m, v).
+
+        Where v' = 0 the square root has no derivative; its contribution there is taken as 0, as `higher`
+        does. It is the right value: v' = 0 means that every g so far is 0 (a dead unit), and there the
+        step depends on g through m' alone to first order.
+        """
+        a, s = self._scalars(after.num_steps)
+        root_P = after.v_P.sqrt()
+        denominator_P = s * root_P + self.eps
+        lam_m_P = adjoint.m_P - a * adjoint.theta_P / denominator_P
+        droot_P = adjoint.theta_P * (a * s) * after.m_P / (denominator_P * denominator_P)
+        lam_v_P = adjoint.v_P + torch.where(root_P > 0, 0.5 * droot_P / root_P, 0.0)
+        lam_g_P = (1.0 - self.beta1) * lam_m_P + (2.0 * (1.0 - self.beta2)) * grad_P * lam_v_P
+        return StateAdjoint(adjoint.theta_P, self.beta1 * lam_m_P, self.beta2 * lam_v_P), lam_g_P

@@ -1,0 +1,68 @@
+"""The test split. The only module that can reach it, and only the evaluation imports this module.
+
+`distill`, `search` and `outer_loop` are kept from importing it, directly or through others, by a contract
+in pyproject.toml. What they can import returns no test image (see `sources`): the choice of the files
+`test*.parquet` and of the test rows of the digits is made here and nowhere else.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ray_distill.data.labelled_images import DataError, LabelledImages
+from ray_distill.data.parquet_images import read_parquet_images
+from ray_distill.data.sources import DIGITS_WHITE, digits_development_rows, files_of, parquet_path
+
+
+def load_test(source: str, test_source: str | None = None) -> LabelledImages:
+    """The test split of a source.
+
+    Args:
+        source: the source of the development data.
+        test_source: `parquet:PATH`, where the source is a file or a pattern and so has no test data of
+            its own; or test data to use in place of those in the source's folder.
+
+    Raises: DataError for an unknown source, absent test data, test data that are also development data,
+        or data that cannot be used.
+    """
+    path = parquet_path(source)
+    if path is None:
+        if test_source is not None:
+            raise DataError(
+                f"the source digits has its own test data; remove the test source {test_source!r}"
+            )
+        return _digits()
+    return read_parquet_images(_test_files(path, test_source))
+
+
+def _test_files(path: Path, test_source: str | None) -> list[Path]:
+    if test_source is None:
+        if not path.is_dir():
+            raise DataError(f"{path} is training data alone; name the test data, as in parquet:test.parquet")
+        return files_of(path, "test*.parquet")
+    test_path = parquet_path(test_source)
+    if test_path is None:
+        raise DataError(f"the test source is {test_source!r}; images from files are tested on parquet:PATH")
+    files = files_of(test_path, "test*.parquet")
+    development = {file.resolve() for file in files_of(path, "train*.parquet")}
+    for file in files:
+        if file.resolve() in development:
+            raise DataError(
+                f"{file} is named as test data and as development data; they must be different files"
+            )
+    return files
+
+
+def _digits() -> LabelledImages:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels_N = torch.from_numpy(digits.target).to(torch.int64)
+    is_test = torch.ones(len(labels_N), dtype=torch.bool)
+    is_test[digits_development_rows(labels_N)] = False
+    return LabelledImages(
+        images_NCHW=torch.from_numpy(digits.images).to(torch.uint8)[is_test][:, None],
+        labels_N=labels_N[is_test],
+        class_names=tuple(map(str, range(10))),
+        white=DIGITS_WHITE,
+    )

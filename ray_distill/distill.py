@@ -1,0 +1,299 @@
+"""A distillation by Ray Train: the worker function, the trainer, the callback that records reports.
+
+The worker runs `outer_loop`, the very function that the tests call; Ray gives it a rank, a process group
+and a place for checkpoints. What the loop reports goes to the trainer's controller, where `Recorder`
+passes it on to MLflow and to the driver's progress bar.
+"""
+
+import logging
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from ray_distill import build, checkpoint, pictures
+from ray_distill.cluster import require
+from ray_distill.config import Config, parse
+from ray_distill.core.distilled import DistilledData
+from ray_distill.data.splits import DevelopmentData
+from ray_distill.outer_loop import (
+    Distributed,
+    NonFiniteError,
+    OneProcess,
+    Point,
+    RealData,
+    Report,
+    World,
+    outer_loop,
+)
+from ray_distill.progress import Update
+from ray_distill.run_folder import RunFolder
+from ray_distill.run_state import RunState
+from ray_distill.tracking import Tracker
+
+import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
+import ray.exceptions
+import ray.train
+from ray.train.torch import TorchTrainer
+
+CHECKPOINT_FILE = "state.arrow"
+TRAIN_RUN = "run"
+"""The name of Ray Train's run inside the run's folder: the pair is what Train resumes by."""
+
+logger = logging.getLogger(__name__)
+
+
+class DistillError(RuntimeError):
+    """A run that could not be brought to its end."""
+
+
+def _shared(data: DevelopmentData) -> dict[str, np.ndarray]:
+    """The real images and labels as arrays that Ray's object store shares without copies."""
+    return {
+        "train_images": data.train_images_NCHW.numpy(),
+        "train_labels": data.train_labels_N.numpy(),
+        "validation_images": data.validation_images_NCHW.numpy(),
+        "validation_labels": data.validation_labels_N.numpy(),
+    }
+
+
+def _real_data(config: Config, arrays: dict[str, np.ndarray], split: str, device: torch.device) -> RealData:
+    """A split out of the object store. It is read-only there, and nothing here writes to real images."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        images, labels = (torch.from_numpy(arrays[f"{split}_{part}"]) for part in ("images", "labels"))
+    return build.real_data(config, images, labels, device)
+
+
+def _device(config: Config) -> torch.device:
+    if not config.cluster.use_gpu:
+        return torch.device("cpu")
+    import ray.train.torch
+
+    device: torch.device = ray.train.torch.get_device()
+    return device
+
+
+def load_state(folder: Path, config: Config, device: torch.device) -> RunState:
+    """The run's state from a checkpoint folder. Raises: CheckpointError if it is not one of this run."""
+    tensors, record = checkpoint.load(folder / CHECKPOINT_FILE)
+    if record.pop("config_hash", None) != config.hash:
+        raise checkpoint.CheckpointError(f"{folder} is a checkpoint of another configuration")
+    return RunState.from_record(tensors, record, device)
+
+
+def _reporter(config: Config, rank: int) -> Callable[[Report], None]:
+    """What the outer loop's reports become: Ray Train reports, with rank 0's state where one is kept."""
+
+    def on_report(report: Report) -> None:
+        metrics = {"points": [(p.outer_step, p.values) for p in report.points]}
+        if not report.checkpoint:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            kept = None
+            if rank == 0:
+                tensors, record = report.state.to_record()
+                record["config_hash"] = config.hash
+                checkpoint.save(Path(folder) / CHECKPOINT_FILE, tensors, record)
+                kept = ray.train.Checkpoint.from_directory(folder)
+            name = f"step_{report.state.outer_step:08d}"
+            ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
+
+    return on_report
+
+
+def _quiet_reports() -> None:
+    """Ray logs every report of every rank, under a logger that its own log level does not reach."""
+    from ray.train.v2._internal.execution import context
+
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
+
+
+def worker(setup: dict[str, Any]) -> str | None:
+    """What each Ray Train worker does: the outer loop from the last checkpoint, or from the start.
+
+    Args:
+        setup: `config` (plain data), `data` (a list of one reference to the shared arrays), `initial`
+            (D before the first step, as arrays) and `image_shape`, `num_classes`.
+
+    Returns: why the run had to end early, or None.
+    """
+    _quiet_reports()
+    config = parse(setup["config"])
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    device = _device(config)
+    arrays = ray.get(setup["data"][0])
+    experiment = build.experiment(config, setup["image_shape"], setup["num_classes"])
+    kept = ray.train.get_checkpoint()
+    if kept is None:
+        initial = DistilledData(*(torch.from_numpy(a.copy()).to(device) for a in setup["initial"]))
+        state = RunState.start(initial, experiment.outer)
+    else:
+        with kept.as_directory() as folder:
+            state = load_state(Path(folder), config, device)
+    world: World = Distributed() if dist.is_initialized() else OneProcess()
+    train, validation = (_real_data(config, arrays, split, device) for split in ("train", "validation"))
+    try:
+        outer_loop(experiment, train, validation, state, world, _reporter(config, world.rank))
+    except NonFiniteError as e:
+        # Every rank comes here. Raised, it would make Ray start the workers again, to fail the same way.
+        return str(e)
+    return None
+
+
+class _ProgressBoard:
+    """The last thing that a run said of itself, for a driver that wants to show it."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int, str] = (0, "")
+
+    def post(self, done: int, said: str) -> None:
+        """Put up what is true now."""
+        self._last = (done, said)
+
+    def read(self) -> tuple[int, str]:
+        """What was put up last."""
+        return self._last
+
+
+ProgressBoard: Any = ray.remote(num_cpus=0)(_ProgressBoard)
+
+
+def describe(values: dict[str, float]) -> str:
+    """The newest measurements in a few words."""
+    words = []
+    if "outer_loss" in values:
+        words.append(f"loss {values['outer_loss']:.3f}")
+    if "best_validation_accuracy" in values:
+        words.append(f"best validation {100 * values['best_validation_accuracy']:.1f}%")
+    return "  ".join(words)
+
+
+class Recorder(ray.train.UserCallback):
+    """Passes reports on to MLflow and to the progress board; runs in the trainer's controller.
+
+    Ray ends a run whose callback raises, so nothing here may: a store that is away costs its points, not
+    the run.
+    """
+
+    def __init__(self, tracker: Tracker, board: Any, picture: list[Any]) -> None:
+        """`picture` is a list of one reference to (preprocessing, class names): too large to send along."""
+        self._tracker, self._board, self._picture = tracker, board, picture
+        self._latest: dict[str, float] = {}
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None
+    ) -> None:
+        """Record one report of all ranks; rank 0 speaks for all."""
+        try:
+            self._record([Point(*p) for p in metrics[0]["points"]], checkpoint)
+        except Exception:
+            logger.warning("a report could not be recorded", exc_info=True)
+
+    def _record(self, points: list[Point], kept: ray.train.Checkpoint | None) -> None:
+        for point in points:
+            self._latest |= point.values
+        if points:
+            self._board.post.remote(points[-1].outer_step, describe(self._latest))
+        self._tracker.log_points(points)
+        if kept is not None:
+            with kept.as_directory() as folder:
+                tensors, record = checkpoint.load(Path(folder) / CHECKPOINT_FILE)
+            sheet = self._sheet(tensors["images"], tensors["labels"])
+            self._tracker.log_image(sheet, "distilled", record["outer_step"])
+
+    def _sheet(self, images_NCHW: torch.Tensor, labels_NK: torch.Tensor) -> Image.Image:
+        preprocessing, class_names = ray.get(self._picture[0])
+        pixels = preprocessing.to_pixels(images_NCHW.float())
+        return pictures.contact_sheet(pixels, labels_NK.argmax(dim=1).tolist(), class_names)
+
+
+def _trainer(
+    config: Config, data: DevelopmentData, folder: RunFolder, tracker: Tracker, board: Any
+) -> TorchTrainer:
+    initial = build.initial_data(config, data, torch.device("cpu"))
+    setup = {
+        "config": config.to_dict(),
+        "data": [ray.put(_shared(data))],
+        "initial": [x.numpy() for x in initial],
+        "image_shape": data.image_shape,
+        "num_classes": data.num_classes,
+    }
+    picture = [ray.put((data.preprocessing, data.class_names))]
+    cluster = config.cluster
+    return TorchTrainer(
+        worker,
+        train_loop_config=setup,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=TRAIN_RUN,
+            storage_path=str(folder.train.resolve()),
+            callbacks=[Recorder(tracker, board, picture)],
+            # Without a limit for the controller, Ray waits for ever for resources that never come.
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=5
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+@contextmanager
+def _shown(board: Any, update: Update) -> Iterator[None]:
+    """While the block runs, what the board says is shown, once a second."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            update(*ray.get(board.read.remote()))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+        update(*ray.get(board.read.remote()))
+    finally:
+        over.set()
+        thread.join()
+
+
+def train(
+    config: Config, data: DevelopmentData, folder: RunFolder, tracker: Tracker, update: Update
+) -> RunState:
+    """Distil by Ray Train, from the folder's last checkpoint if there is one.
+
+    Needs a connection to Ray (`cluster`). Raises: ConfigError if the workers cannot be placed or the network
+    does not fit the images; DistillError if the run could not be brought to its end.
+    """
+    build.experiment(config, data.image_shape, data.num_classes)
+    cluster = config.cluster
+    require(cluster.num_workers, cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
+    board = ProgressBoard.remote()
+    trainer = _trainer(config, data, folder, tracker, board)
+    try:
+        with _shown(board, update):
+            result = trainer.fit()
+    except ray.train.WorkerGroupError as e:
+        raise DistillError("; ".join(f"worker {r}: {f}" for r, f in sorted(e.worker_failures.items()))) from e
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
+        raise DistillError(str(e)) from e
+    if result.return_value is not None:
+        raise DistillError(result.return_value)
+    if result.checkpoint is None:
+        raise DistillError("the run ended without a checkpoint")
+    with result.checkpoint.as_directory() as kept:
+        return load_state(Path(kept), config, torch.device("cpu"))

@@ -1,0 +1,49 @@
+"""Pictures that people look at: contact sheets of distilled or real images."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+CELL = 64
+"""Pixels that the longer side of a small image is enlarged to, at least."""
+GAP = 4
+MAX_COLUMNS = 20
+
+
+def to_image(pixels_CHW: Tensor) -> Image.Image:
+    """One image with values in [0, 1], grey or RGB, as a picture of its own size."""
+    array = (pixels_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
+    if len(array) == 1:
+        return Image.fromarray(array[0].numpy(), mode="L").convert("RGB")
+    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy(), mode="RGB")
+
+
+def contact_sheet(pixels_NCHW: Tensor, classes_N: Sequence[int], class_names: Sequence[str]) -> Image.Image:
+    """All images under their class names: a column for each class, or a row if there are few a class.
+
+    Args:
+        pixels_NCHW: values in [0, 1], grey or RGB.
+        classes_N: the class of each image.
+    """
+    by_class: dict[int, list[Tensor]] = {}
+    for pixels, k in zip(pixels_NCHW.cpu().float(), classes_N, strict=True):
+        by_class.setdefault(int(k), []).append(pixels)
+    scale = max(1, -(-CELL // max(pixels_NCHW.shape[2:])))
+    height, width = pixels_NCHW.shape[2] * scale, pixels_NCHW.shape[3] * scale
+    font = ImageFont.load_default(12)
+    text_height = 16
+    columns = min(MAX_COLUMNS, len(by_class))
+    most = max(len(images) for images in by_class.values())
+    block_height = text_height + most * (height + GAP) + GAP
+    bands = -(-len(by_class) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, bands * block_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, k in enumerate(sorted(by_class)):
+        left, top = GAP + (place % columns) * (width + GAP), (place // columns) * block_height
+        draw.text((left, top + 1), class_names[k], fill="black", font=font)
+        for i, pixels in enumerate(by_class[k]):
+            picture = to_image(pixels).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, top + text_height + i * (height + GAP)))
+    return sheet

@@ -1,0 +1,44 @@
+"""Progress of long work: a live bar on a terminal, a plain line now and then anywhere else."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Update = Callable[[int, str], None]
+"""(units done, what to say beside them)."""
+
+PLAIN_LINES = 10
+"""How many lines a piece of work prints where there is no terminal."""
+
+
+@contextmanager
+def progress_bar(console: Console, what: str, total: int) -> Iterator[Update]:
+    """Shows how far `what` has come; yields the function that moves it."""
+    if not console.is_terminal:
+        yield _plain_lines(console, what, total)
+        return
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=total, said="")
+        yield lambda done, said: bar.update(task, completed=done, said=said)
+
+
+def _plain_lines(console: Console, what: str, total: int) -> Update:
+    printed = -1
+
+    def update(done: int, said: str) -> None:
+        nonlocal printed
+        mark = done * PLAIN_LINES // total
+        if mark > printed and done > 0:
+            printed = mark
+            console.print(f"{what} {done}/{total} {said}", highlight=False)
+
+    return update

@@ -1,0 +1,93 @@
+"""The folder of a run: what lies where, and who may write into it.
+
+`run.json` ties the folder to one experiment (by the configuration's hash) and to one MLflow run, so that
+a resumed run goes on in both. A folder that holds anything is never written into without being asked.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_distill.config import Config, ConfigError
+from ray_distill.tracking import Tracker
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Readable JSON, written atomically."""
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def identity(self) -> Path:
+        """Which experiment and which MLflow run the folder belongs to."""
+        return self.path / "run.json"
+
+    @property
+    def train(self) -> Path:
+        """Ray Train's storage, with the checkpoints."""
+        return self.path / "train"
+
+    @property
+    def artifact(self) -> Path:
+        """The distilled dataset."""
+        return self.path / "distilled.parquet"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """A picture of the distilled dataset."""
+        return self.path / "distilled.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """Every retraining of the evaluation, one record each."""
+        return self.path / "evaluation.json"
+
+    @property
+    def summary(self) -> Path:
+        """Seconds and accuracies."""
+        return self.path / "summary.json"
+
+    def check_free(self, advice: str) -> None:
+        """Raises: ConfigError if the folder holds anything."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
+
+    def open(self, config: Config, tracker: Tracker) -> None:
+        """Claim the folder for a new run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, config.to_yaml())
+        write_json(self.identity, {"config_hash": config.hash, "uri": tracker.uri, "run_id": tracker.run_id})
+
+    def reopen(self, config: Config) -> Tracker:
+        """The tracker of the run to go on with. Raises: ConfigError if there is none, or another one."""
+        try:
+            identity = json.loads(self.identity.read_text())
+            tracker, hash_there = Tracker(identity["uri"], identity["run_id"]), identity["config_hash"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self.path}: holds no run to resume (no readable run.json)") from None
+        if hash_there != config.hash:
+            raise ConfigError(
+                f"{self.path}: holds a run of another configuration (hash {hash_there}, yours is {config.hash}); "
+                f"compare yours with {self.config}, or use another --out"
+            )
+        return tracker

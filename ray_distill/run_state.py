@@ -1,0 +1,110 @@
+"""The state of a run between two outer steps: all that the next step depends on, and nothing else.
+
+Randomness needs no state (`core.rng`), so D, the outer optimiser, the counters and the best set so far
+are enough to go on bit for bit. The conversions to and from named tensors serve `checkpoint`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_distill.checkpoint import CheckpointError
+from ray_distill.core.distilled import DistilledData
+from ray_distill.core.outer_optimizer import OuterOptimizer, OuterState
+
+
+class Best(NamedTuple):
+    """A distilled set and its validation accuracy (a fraction) after some outer step."""
+
+    data: DistilledData
+    outer_step: int
+    accuracy: float
+
+
+class RunState(NamedTuple):
+    """D and everything that the outer loop carries from step to step."""
+
+    data: DistilledData
+    outer: OuterState
+    outer_step: int = 0
+    """Outer steps taken, skipped ones included."""
+    clipped_total: int = 0
+    nonfinite_in_a_row: int = 0
+    nonfinite_total: int = 0
+    best: Best | None = None
+
+    @classmethod
+    def start(cls, data: DistilledData, outer: OuterOptimizer) -> "RunState":
+        """The state before the first outer step."""
+        return cls(data, outer.init(data))
+
+    def advance(self, data: DistilledData, outer: OuterState, clipped: bool) -> "RunState":
+        """The state after an outer step that was taken."""
+        return self._replace(
+            data=data,
+            outer=outer,
+            outer_step=self.outer_step + 1,
+            clipped_total=self.clipped_total + clipped,
+            nonfinite_in_a_row=0,
+        )
+
+    def skip_nonfinite(self) -> "RunState":
+        """The state after an outer step that was skipped because its metagradient was not finite."""
+        return self._replace(
+            outer_step=self.outer_step + 1,
+            nonfinite_in_a_row=self.nonfinite_in_a_row + 1,
+            nonfinite_total=self.nonfinite_total + 1,
+        )
+
+    def judge(self, candidate: Best) -> "RunState":
+        """The state with the better of its best and the candidate; the earlier one on a tie."""
+        if self.best is None or candidate.accuracy > self.best.accuracy:
+            return self._replace(best=candidate)
+        return self
+
+    def to_record(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Named tensors and a JSON-able record, for `checkpoint.save`."""
+        tensors = {
+            "images": self.data.images_NCHW,
+            "labels": self.data.labels_NK,
+            "outer_m": self.outer.m_images_NCHW,
+            "outer_v": self.outer.v_images_NCHW,
+        }
+        record: dict[str, Any] = {
+            "outer_step": self.outer_step,
+            "outer_num_steps": self.outer.num_steps,
+            "clip_ema": self.outer.clip_ema,
+            "clipped_total": self.clipped_total,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "nonfinite_total": self.nonfinite_total,
+            "best": None,
+        }
+        if self.best is not None:
+            tensors |= {"best_images": self.best.data.images_NCHW, "best_labels": self.best.data.labels_NK}
+            record["best"] = {"outer_step": self.best.outer_step, "accuracy": self.best.accuracy}
+        return tensors, record
+
+    @classmethod
+    def from_record(
+        cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], device: torch.device | None = None
+    ) -> "RunState":
+        """The inverse of `to_record`, onto a device. Raises: CheckpointError if something is missing."""
+        at = {name: tensor.to(device) for name, tensor in tensors.items()}
+        try:
+            best = record["best"]
+            return cls(
+                data=DistilledData(at["images"], at["labels"]),
+                outer=OuterState(at["outer_m"], at["outer_v"], record["outer_num_steps"], record["clip_ema"]),
+                outer_step=record["outer_step"],
+                clipped_total=record["clipped_total"],
+                nonfinite_in_a_row=record["nonfinite_in_a_row"],
+                nonfinite_total=record["nonfinite_total"],
+                best=best
+                and Best(
+                    DistilledData(at["best_images"], at["best_labels"]), best["outer_step"], best["accuracy"]
+                ),
+            )
+        except (KeyError, TypeError) as e:
+            raise CheckpointError(f"the checkpoint lacks {e}") from e
