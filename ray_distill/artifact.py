@@ -165,7 +165,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                 )
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be written: {error}") from error
         finally:

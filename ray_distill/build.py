@@ -35,7 +35,8 @@ def engine(config: Config) -> Engine:
 
 def network_for(config: Config, name: str, image_shape: ImageShape, num_classes: int) -> Network:
     """The named network at the configuration's width and norm. Raises: ConfigError if it does not fit."""
-    spec = NetworkSpec(name=name, width=config.network.width, norm=config.network.norm or "instance")
+    norm = (config.network.norm or "instance") if name.startswith("convnet") else "none"
+    spec = NetworkSpec(name=name, width=config.network.width, norm=norm)
     try:
         return build_network(spec, image_shape, num_classes)
     except ValueError as e:

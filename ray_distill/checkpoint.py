@@ -1,11 +1,13 @@
 """The state of an unfinished run in one file: versioned, checked, written atomically, never a pickle.
 
-The file is an Arrow IPC table with one row per tensor (name, dtype, shape, bytes) and one JSON record in
-the schema's metadata, with a digest over all of it. Reading one that was cut, altered or made by
-something else raises CheckpointError and nothing else.
+Two lines of text, the format and a digest of all that follows; then an Arrow IPC stream with one row per
+tensor (name, dtype, shape, bytes) and a JSON record in its schema's metadata. Nothing is parsed before
+the digest fits, so a file that was cut or altered is refused whatever was hit, and one that a stranger
+made is still only numbers.
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-FORMAT = "ray_distill checkpoint 1"
+FORMAT = b"ray_distill checkpoint 1"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int64)}
 _SCHEMA = pa.schema(
     [
@@ -26,19 +28,15 @@ _SCHEMA = pa.schema(
         ("data", pa.large_binary()),
     ]
 )
+_RECORD = b"record"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not belong to this run."""
 
 
-def _digest(record: str, rows: list[dict[str, Any]]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(record.encode())
-    for row in rows:
-        digest.update(f"{row['name']} {row['dtype']} {row['shape']}".encode())
-        digest.update(row["data"])
-    return digest.hexdigest()
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).hexdigest().encode()
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -50,16 +48,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
         rows.append(
             {"name": name, "dtype": dtype, "shape": list(array.shape), "data": array.numpy().tobytes()}
         )
-    text = json.dumps(record, sort_keys=True)
-    metadata = {"format": FORMAT, "record": text, "digest": _digest(text, rows)}
+    schema = _SCHEMA.with_metadata({_RECORD: json.dumps(record, sort_keys=True).encode()})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+    body = sink.getvalue()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with pa.OSFile(str(temporary), "wb") as sink:
-            schema = _SCHEMA.with_metadata(metadata)
-            with pa.ipc.new_file(sink, schema) as writer:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with temporary.open("wb") as file:
+            file.write(b"\n".join((FORMAT, _digest(body), body)))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -71,24 +70,29 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises: CheckpointError for a file that is missing, cut, altered or not a checkpoint.
     """
     try:
-        with pa.OSFile(str(path), "rb") as source:
-            table = pa.ipc.open_file(source).read_all()
-        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        rows = table.to_pylist()
-    except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as e:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {e}") from e
-    if metadata.get("format") != FORMAT or not table.schema.equals(_SCHEMA):
-        raise CheckpointError(f"{path} is not a checkpoint of this version of ray_distill ({FORMAT})")
+        content = path.read_bytes()
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read: {e}") from e
+    kind, _, rest = content.partition(b"\n")
+    digest, _, body = rest.partition(b"\n")
+    if kind != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this version of ray_distill")
+    if digest != _digest(body):
+        raise CheckpointError(f"{path} was cut or altered after it was written: its digest does not fit")
     try:
-        intact = metadata["digest"] == _digest(metadata["record"], rows)
-    except (KeyError, TypeError) as e:
-        raise CheckpointError(f"{path} has lost part of its contents") from e
-    if not intact:
-        raise CheckpointError(f"{path} was altered after it was written: its digest does not match")
-    tensors = {
-        row["name"]: torch.frombuffer(bytearray(row["data"]), dtype=DTYPES[row["dtype"]]).reshape(
-            row["shape"]
-        )
-        for row in rows
-    }
-    return tensors, json.loads(metadata["record"])
+        with pa.ipc.open_stream(body) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+        record = json.loads(table.schema.metadata[_RECORD])
+        tensors = {
+            row["name"]: _tensor(row["data"], DTYPES[row["dtype"]], row["shape"]) for row in table.to_pylist()
+        }
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as e:
+        raise CheckpointError(f"{path} does not hold what a checkpoint holds: {e}") from e
+    return tensors, record
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    # A copy, since bytes cannot be written to; frombuffer takes no empty one.
+    flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat.reshape(shape)

@@ -19,9 +19,10 @@ from ray_distill.config import ConfigError
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def cluster(num_cpus: int | None = None) -> Iterator[None]:
     """A connection to Ray. The cluster of RAY_ADDRESS or of the submitted job if there is one, else a
-    cluster on this machine that ends with the block. A connection that is already there is left alone.
+    cluster on this machine that ends with the block, with that many logical CPUs (by default, its cores). A
+    connection that is already there is left alone.
     """
     if ray.is_initialized():
         yield
@@ -30,6 +31,7 @@ def cluster() -> Iterator[None]:
     here = not os.environ.get("RAY_ADDRESS")
     ray.init(
         address="local" if here else None,
+        num_cpus=num_cpus if here else None,
         include_dashboard=False if here else None,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -239,7 +239,7 @@ class OuterConfig(_Section):
     """Operations of which one is drawn for each real batch."""
     clip_ema_decay: Fraction = 0.9
     """Decay of the moving average of the metagradient's norm."""
-    clip_multiple: PositiveFloat = 2.0
+    clip_multiple: Annotated[float, Field(ge=1.0)] = 2.0
     """The norm is clipped to this multiple of the moving average."""
     max_nonfinite_steps: PositiveInt = 10
     """Steps in a row with a metagradient that is not finite before the run ends with an error."""
@@ -248,6 +248,17 @@ class OuterConfig(_Section):
     @classmethod
     def _operations(cls, value: Any) -> Any:
         return _operations(value)
+
+    @field_validator("clip_multiple")
+    @classmethod
+    def _can_clip(cls, value: float, info: ValidationInfo) -> float:
+        # The average takes the current norm in first: it is at least (1 - decay) times it.
+        decay = _earlier(info, "clip_ema_decay")
+        if decay is not None and value * (1.0 - decay) >= 1.0:
+            raise _refuse(
+                f"can never clip: must be below 1 / (1 - outer.clip_ema_decay), {1 / (1 - decay):g}"
+            )
+        return value
 
 
 class ValidationConfig(_Section):

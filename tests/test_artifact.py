@@ -215,14 +215,15 @@ def test_a_change_that_parquet_accepts_is_noticed_by_the_digest(tmp_path: Path) 
     table = pq.read_table(path)
     chunks = table.column("preprocessing_chunk").to_pylist()
     chunks[0] = bytes(83)
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"image": other_image},
         {"preprocessing_chunk": pa.array(chunks, pa.binary())},
         {"header": {"protocol": {"network": "convnet4"}}},
         {"header": {"class_names": ["dog", "cat", "owl"]}},
-    ):
+    )
+    for change in changes:
         dataset.save(path)
-        rewrite(path, **change)  # type: ignore[arg-type]
+        rewrite(path, **change)
         with pytest.raises(ArtifactError, match="do not match their digest"):
             DistilledDataset.load(path)
     dataset.save(path)

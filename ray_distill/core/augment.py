@@ -31,11 +31,19 @@ def _flip(images_BCHW: Tensor, magnitudes_B: Tensor) -> Tensor:
 
 
 def _rotate(images_BCHW: Tensor, magnitudes_B: Tensor) -> Tensor:
-    """Rotate by (2 m - 1) x 15 degrees about the centre; bilinear, zeros outside."""
-    angle = (2.0 * magnitudes_B - 1.0) * MAX_ROTATION_RAD
-    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
-    matrix = torch.stack((cos, -sin, zero, sin, cos, zero), dim=1).unflatten(1, (2, 3))
-    grid = F.affine_grid(matrix, list(images_BCHW.shape), align_corners=False)
+    """Rotate by (2 m - 1) x 15 degrees about the centre, counter-clockwise for m > 1/2; bilinear, zeros outside.
+
+    Angles are true ones on images of any aspect. On CUDA the gradient sums with atomics, so its last bits
+    may vary from run to run.
+    """
+    angle = ((2.0 * magnitudes_B - 1.0) * MAX_ROTATION_RAD)[:, None, None]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    height, width = images_BCHW.shape[2:]
+    # Pixel centres as distances from the image's centre, in pixels. Written out, and not as a matrix
+    # product, which TF32 would round.
+    y = torch.arange(height, dtype=angle.dtype, device=angle.device)[:, None] - (height - 1) / 2
+    x = torch.arange(width, dtype=angle.dtype, device=angle.device)[None, :] - (width - 1) / 2
+    grid = torch.stack(((cos * x - sin * y) * (2 / width), (sin * x + cos * y) * (2 / height)), dim=-1)
     return F.grid_sample(images_BCHW, grid, align_corners=False)
 
 

@@ -87,6 +87,8 @@ def inner_batches(
 def random_batches(stream: Stream, inner_steps: range, num_images: int, batch: int) -> Tensor:
     """Rows of a random batch for each step, without replacement within an epoch: int64 [T, batch].
 
+    What is left of an epoch's order after its whole batches is dropped.
+
     Raises: ValueError if the batch is larger than the set.
     """
     if batch > num_images:

@@ -80,8 +80,8 @@ class Adam:
         Returns: dL/d(theta, m, v) at constant g, and dL/dg at constant (theta, m, v).
 
         Where v' = 0 the square root has no derivative; its contribution there is taken as 0, as `higher`
-        does. It is the right value: v' = 0 means that every g so far is 0 (a dead unit), and there the
-        step depends on g through m' alone to first order.
+        does. It is the right value: v' = 0 means that every g so far is 0 (a dead unit), or so small that its
+        square is; there the step depends on g through m' alone to first order.
         """
         a, s = self._scalars(after.num_steps)
         root_P = after.v_P.sqrt()

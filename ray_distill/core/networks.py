@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ NORMS = ("instance", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What to build: a name such as `convnet3` or `mlp`, its width, and the norm of its blocks."""
+    """What to build: a name such as `convnet3` or `mlp2`, its width, and the norm of a convnet's blocks."""
 
     name: str
     width: int
@@ -56,10 +57,11 @@ class Network:
 
         Weights and biases of convolutions and linear layers: uniform on +-1/sqrt(fan in). Norms: 1 and 0.
         """
-        bounds, offsets = self._init_law()
+        bounds, offsets = self._init_law
         uniform = stream.uniform(self.num_parameters, dtype=dtype)[0]
         return (2.0 * uniform - 1.0) * bounds.to(uniform) + offsets.to(uniform)
 
+    @cached_property
     def _init_law(self) -> tuple[Tensor, Tensor]:
         """Half-width and centre of each parameter's uniform law: two float64 [P]."""
         bounds, offsets = [], []
@@ -103,7 +105,9 @@ def convnet(spec: NetworkSpec, depth: int, image_shape: ImageShape, num_classes:
 
 
 def mlp(spec: NetworkSpec, depth: int, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """A perceptron with `depth` hidden ReLU layers and no norm."""
+    """A perceptron with `depth` hidden ReLU layers. Raises: ValueError for a norm, which it has no place for."""
+    if spec.norm != "none":
+        raise ValueError(f"{spec.name} has no norm; norm must be 'none', not {spec.norm!r}")
     size = math.prod(image_shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):

@@ -1,8 +1,8 @@
 """The outer optimiser: a metagradient turned into a step on D.
 
 Clip to a multiple of a moving average of the norm, then Adam (Kingma and Ba, 2015). The average is
-updated with the current norm first, so the first step never clips and a spike passes softened (the
-paper, appendix; `higher`-based reference code behaves the same).
+updated with the current norm first, so the first step never clips and a spike passes softened, as the
+paper's authors do it.
 """
 
 import math

@@ -64,7 +64,7 @@ class Stream:
     device: torch.device = _CPU
 
     def at(self, *, outer_step: int, replica: int = 0) -> "Stream":
-        """The same stream at another outer step and replica."""
+        """The same stream at another outer step; at replica 0 (a place that all replicas share) unless given."""
         return Stream(
             seed=self.seed, name=self.name, outer_step=outer_step, replica=replica, device=self.device
         )

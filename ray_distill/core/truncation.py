@@ -23,8 +23,8 @@ class Window(NamedTuple):
 
 
 def _uniform_integer(stream: Stream, low: int, high: int) -> int:
-    """Uniform on the integers low .. high."""
-    return low + int(stream.words(1)[0, 0]) % (high - low + 1)
+    """Uniform on the integers low .. high, for all replicas the same."""
+    return low + int(stream.at(outer_step=stream.outer_step).words(1)[0, 0]) % (high - low + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Small inner problems for the tests of core, in float64 unless said."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,15 +12,6 @@ from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.networks import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and lose much where other work shares the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ def test_init_is_pytorchs_law_and_norms_start_at_one_and_zero() -> None:
 def test_init_bounds_are_those_of_torch() -> None:
     """The widest of many of torch's own initialisations reaches, and does not pass, our bound."""
     torch_max = max(float(nn.Linear(4, 50).weight.detach().abs().max()) for _ in range(20))
-    network = build_network(NetworkSpec(name="mlp1", width=500), (1, 2, 2), 2)
+    network = build_network(NetworkSpec(name="mlp1", width=500, norm="none"), (1, 2, 2), 2)
     ours = float(network.unflatten(network.init(STREAM, dtype=torch.float64))["1.weight"].abs().max())
     assert ours == pytest.approx(0.5, rel=0.01)
     assert torch_max == pytest.approx(0.5, rel=0.01)
@@ -100,7 +100,7 @@ def test_building_draws_nothing_and_allocates_nothing() -> None:
 
 
 def test_unflatten_gives_views_in_order() -> None:
-    network = build_network(NetworkSpec(name="mlp1", width=2), (1, 1, 3), 2)
+    network = build_network(NetworkSpec(name="mlp1", width=2, norm="none"), (1, 1, 3), 2)
     theta = torch.arange(14, dtype=torch.float64)
     parts = network.unflatten(theta)
     assert {name: part.tolist() for name, part in parts.items()} == {

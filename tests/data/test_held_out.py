@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WriteImages, encode
+from hub_files import encode, write_images
 
 from ray_distill.data.held_out import load_test
 from ray_distill.data.sources import DataError, load_development
@@ -27,37 +27,37 @@ def test_digits_are_split_without_overlap_or_loss() -> None:
     assert sorted(rows) == sorted(expected)
 
 
-def test_a_folder_gives_its_test_files(write_images: WriteImages) -> None:
+def test_a_folder_gives_its_test_files(tmp_path: Path) -> None:
     """The train file holds grey 10, the test file grey 20; garbage in train does not matter to the test."""
-    train = write_images("train.parquet", [encode(np.full((2, 2), 10, np.uint8))], [0])
-    write_images("test-0.parquet", [encode(np.full((2, 2), 20, np.uint8))] * 2, [0, 0])
+    train = write_images(tmp_path / "train.parquet", [encode(np.full((2, 2), 10, np.uint8))], [0])
+    write_images(tmp_path / "test-0.parquet", [encode(np.full((2, 2), 20, np.uint8))] * 2, [0, 0])
     test = load_test(f"parquet:{train.parent}")
     assert test.images_NCHW.flatten().tolist() == [20] * 8
     train.write_bytes(b"garbage")
     assert len(load_test(f"parquet:{train.parent}")) == 2
 
 
-def test_test_data_of_a_file_are_named_separately(write_images: WriteImages) -> None:
+def test_test_data_of_a_file_are_named_separately(tmp_path: Path) -> None:
     """A training file has no test data of its own; another file, or a folder with test files, is given."""
-    train = write_images("mine.parquet", [GREY], [0])
-    other = write_images("test-others.parquet", [GREY] * 3, [0, 0, 0])
+    train = write_images(tmp_path / "mine.parquet", [GREY], [0])
+    other = write_images(tmp_path / "test-others.parquet", [GREY] * 3, [0, 0, 0])
     with pytest.raises(DataError, match=r"training data alone; name the test data"):
         load_test(f"parquet:{train}")
     assert len(load_test(f"parquet:{train}", f"parquet:{other}")) == 3
     assert len(load_test(f"parquet:{train}", f"parquet:{train.parent}")) == 3
 
 
-def test_development_data_are_refused_as_test_data(write_images: WriteImages) -> None:
+def test_development_data_are_refused_as_test_data(tmp_path: Path) -> None:
     """The same file under two spellings is still the same file."""
-    train = write_images("train.parquet", [GREY], [0])
+    train = write_images(tmp_path / "train.parquet", [GREY], [0])
     for source in (f"parquet:{train}", f"parquet:{train.parent}"):
         with pytest.raises(DataError, match="named as test data and as development data"):
             load_test(source, f"parquet:{train.parent}/../{train.parent.name}/train.parquet")
 
 
-def test_test_data_that_are_not_there(tmp_path: Path, write_images: WriteImages) -> None:
+def test_test_data_that_are_not_there(tmp_path: Path) -> None:
     """A folder without test files, and test sources that cannot be."""
-    write_images("train.parquet", [GREY], [0])
+    write_images(tmp_path / "train.parquet", [GREY], [0])
     with pytest.raises(DataError, match=r"has no test\*\.parquet; in it: train\.parquet"):
         load_test(f"parquet:{tmp_path}")
     with pytest.raises(DataError, match="digits has its own test data"):
@@ -66,9 +66,9 @@ def test_test_data_that_are_not_there(tmp_path: Path, write_images: WriteImages)
         load_test(f"parquet:{tmp_path}", "digits")
 
 
-def test_test_data_may_miss_a_class(write_images: WriteImages) -> None:
+def test_test_data_may_miss_a_class(tmp_path: Path) -> None:
     """Accuracy on two of three classes is well defined, unlike a distillation of them."""
-    path = write_images("test.parquet", [GREY, GREY], [0, 2], metadata={"class_names": "a,b,c"})
+    path = write_images(tmp_path / "test.parquet", [GREY, GREY], [0, 2], metadata={"class_names": "a,b,c"})
     test = load_test(f"parquet:{path.parent}")
     assert torch.equal(test.labels_N, torch.tensor([0, 2]))
     assert test.num_classes == 3

@@ -27,7 +27,8 @@ def unit_images(images_NCHW: Tensor) -> Tensor:
     """The rows that ZCA whitens, in float64: [N, D]."""
     flat = images_NCHW.double().flatten(1)
     centred = flat - flat.mean(dim=1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True)
+    unit: Tensor = centred / centred.norm(dim=1, keepdim=True)
+    return unit
 
 
 def test_none_leaves_pixels_alone_and_clamps_pictures() -> None:
@@ -67,7 +68,7 @@ def test_zca_by_hand() -> None:
     expected = v.outer(v) / math.sqrt(1.05) + ones.outer(ones) / math.sqrt(0.05)
     torch.testing.assert_close(fitted.whiten_DD, expected)
     torch.testing.assert_close(fitted.apply(images).flatten(1), (-v / math.sqrt(1.05)).expand(2, 2))
-    assert (fitted.brightness, fitted.contrast) == (pytest.approx(0.45), pytest.approx(0.7 / math.sqrt(2.0)))
+    assert [fitted.brightness, fitted.contrast] == pytest.approx([0.45, 0.7 / math.sqrt(2.0)])
     torch.testing.assert_close(
         fitted.to_pixels(fitted.apply(images)).flatten(1), torch.tensor([[0.1, 0.8], [0.1, 0.8]])
     )

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WriteImages, encode
-from numpy.typing import NDArray
+from hub_files import encode, plain_images, write_images
 
 from ray_distill.data.sources import DataError, load_development
 
@@ -31,15 +30,13 @@ def test_digits_are_the_published_ones_less_a_fifth() -> None:
     assert (pixels.min().item(), pixels.max().item()) == (0.0, 1.0)
 
 
-def test_a_folder_gives_its_train_files_in_order_of_name(
-    write_images: WriteImages, plain_images: list[NDArray[np.uint8]]
-) -> None:
+def test_a_folder_gives_its_train_files_in_order_of_name(tmp_path: Path) -> None:
     """Two train files and a test file that is garbage: row i holds 10 i + channel, and test is never opened."""
-    encoded = [encode(image) for image in plain_images]
-    write_images("train-00001-of-00002.parquet", encoded[6:], [0, 1, 0, 1])
-    path = write_images("train-00000-of-00002.parquet", encoded[:6], [0, 1, 0, 1, 0, 1])
+    encoded = plain_images()
+    write_images(tmp_path / "train-00001-of-00002.parquet", encoded[6:], [0, 1, 0, 1])
+    path = write_images(tmp_path / "train-00000-of-00002.parquet", encoded[:6], [0, 1, 0, 1, 0, 1])
     (path.parent / "test-00000-of-00001.parquet").write_bytes(b"garbage")
-    seen = []
+    seen: list[tuple[int, int]] = []
     images = load_development(
         f"parquet:{path.parent}", progress=lambda done, total: seen.append((done, total))
     )
@@ -51,37 +48,35 @@ def test_a_folder_gives_its_train_files_in_order_of_name(
     assert seen == [(6, 10), (10, 10)]
 
 
-def test_one_file_and_a_pattern_are_training_data(
-    write_images: WriteImages, plain_images: list[NDArray[np.uint8]]
-) -> None:
+def test_one_file_and_a_pattern_are_training_data(tmp_path: Path) -> None:
     """A file alone gives its rows; a pattern gives those of all its matches; `img` is read as `image`."""
-    first = write_images("part-1.parquet", [encode(i) for i in plain_images[:4]], [0, 1, 0, 1], column="img")
-    write_images("part-2.parquet", [encode(i) for i in plain_images[4:]], [0, 1] * 3)
+    first = write_images(tmp_path / "part-1.parquet", plain_images()[:4], [0, 1, 0, 1], column="img")
+    write_images(tmp_path / "part-2.parquet", plain_images()[4:], [0, 1] * 3)
     assert len(load_development(f"parquet:{first}")) == 4
     assert len(load_development(f"parquet:{first.parent}/part-*.parquet")) == 10
 
 
-def test_order_survives_batches_and_threads(write_images: WriteImages) -> None:
+def test_order_survives_batches_and_threads(tmp_path: Path) -> None:
     """3,000 one-pixel images, more than two batches of rows: image i holds i mod 251."""
     encoded = [encode(np.full((1, 1), i % 251, np.uint8)) for i in range(3000)]
-    path = write_images("train.parquet", encoded, [i % 3 for i in range(3000)], row_group_size=700)
+    path = write_images(tmp_path / "train.parquet", encoded, [i % 3 for i in range(3000)], row_group_size=700)
     images = load_development(f"parquet:{path}")
     assert images.images_NCHW.flatten().tolist() == [i % 251 for i in range(3000)]
 
 
-def test_greyscale_stays_one_channel_and_is_spread_beside_colour(write_images: WriteImages) -> None:
+def test_greyscale_stays_one_channel_and_is_spread_beside_colour(tmp_path: Path) -> None:
     """Two grey images give [2, 1, 2, 2]; followed by a red one all have three channels, the grey ones equal."""
     grey = [encode(np.full((2, 2), level, np.uint8)) for level in (40, 90)]
     red = encode(np.array([[[255, 0, 0]] * 2] * 2, np.uint8))
-    alone = load_development(f"parquet:{write_images('grey.parquet', grey, [0, 1])}")
+    alone = load_development(f"parquet:{write_images(tmp_path / 'grey.parquet', grey, [0, 1])}")
     assert alone.images_NCHW[:, :, 0, 0].tolist() == [[40], [90]]
-    mixed = load_development(f"parquet:{write_images('mixed.parquet', [*grey, red], [0, 1, 0])}")
+    mixed = load_development(f"parquet:{write_images(tmp_path / 'mixed.parquet', [*grey, red], [0, 1, 0])}")
     assert mixed.images_NCHW[:, :, 0, 0].tolist() == [[40, 40, 40], [90, 90, 90], [255, 0, 0]]
 
 
-def test_jpeg_is_decoded(write_images: WriteImages) -> None:
+def test_jpeg_is_decoded(tmp_path: Path) -> None:
     """A uniform grey 8x8 block survives JPEG to within 2 levels: its one coefficient is quantised finely."""
-    path = write_images("train.parquet", [encode(np.full((8, 8, 3), 128, np.uint8), "JPEG")], [0])
+    path = write_images(tmp_path / "train.parquet", [encode(np.full((8, 8, 3), 128, np.uint8), "JPEG")], [0])
     difference = load_development(f"parquet:{path}").images_NCHW.int() - 128
     assert difference.abs().max().item() <= 2
 
@@ -101,22 +96,19 @@ def test_jpeg_is_decoded(write_images: WriteImages) -> None:
         (None, ("0", "1", "2")),
     ],
 )
-def test_class_names(
-    write_images: WriteImages, metadata: dict[str, str] | None, expected: tuple[str, ...]
-) -> None:
+def test_class_names(tmp_path: Path, metadata: dict[str, str] | None, expected: tuple[str, ...]) -> None:
     """Both kinds of metadata are read; without names the classes are numbered."""
-    path = write_images(
-        "train.parquet", [encode(np.zeros((2, 2), np.uint8))] * 3, [0, 1, 2], metadata=metadata
-    )
+    black = encode(np.zeros((2, 2), np.uint8))
+    path = write_images(tmp_path / "train.parquet", [black] * 3, [0, 1, 2], metadata=metadata)
     assert load_development(f"parquet:{path}").class_names == expected
 
 
-def test_a_limit_is_balanced_nested_and_decodes_nothing_else(write_images: WriteImages) -> None:
+def test_a_limit_is_balanced_nested_and_decodes_nothing_else(tmp_path: Path) -> None:
     """60 images of class 0 and 20 of class 1. A limit of 10 keeps 5 + 5; 50 keeps 30 + 20, the 10 among them.
     With all other images broken, the limit of 10 still loads: they are never decoded."""
     labels = [0 if i % 4 else 1 for i in range(80)]
     encoded: list[bytes | None] = [encode(np.full((1, 1), i, np.uint8)) for i in range(80)]
-    path = write_images("train.parquet", encoded, labels, row_group_size=16)
+    path = write_images(tmp_path / "train.parquet", encoded, labels, row_group_size=16)
     few = load_development(f"parquet:{path}", limit=10)
     many = load_development(f"parquet:{path}", limit=50)
     few_rows = few.images_NCHW.flatten().tolist()
@@ -126,10 +118,25 @@ def test_a_limit_is_balanced_nested_and_decodes_nothing_else(write_images: Write
     assert set(few_rows) < set(many.images_NCHW.flatten().tolist())
     assert few_rows == sorted(few_rows)
     broken = [b if i in few_rows else b"broken" for i, b in enumerate(encoded)]
-    path = write_images("train.parquet", broken, labels, row_group_size=16)
+    path = write_images(tmp_path / "train.parquet", broken, labels, row_group_size=16)
     assert load_development(f"parquet:{path}", limit=10).images_NCHW.flatten().tolist() == few_rows
     with pytest.raises(DataError, match="decoded"):
         load_development(f"parquet:{path}", limit=50)
+
+
+def test_a_limit_counts_rows_through_all_files(tmp_path: Path) -> None:
+    """Image i of 20 holds i and has class i mod 2; 12 lie in one file, 8 in the next. Split or whole, a limit of
+    10 keeps the same images, each with its label, and some of them are in the second file."""
+    encoded = [encode(np.full((1, 1), i, np.uint8)) for i in range(20)]
+    labels = [i % 2 for i in range(20)]
+    whole = load_development(f"parquet:{write_images(tmp_path / 'whole.parquet', encoded, labels)}", limit=10)
+    write_images(tmp_path / "train-0.parquet", encoded[:12], labels[:12])
+    write_images(tmp_path / "train-1.parquet", encoded[12:], labels[12:])
+    kept = load_development(f"parquet:{tmp_path}", limit=10)
+    rows = kept.images_NCHW.flatten()
+    assert torch.equal(kept.labels_N, rows.long() % 2)
+    assert rows.max().item() >= 12
+    assert torch.equal(rows, whole.images_NCHW.flatten())
 
 
 def test_a_limit_of_digits_is_balanced() -> None:
@@ -164,14 +171,14 @@ GREY = encode(np.zeros((2, 2), np.uint8))
     ],
 )
 def test_unusable_rows_are_named(
-    write_images: WriteImages,
+    tmp_path: Path,
     encoded: list[bytes | None],
     labels: list[int | None],
     metadata: dict[str, str] | None,
     message: str,
 ) -> None:
     """Each fault is a DataError that says which file and row, and what is allowed."""
-    path = write_images("train.parquet", encoded, labels, metadata=metadata)
+    path = write_images(tmp_path / "train.parquet", encoded, labels, metadata=metadata)
     with pytest.raises(DataError, match=message):
         load_development(f"parquet:{path}")
 
@@ -193,10 +200,10 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         load_development(f"parquet:{tmp_path}")
 
 
-def test_files_that_disagree_on_the_classes(write_images: WriteImages) -> None:
+def test_files_that_disagree_on_the_classes(tmp_path: Path) -> None:
     """Labels of two files mean the same only if their class names do."""
-    write_images("train-0.parquet", [GREY], [0], metadata={"class_names": "cat"})
-    path = write_images("train-1.parquet", [GREY], [0], metadata={"class_names": "dog"})
+    write_images(tmp_path / "train-0.parquet", [GREY], [0], metadata={"class_names": "cat"})
+    path = write_images(tmp_path / "train-1.parquet", [GREY], [0], metadata={"class_names": "dog"})
     with pytest.raises(DataError, match="name different classes"):
         load_development(f"parquet:{path.parent}")
 
@@ -213,10 +220,10 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         load_development(f"parquet:{tmp_path}")
 
 
-def test_test_files_are_refused_as_development_data(write_images: WriteImages) -> None:
+def test_test_files_are_refused_as_development_data(tmp_path: Path) -> None:
     """Neither by name nor by a pattern that takes them in does a file `test*` become training data."""
-    write_images("train.parquet", [GREY], [0])
-    path = write_images("test.parquet", [GREY], [0])
+    write_images(tmp_path / "train.parquet", [GREY], [0])
+    path = write_images(tmp_path / "test.parquet", [GREY], [0])
     for source in (f"parquet:{path}", f"parquet:{path.parent}/*.parquet"):
         with pytest.raises(DataError, match="test data by its name"):
             load_development(source)

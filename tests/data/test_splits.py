@@ -8,7 +8,7 @@ import torch
 from ray_distill.core.rng import Stream
 from ray_distill.data import splits
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.preprocessing import Normalisation, fit_preprocessing
+from ray_distill.data.preprocessing import Normalisation, Preprocessing, fit_preprocessing
 from ray_distill.data.sources import load_development
 from ray_distill.data.splits import DevelopmentData, prepare_development, stratified_split
 
@@ -16,7 +16,9 @@ STREAM = Stream(seed=3, name="test split")
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"
 
 
-def prepare_digits(preprocessing: str, *, seed: int = 0, fraction: float = 0.1) -> DevelopmentData:
+def prepare_digits(
+    preprocessing: str | Preprocessing, *, seed: int = 0, fraction: float = 0.1
+) -> DevelopmentData:
     return prepare_development(
         "digits",
         preprocessing=preprocessing,
@@ -124,6 +126,15 @@ def test_whitening_is_fitted_on_train_and_applied_to_both() -> None:
     torch.testing.assert_close(data.preprocessing.to_record()[1], fitted.to_record()[1])
     torch.testing.assert_close(data.train_images_NCHW, fitted.apply(pixels.train_images_NCHW))
     torch.testing.assert_close(data.validation_images_NCHW, fitted.apply(pixels.validation_images_NCHW))
+
+
+def test_a_fitted_preprocessing_is_applied_as_it_is() -> None:
+    """A resumed run brings its own: mean 1/4 and deviation 1/2 turn the pixels x into 2 x - 1/2, exactly."""
+    own = Normalisation(mean_C=torch.tensor([0.25]), std_C=torch.tensor([0.5]))
+    data, pixels = prepare_digits(own), prepare_digits("none")
+    assert data.preprocessing is own
+    assert torch.equal(data.train_images_NCHW, 2.0 * pixels.train_images_NCHW - 0.5)
+    assert torch.equal(data.validation_images_NCHW, 2.0 * pixels.validation_images_NCHW - 0.5)
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 copy ../shared/data/cifar10 is not there")

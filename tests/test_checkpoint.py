@@ -1,0 +1,113 @@
+"""Checkpoints: what is saved comes back bit for bit, or the file is refused."""
+
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_distill.checkpoint import FORMAT, CheckpointError, _digest, load, save
+from ray_distill.run_state import RunState
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7,
+    "b": torch.tensor([1.5, float("-inf")]),
+    "empty": torch.zeros(0, 3),
+    "scalar": torch.tensor(7),
+}
+RECORD = {"step": 3, "ema": 0.1, "best": None}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save(tmp_path / "c.arrow", TENSORS, RECORD)
+    return tmp_path / "c.arrow"
+
+
+def test_round_trip_is_bit_equal(saved: Path) -> None:
+    """Values, shapes, dtypes and the record; and nothing else is left in the folder."""
+    tensors, record = load(saved)
+    assert record == RECORD
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype
+        assert tensors[name].shape == tensor.shape
+        assert torch.equal(tensors[name], tensor)
+    assert [p.name for p in saved.parent.iterdir()] == ["c.arrow"]
+
+
+def test_every_truncation_is_refused(saved: Path, tmp_path: Path) -> None:
+    """A file cut at any of 50 lengths raises CheckpointError."""
+    content = saved.read_bytes()
+    cut = tmp_path / "cut.arrow"
+    for i in range(50):
+        cut.write_bytes(content[: len(content) * i // 50])
+        with pytest.raises(CheckpointError):
+            load(cut)
+
+
+def test_every_mutation_is_refused(saved: Path, tmp_path: Path) -> None:
+    """300 single-bit changes anywhere in the file."""
+    content = saved.read_bytes()
+    changed = tmp_path / "changed.arrow"
+    rng = random.Random(0)
+    for _ in range(300):
+        mutated = bytearray(content)
+        mutated[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        changed.write_bytes(mutated)
+        with pytest.raises(CheckpointError):
+            load(changed)
+
+
+def test_a_forged_body_is_refused(saved: Path, tmp_path: Path) -> None:
+    """300 mutated bodies under a digest that fits: an error of ours, or tensors and nothing else."""
+    body = saved.read_bytes().split(b"\n", 2)[2]
+    forged = tmp_path / "forged.arrow"
+    rng = random.Random(1)
+    refused = 0
+    for _ in range(300):
+        mutated = bytearray(body)
+        mutated[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
+        forged.write_bytes(b"\n".join((FORMAT, _digest(bytes(mutated)), bytes(mutated))))
+        try:
+            tensors, _ = load(forged)
+        except CheckpointError:
+            refused += 1
+            continue
+        assert all(isinstance(t, torch.Tensor) for t in tensors.values())
+    assert refused > 50
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    """A missing file, a pickle (which is not run), something else under a digest that fits."""
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(tmp_path / "missing.arrow")
+    witness = tmp_path / "witness"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (witness,)
+
+    (tmp_path / "pickle.arrow").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        load(tmp_path / "pickle.arrow")
+    assert not witness.exists()
+    body = b"anything"
+    (tmp_path / "other.arrow").write_bytes(b"\n".join((FORMAT, _digest(body), body)))
+    with pytest.raises(CheckpointError, match="does not hold"):
+        load(tmp_path / "other.arrow")
+
+
+def test_a_failed_write_leaves_the_old_file(saved: Path) -> None:
+    """A record that JSON cannot hold: the error comes out, the old contents stay, no temporary is left."""
+    with pytest.raises(TypeError):
+        save(saved, {}, {"x": object()})
+    assert load(saved)[1] == RECORD
+    assert [p.name for p in saved.parent.iterdir()] == ["c.arrow"]
+
+
+def test_a_state_that_lacks_something_is_refused() -> None:
+    """A record without the clip average is no state."""
+    with pytest.raises(CheckpointError, match="lacks"):
+        RunState.from_record({}, {"best": None})

@@ -1,0 +1,69 @@
+"""A tiny experiment that tests of the package share."""
+
+import torch
+
+from ray_distill import build
+from ray_distill.config import Config, parse
+from ray_distill.data.splits import DevelopmentData, prepare_development
+from ray_distill.outer_loop import Experiment, RealData
+
+TINY = {
+    "name": "tiny",
+    "dtype": "float64",
+    "replicas": 2,
+    "data": {"source": "digits", "limit": 200, "validation_fraction": 0.2},
+    "distilled": {"ipc": 1},
+    "network": {"name": "convnet1", "width": 4},
+    "inner": {"augmentation": ["rotate"]},
+    "truncation": {"rule": "rat-bptt", "unroll_length": 6, "window_length": 3},
+    "outer": {"steps": 20, "lr": 0.01, "batch_size": 32, "augmentation": ["rotate"]},
+    "validation": {"every": 5, "num_networks": 2, "horizon": 6},
+    "evaluation": {
+        "networks": ["convnet1", "mlp1"],
+        "seeds": 2,
+        "horizon": 6,
+        "random_real_draws": 2,
+        "whole_train_epochs": 1,
+    },
+    "checkpoint": {"every": 5},
+    "tracking": {"report_every": 5},
+}
+
+
+def tiny_config(**sections: object) -> Config:
+    """The tiny experiment in float64, with values laid over its sections."""
+    merged: dict[str, object] = {}
+    for key in TINY | sections:
+        base, over = TINY.get(key), sections.get(key)
+        merged[key] = (
+            base | over if isinstance(base, dict) and isinstance(over, dict) else sections.get(key, base)
+        )
+    return parse(merged)
+
+
+def tiny_data(config: Config) -> DevelopmentData:
+    """Its real data."""
+    return prepare_development(
+        config.data.source,
+        preprocessing=config.data.preprocessing,
+        zca_shrinkage=0.1,
+        validation_fraction=config.data.validation_fraction,
+        limit=config.data.limit,
+        seed=config.seed,
+    )
+
+
+class Bench:
+    """The objects that the outer loop takes, built from a configuration."""
+
+    def __init__(self, config: Config) -> None:
+        cpu = torch.device("cpu")
+        self.config, self.data = config, tiny_data(config)
+        self.experiment: Experiment = build.experiment(config, self.data.image_shape, self.data.num_classes)
+        self.train: RealData = build.real_data(
+            config, self.data.train_images_NCHW, self.data.train_labels_N, cpu
+        )
+        self.validation: RealData = build.real_data(
+            config, self.data.validation_images_NCHW, self.data.validation_labels_N, cpu
+        )
+        self.initial = build.initial_data(config, self.data, cpu)
