@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ray_distill.data.preprocessing import Preprocessing, preprocessing_from_record
+from ray_distill.errors import MistakeError
 
 FORMAT = 1
 """Raised with every change that an older reader would misread."""
@@ -50,7 +51,7 @@ _HEADER_FIELDS = (
 )
 
 
-class ArtifactError(ValueError):
+class ArtifactError(MistakeError):
     """A file is not an intact distilled dataset, or the values given cannot make one."""
 
 

@@ -18,6 +18,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ray_distill.errors import FailedError
+
 FORMAT = b"ray_distill checkpoint 1"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int64)}
 _SCHEMA = pa.schema(
@@ -31,7 +33,7 @@ _SCHEMA = pa.schema(
 _RECORD = b"record"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FailedError):
     """A checkpoint that cannot be read or does not belong to this run."""
 
 

@@ -7,6 +7,7 @@ exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at 
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,10 +19,11 @@ from rich.table import Table
 
 from ray_distill import config as configuration
 from ray_distill.config import Config, ConfigError
+from ray_distill.errors import FailedError, MistakeError
 
 if TYPE_CHECKING:
     from ray_distill.evaluate import Row
-    from ray_distill.run import Bar, Outcome
+    from ray_distill.run import Bar, Outcome, Prepared
 
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
@@ -58,28 +60,22 @@ Out = Annotated[
 @contextmanager
 def _errors() -> Iterator[None]:
     """Exceptions that a person can do something about, as one message and an exit code."""
-    from ray_distill.artifact import ArtifactError
-    from ray_distill.data.labelled_images import DataError
-
     try:
         yield
-    except (ConfigError, DataError, ArtifactError) as e:
-        stderr.print("[red]error:[/red] ", end="")
-        stderr.print(str(e), markup=False, highlight=False)
+    except MistakeError as e:
+        _say_error("error", e)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        stderr.print("stopped; go on with the same command and --resume", markup=False)
-        raise typer.Exit(130) from None
-    except RuntimeError as e:
-        from ray_distill.checkpoint import CheckpointError
-        from ray_distill.distill import DistillError
-        from ray_distill.evaluate import EvaluationError
-
-        if not isinstance(e, DistillError | EvaluationError | CheckpointError):
-            raise
-        stderr.print("[red]failed:[/red] ", end="")
-        stderr.print(str(e), markup=False, highlight=False)
+    except FailedError as e:
+        _say_error("failed", e)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        stderr.print("stopped; the same command with --resume goes on from the last checkpoint", markup=False)
+        raise typer.Exit(130) from None
+
+
+def _say_error(kind: str, error: Exception) -> None:
+    stderr.print(f"[red]{kind}:[/red] ", end="")
+    stderr.print(str(error), markup=False, highlight=False)
 
 
 def _bar() -> "Bar":
@@ -135,16 +131,31 @@ def _say_outcome(outcome: "Outcome") -> None:
 
 
 def _run(config: Config, folder: Path, uri: str, *, resume: bool) -> None:
-    from ray_distill.run import run
+    """Prepare the run and start Ray side by side, since both take long; then carry it out."""
     from ray_distill.run_folder import RunFolder
 
-    place = RunFolder(folder)
+    place, bar = RunFolder(folder), _bar()
     if resume:
         place.reopen(config)
     else:
         place.check_free("Use --resume to go on with the run in it, or another --out.")
     _say_plan(config, folder)
-    _say_outcome(run(config, place, uri, _bar(), resume=resume))
+
+    def prepare() -> "Prepared":
+        from ray_distill.run import prepare
+
+        return prepare(config, place, uri, bar, resume=resume)
+
+    with ThreadPoolExecutor(1) as side:
+        preparing = side.submit(prepare)
+        from ray_distill.cluster import cluster
+
+        with cluster():
+            prepared = preparing.result()
+            from ray_distill.run import carry_out
+
+            outcome = carry_out(config, prepared, bar)
+            _say_outcome(outcome)
 
 
 def _free_folder(folder: Path) -> Path:

@@ -1,7 +1,7 @@
-"""A distillation by Ray Train: the worker function, the trainer, the callback that records reports.
+"""A distillation by Ray Train: the worker function and the trainer.
 
 The worker runs `outer_loop`, the very function that the tests call; Ray gives it a rank, a process group
-and a place for checkpoints. What the loop reports goes to the trainer's controller, where `Recorder`
+and a place for checkpoints. What the loop reports goes to the trainer's controller, where `recorder`
 passes it on to MLflow and to the driver's progress bar.
 """
 
@@ -17,24 +17,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image
 
-from ray_distill import build, checkpoint, pictures
+from ray_distill import build, checkpoint
 from ray_distill.cluster import require
 from ray_distill.config import Config, parse
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.errors import FailedError
 from ray_distill.outer_loop import (
     Distributed,
     NonFiniteError,
     OneProcess,
-    Point,
     RealData,
     Report,
     World,
     outer_loop,
 )
 from ray_distill.progress import Update
+from ray_distill.progress_board import ProgressBoard
+from ray_distill.recorder import CHECKPOINT_FILE, Recorder
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
@@ -44,14 +45,11 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
-CHECKPOINT_FILE = "state.arrow"
 TRAIN_RUN = "run"
 """The name of Ray Train's run inside the run's folder: the pair is what Train resumes by."""
 
-logger = logging.getLogger(__name__)
 
-
-class DistillError(RuntimeError):
+class DistillError(FailedError):
     """A run that could not be brought to its end."""
 
 
@@ -148,73 +146,6 @@ def worker(setup: dict[str, Any]) -> str | None:
         # Every rank comes here. Raised, it would make Ray start the workers again, to fail the same way.
         return str(e)
     return None
-
-
-class _ProgressBoard:
-    """The last thing that a run said of itself, for a driver that wants to show it."""
-
-    def __init__(self) -> None:
-        self._last: tuple[int, str] = (0, "")
-
-    def post(self, done: int, said: str) -> None:
-        """Put up what is true now."""
-        self._last = (done, said)
-
-    def read(self) -> tuple[int, str]:
-        """What was put up last."""
-        return self._last
-
-
-ProgressBoard: Any = ray.remote(num_cpus=0)(_ProgressBoard)
-
-
-def describe(values: dict[str, float]) -> str:
-    """The newest measurements in a few words."""
-    words = []
-    if "outer_loss" in values:
-        words.append(f"loss {values['outer_loss']:.3f}")
-    if "best_validation_accuracy" in values:
-        words.append(f"best validation {100 * values['best_validation_accuracy']:.1f}%")
-    return "  ".join(words)
-
-
-class Recorder(ray.train.UserCallback):
-    """Passes reports on to MLflow and to the progress board; runs in the trainer's controller.
-
-    Ray ends a run whose callback raises, so nothing here may: a store that is away costs its points, not
-    the run.
-    """
-
-    def __init__(self, tracker: Tracker, board: Any, picture: list[Any]) -> None:
-        """`picture` is a list of one reference to (preprocessing, class names): too large to send along."""
-        self._tracker, self._board, self._picture = tracker, board, picture
-        self._latest: dict[str, float] = {}
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None
-    ) -> None:
-        """Record one report of all ranks; rank 0 speaks for all."""
-        try:
-            self._record([Point(*p) for p in metrics[0]["points"]], checkpoint)
-        except Exception:
-            logger.warning("a report could not be recorded", exc_info=True)
-
-    def _record(self, points: list[Point], kept: ray.train.Checkpoint | None) -> None:
-        for point in points:
-            self._latest |= point.values
-        if points:
-            self._board.post.remote(points[-1].outer_step, describe(self._latest))
-        self._tracker.log_points(points)
-        if kept is not None:
-            with kept.as_directory() as folder:
-                tensors, record = checkpoint.load(Path(folder) / CHECKPOINT_FILE)
-            sheet = self._sheet(tensors["images"], tensors["labels"])
-            self._tracker.log_image(sheet, "distilled", record["outer_step"])
-
-    def _sheet(self, images_NCHW: torch.Tensor, labels_NK: torch.Tensor) -> Image.Image:
-        preprocessing, class_names = ray.get(self._picture[0])
-        pixels = preprocessing.to_pixels(images_NCHW.float())
-        return pictures.contact_sheet(pixels, labels_NK.argmax(dim=1).tolist(), class_names)
 
 
 def _trainer(

@@ -23,6 +23,7 @@ from ray_distill.core.distilled import DistilledData, class_balanced_rows, one_h
 from ray_distill.core.retrain import retrain
 from ray_distill.core.rng import Stream
 from ray_distill.data.held_out import load_test
+from ray_distill.errors import FailedError
 from ray_distill.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
@@ -35,7 +36,7 @@ MAX_TRIES = 3
 """Actors that a job may lose before the evaluation gives up."""
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(FailedError):
     """An evaluation that could not be brought to its end."""
 
 

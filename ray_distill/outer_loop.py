@@ -22,6 +22,7 @@ from ray_distill.core.retrain import retrain
 from ray_distill.core.rng import Stream
 from ray_distill.core.truncation import Truncation, Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
+from ray_distill.points import Point
 from ray_distill.run_state import Best, RunState
 
 
@@ -117,13 +118,6 @@ class Experiment:
     max_nonfinite_steps: int
     validation: Validation
     cadence: Cadence
-
-
-class Point(NamedTuple):
-    """The measurements of one outer step, by name; those of a validation are there when there was one."""
-
-    outer_step: int
-    values: dict[str, float]
 
 
 class Report(NamedTuple):

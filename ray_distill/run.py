@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ray_distill import pictures
+from ray_distill import build, pictures
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.cluster import cluster
 from ray_distill.config import Config
@@ -132,26 +132,44 @@ def open_folder(config: Config, folder: RunFolder, uri: str, *, resume: bool) ->
     return tracker
 
 
-def run(config: Config, folder: RunFolder, uri: str, bar: Bar, *, resume: bool = False) -> Outcome:
-    """Distil, keep, evaluate. The MLflow run ends FINISHED, FAILED or KILLED with it.
+@dataclass(frozen=True)
+class Prepared:
+    """What a run has before it needs Ray: its data, its folder, its MLflow run."""
 
-    Raises: ConfigError or DataError before anything is written; DistillError, EvaluationError.
+    data: DevelopmentData
+    folder: RunFolder
+    tracker: Tracker
+    began: float
+
+
+def prepare(config: Config, folder: RunFolder, uri: str, bar: Bar, *, resume: bool) -> Prepared:
+    """Read the data, claim the folder and open the MLflow run.
+
+    Raises: ConfigError or DataError; nothing has been written then.
     """
     began = time.monotonic()
     data = development_data(config, bar)
-    tracker = open_folder(config, folder, uri, resume=resume)
+    build.experiment(config, data.image_shape, data.num_classes)
+    return Prepared(data, folder, open_folder(config, folder, uri, resume=resume), began)
+
+
+def carry_out(config: Config, prepared: Prepared, bar: Bar) -> Outcome:
+    """Distil, keep, evaluate, on the connected Ray cluster. The MLflow run ends with it.
+
+    Raises: ConfigError if the cluster is too small; DistillError, EvaluationError.
+    """
+    data, folder, tracker = prepared.data, prepared.folder, prepared.tracker
     with recorded(tracker):
-        with cluster():
-            with bar("distilling", config.outer.steps) as update:
-                state = train(config, data, folder, tracker, update)
-            dataset = to_dataset(config, data, state, tracker)
-            _keep(dataset, folder, tracker)
-            real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
-            with bar("evaluating", len(jobs_of(config))) as update:
-                records = evaluate(config, dataset, real, update)
+        with bar("distilling", config.outer.steps) as update:
+            state = train(config, data, folder, tracker, update)
+        dataset = to_dataset(config, data, state, tracker)
+        _keep(dataset, folder, tracker)
+        real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
+        with bar("evaluating", len(jobs_of(config))) as update:
+            records = evaluate(config, dataset, real, update)
         rows = rows_of(records)
         record_evaluation(records, rows, folder.evaluation, tracker)
-        wall_s = time.monotonic() - began
+        wall_s = time.monotonic() - prepared.began
         write_json(folder.summary, summary(config, rows, wall_s))
         tracker.log_metrics({"wall_s": wall_s})
         tracker.log_file(folder.summary)

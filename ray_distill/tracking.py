@@ -15,12 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from ray_distill.outer_loop import Point
+from ray_distill.points import Point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from PIL import Image
 
 WITNESS = "seconds_per_outer_step"
 """A metric that every point has; its last step tells what is already logged."""
@@ -88,7 +87,7 @@ class Tracker:
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, 0) for k, v in values.items()])
 
-    def log_image(self, image: Image.Image, key: str, outer_step: int) -> None:
+    def log_image(self, image: "Image.Image", key: str, outer_step: int) -> None:
         """A picture in a series over outer steps."""
         self.client.log_image(self.run_id, image, key=key, step=outer_step)
 

@@ -1,12 +1,26 @@
 """Configuration: what is accepted, what is refused and how it is said, what the hash covers."""
 
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from ray_distill.config import ConfigError, apply_overrides, load, parse, read_yaml
+from ray_distill.config import (
+    NETWORK_FAMILIES,
+    ConfigError,
+    Operation,
+    apply_overrides,
+    load,
+    parse,
+    read_yaml,
+)
+from ray_distill.core.augment import OPERATIONS
+from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
+from ray_distill.core.networks import FAMILIES, NORMS
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
@@ -122,6 +136,21 @@ def test_the_hash_covers_the_numbers_and_not_the_machines() -> None:
     assert load(DEMO, ["outer.lr=0.011"]).hash != config.hash
     moved = load(DEMO, ["cluster.num_workers=1", "tracking.uri=sqlite:///elsewhere.db"])
     assert moved.hash == config.hash
+
+
+def test_names_are_those_of_core() -> None:
+    """What the configuration offers is what core can do, no more and no less."""
+    assert set(get_args(Operation)) == set(OPERATIONS)
+    assert set(NETWORK_FAMILIES) == set(FAMILIES)
+    assert {"instance", "none"} == set(NORMS)
+    assert set(EPS_CONVENTIONS) == {"torch", "higher"}
+
+
+def test_a_configuration_is_read_without_torch() -> None:
+    """Help and mistakes are told at once: the module imports neither torch nor ray nor mlflow."""
+    code = "import sys, ray_distill.cli; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_defaults_that_depend_on_the_mode() -> None:

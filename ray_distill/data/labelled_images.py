@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ray_distill.errors import MistakeError
+
 CHUNK_IMAGES = 1000
 """Images that are turned into floats at a time: 12 MB of CIFAR."""
 
 
-class DataError(ValueError):
+class DataError(MistakeError):
     """The data that the user named cannot be used; the message says what, where and how to mend it."""
 
 

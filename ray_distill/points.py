@@ -1,0 +1,10 @@
+"""The measurements of a run, as plain values that any process can take without importing torch."""
+
+from typing import NamedTuple
+
+
+class Point(NamedTuple):
+    """The measurements of one outer step, by name; those of a validation are there when there was one."""
+
+    outer_step: int
+    values: dict[str, float]

@@ -1,0 +1,74 @@
+"""What becomes of a run's reports: they go to MLflow, and the last one to the driver's progress bar.
+
+The recorder lives in the process of Ray Train's controller. It imports no torch until a picture is drawn:
+on a small machine every import there delays the training.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+
+from ray_distill.points import Point
+from ray_distill.tracking import Tracker
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "state.arrow"
+"""The run's state inside a checkpoint's folder."""
+
+
+def describe(values: dict[str, float]) -> str:
+    """The newest measurements in a few words."""
+    words = []
+    if "outer_loss" in values:
+        words.append(f"loss {values['outer_loss']:.3f}")
+    if "best_validation_accuracy" in values:
+        words.append(f"best validation {100 * values['best_validation_accuracy']:.1f}%")
+    return "  ".join(words)
+
+
+class Recorder(ray.train.UserCallback):
+    """Passes reports on to MLflow and to the progress board; runs in the trainer's controller.
+
+    Ray ends a run whose callback raises, so nothing here may: a store that is away costs its points, not
+    the run.
+    """
+
+    def __init__(self, tracker: Tracker, board: Any, picture: list[Any]) -> None:
+        """`picture` is a list of one reference to (preprocessing, class names): too large to send along."""
+        self._tracker, self._board, self._picture = tracker, board, picture
+        self._latest: dict[str, float] = {}
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Record one report of all ranks; rank 0 speaks for all."""
+        try:
+            self._record([Point(*p) for p in metrics[0]["points"]], checkpoint)
+        except Exception:
+            logger.warning("a report could not be recorded", exc_info=True)
+
+    def _record(self, points: list[Point], kept: Any) -> None:
+        for point in points:
+            self._latest |= point.values
+        if points:
+            self._board.post.remote(points[-1].outer_step, describe(self._latest))
+        self._tracker.log_points(points)
+        if kept is not None:
+            with kept.as_directory() as folder:
+                sheet, outer_step = self._sheet(Path(folder) / CHECKPOINT_FILE)
+            self._tracker.log_image(sheet, "distilled", outer_step)
+
+    def _sheet(self, file: Path) -> "tuple[Image.Image, int]":
+        """The contact sheet of a checkpoint, and its outer step."""
+        from ray_distill import checkpoint, pictures
+
+        tensors, record = checkpoint.load(file)
+        preprocessing, class_names = ray.get(self._picture[0])
+        pixels = preprocessing.to_pixels(tensors["images"].float())
+        classes = tensors["labels"].argmax(dim=1).tolist()
+        return pictures.contact_sheet(pixels, classes, class_names), record["outer_step"]
