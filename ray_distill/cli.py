@@ -6,6 +6,7 @@ exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at 
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray_distill.evaluate import Row
     from ray_distill.run import Bar, Outcome, Prepared
 
+BEGAN = time.monotonic()
 RUNS = Path("runs")
 """Where runs go that were given no folder."""
 
@@ -144,7 +146,7 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool) -> None:
     def prepare() -> "Prepared":
         from ray_distill.run import prepare
 
-        return prepare(config, place, uri, bar, resume=resume)
+        return prepare(config, place, uri, bar, resume=resume, began=BEGAN)
 
     with ThreadPoolExecutor(1) as side:
         preparing = side.submit(prepare)

@@ -142,12 +142,14 @@ class Prepared:
     began: float
 
 
-def prepare(config: Config, folder: RunFolder, uri: str, bar: Bar, *, resume: bool) -> Prepared:
+def prepare(config: Config, folder: RunFolder, uri: str, bar: Bar, *, resume: bool, began: float) -> Prepared:
     """Read the data, claim the folder and open the MLflow run.
+
+    Args:
+        began: `time.monotonic()` when the command began, from which the run's seconds count.
 
     Raises: ConfigError or DataError; nothing has been written then.
     """
-    began = time.monotonic()
     data = development_data(config, bar)
     build.experiment(config, data.image_shape, data.num_classes)
     return Prepared(data, folder, open_folder(config, folder, uri, resume=resume), began)

@@ -1,0 +1,91 @@
+"""Distillation by real Ray Train workers: the same numbers whatever carries them out."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+from processes import descendants_named
+from tiny import Bench, tiny_config, tiny_data
+
+from ray_distill.config import Config, ConfigError
+from ray_distill.distill import DistillError, train
+from ray_distill.outer_loop import OneProcess, outer_loop
+from ray_distill.run_folder import RunFolder
+from ray_distill.run_state import RunState
+from ray_distill.tracking import Tracker
+
+Place = Callable[[Config], tuple[RunFolder, Tracker]]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def alone(config: Config) -> RunState:
+    """The same run without Ray, in this process."""
+    b = Bench(config)
+    state = RunState.start(b.initial, b.experiment.outer)
+    return outer_loop(b.experiment, b.train, b.validation, state, OneProcess(), lambda _: None)
+
+
+def history(tracker: Tracker, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in tracker.client.get_metric_history(tracker.run_id, name)]
+
+
+def test_one_worker_is_the_bare_loop_and_two_workers_agree(place: Place) -> None:
+    """5 outer steps in float64: 1 worker bit for bit, 2 workers to 1e-10; every point in MLflow once."""
+    sections = {"outer": {"steps": 5}, "checkpoint": {"every": 3}, "tracking": {"report_every": 2}}
+    expected = alone(tiny_config(**sections))
+    ends = {}
+    for workers in (1, 2):
+        config = tiny_config(**sections, cluster={"num_workers": workers})
+        folder, tracker = place(config)
+        ends[workers] = train(config, tiny_data(config), folder, tracker, lambda done, said: None)
+        losses = history(tracker, "outer_loss")
+        assert [step for step, _ in losses] == [1, 2, 3, 4, 5]
+        images = {a.path for a in tracker.client.list_artifacts(tracker.run_id, "images")}
+        assert {
+            step for step in (3, 5) if any(f"step%{step}" in p or f"step+{step}" in p for p in images)
+        } == {3, 5}
+    assert torch.equal(ends[1].data.images_NCHW, expected.data.images_NCHW)
+    assert ends[1].to_record()[1] == expected.to_record()[1]
+    torch.testing.assert_close(ends[2].data.images_NCHW, expected.data.images_NCHW, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(place: Place) -> None:
+    """SIGKILL for a worker in mid-run: the run ends by itself with the D of an undisturbed one, and MLflow
+    has each outer step once."""
+    config = tiny_config(outer={"steps": 300}, validation={"every": 100}, checkpoint={"every": 20})
+    folder, tracker = place(config)
+    killed: list[int] = []
+
+    def kill_once(done: int, said: str) -> None:
+        workers = descendants_named("ray::RayTrainWorker")
+        if done >= 20 and not killed and workers:
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(done)
+
+    end = train(config, tiny_data(config), folder, tracker, kill_once)
+    assert killed, "the run was over before a worker could be killed"
+    assert 20 <= killed[0] < 300
+    expected = alone(config)
+    assert torch.equal(end.data.images_NCHW, expected.data.images_NCHW)
+    assert end.to_record()[1] == expected.to_record()[1]
+    assert [step for step, _ in history(tracker, "outer_loss")] == list(range(1, 301))
+
+
+def test_too_few_cpus_are_refused_at_once(place: Place) -> None:
+    """Three workers with one CPU each on a cluster of two: an error that says so, instead of waiting."""
+    config = tiny_config(replicas=3, cluster={"num_workers": 3})
+    folder, tracker = place(config)
+    with pytest.raises(ConfigError, match="need 3 CPUs, the cluster has 2"):
+        train(config, tiny_data(config), folder, tracker, lambda done, said: None)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_its_place(place: Place) -> None:
+    """An inner lr of 1e300 makes every metagradient NaN: DistillError after 2 steps, without retries."""
+    config = tiny_config(inner={"lr": 1e300}, outer={"steps": 20, "max_nonfinite_steps": 2})
+    folder, tracker = place(config)
+    with pytest.raises(DistillError, match=r"outer step 1, window \[\d, \d\), replicas \[0, 1\]"):
+        train(config, tiny_data(config), folder, tracker, lambda done, said: None)
