@@ -20,15 +20,29 @@ def to_image(pixels_CHW: Tensor) -> Image.Image:
     return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy(), mode="RGB")
 
 
+def stretched(pixels_NCHW: Tensor) -> Tensor:
+    """Each image's values between its 1% and 99% quantile spread over [0, 1], its channels alike.
+
+    Distilled images often keep to a narrow band of greys, and a sheet of them would be one grey: the shape
+    is what people look for. An image of one value becomes mid-grey.
+    """
+    flat_ND = pixels_NCHW.flatten(1).float()
+    low_N, high_N = torch.quantile(flat_ND, torch.tensor([0.01, 0.99]).to(flat_ND), dim=1)
+    span_N = high_N - low_N
+    flat_ND = (flat_ND - low_N[:, None]) / span_N.clamp_min(1e-6)[:, None]
+    flat_ND[span_N < 1e-6] = 0.5
+    return flat_ND.clamp(0, 1).view(pixels_NCHW.shape)
+
+
 def contact_sheet(pixels_NCHW: Tensor, classes_N: Sequence[int], class_names: Sequence[str]) -> Image.Image:
-    """All images under their class names: a column for each class, or a row if there are few a class.
+    """All images under their class names, a column for each class, their contrast stretched.
 
     Args:
         pixels_NCHW: values in [0, 1], grey or RGB.
         classes_N: the class of each image.
     """
     by_class: dict[int, list[Tensor]] = {}
-    for pixels, k in zip(pixels_NCHW.cpu().float(), classes_N, strict=True):
+    for pixels, k in zip(stretched(pixels_NCHW.cpu()), classes_N, strict=True):
         by_class.setdefault(int(k), []).append(pixels)
     scale = max(1, -(-CELL // max(pixels_NCHW.shape[2:])))
     height, width = pixels_NCHW.shape[2] * scale, pixels_NCHW.shape[3] * scale

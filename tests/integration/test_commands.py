@@ -1,0 +1,178 @@
+"""The commands as a person runs them: a process of their own, real Ray, a real MLflow store."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+from tiny import Bench, tiny_config
+
+from ray_distill.artifact import DistilledDataset
+from ray_distill.outer_loop import OneProcess, outer_loop
+from ray_distill.run_state import RunState
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, out + err
+    assert "Traceback" not in err
+    return out
+
+
+def test_the_demo_beats_random_real_images(tmp_path: Path) -> None:
+    """A third of the demo's outer steps: more than random real images on its network, below the whole
+    training set; every file that it names is there; MLflow holds parameters, points, pictures and the table.
+    """
+    out = finish(start(tmp_path, "demo", "--out", "here", "--set", "outer.steps=45"))
+    folder = tmp_path / "here"
+    summary = json.loads((folder / "summary.json").read_text())
+    own = summary["networks"]["convnet2"]
+    random_real, whole = (summary["baselines"][name] for name in ("random_real", "whole_train"))
+    assert random_real["mean"] + 0.03 < own["mean"] < whole["mean"]
+    assert len(summary["networks"]) >= 2
+    for numbers in (own, random_real, whole):
+        assert 0 < numbers["mean"] < 1
+        assert 0 <= numbers["std"] < 0.5
+        assert numbers["n"] >= 2
+    assert 10 < summary["wall_s"] < 280
+    assert "distilling" in out
+    assert f"mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db" in out.replace("\n", "")
+    assert Image.open(folder / "distilled.png").size[0] > 600
+    dataset = DistilledDataset.load(folder / "distilled.parquet")
+    assert dataset.images_NCHW.shape == (10, 1, 8, 8)
+    assert dataset.config_hash == summary["config_hash"]
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("ray_distill").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["config_hash"] == summary["config_hash"]
+    assert run.data.params["truncation.window_length"] == "12"
+    names = ("outer_loss", "metagradient_norm", "clip_rate", "seconds_per_outer_step")
+    for name in names:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, name)]
+        assert steps == list(range(1, 46)), name
+    assert run.data.metrics["test_accuracy/distilled/convnet2"] == own["mean"]
+    assert run.data.metrics["validation_accuracy"] > 0.5
+    paths = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "distilled.parquet", "distilled.png", "evaluation.json", "summary.json"} <= paths
+    assert "evaluation_table.json" in paths
+    assert any(p.path.endswith(".png") for p in client.list_artifacts(run.info.run_id, "images"))
+
+    shown = finish(start(tmp_path, "show", "here/distilled.parquet", "--out", "again.png"))
+    assert "normalise" in shown
+    assert (tmp_path / "again.png").exists()
+    finish(
+        start(
+            tmp_path,
+            "evaluate",
+            "here/distilled.parquet",
+            "--set",
+            "evaluation.networks=[mlp1]",
+            "--set",
+            "evaluation.seeds=2",
+        )
+    )
+    table = json.loads((folder / "distilled.evaluation.json").read_text())["table"]
+    (mlp,) = (row for row in table if row["trained_on"] == "distilled")
+    assert (mlp["network"], mlp["n"]) == ("mlp1", 2)
+
+
+def last_checkpoint(folder: Path) -> int:
+    steps = [int(p.name.removeprefix("step_")) for p in (folder / "train" / "run").glob("step_*")]
+    return max(steps, default=0)
+
+
+def logged_steps(folder: Path) -> list[int]:
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        rows = store.execute("select step from metrics where key = 'outer_loss' order by step").fetchall()
+    return [step for (step,) in rows]
+
+
+def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
+    """SIGKILL for the driver and all that it started after a checkpoint, then --resume: the artefact holds the
+    D of a run that was never disturbed, bit for bit, in the same MLflow run, with each outer step once."""
+    sections = {"outer": {"steps": 400}, "validation": {"every": 50}, "checkpoint": {"every": 10}}
+    config = tiny_config(**sections)
+    (tmp_path / "tiny.yaml").write_text(config.to_yaml())
+    folder = tmp_path / "run"
+    first = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
+    deadline = time.monotonic() + 200
+    while last_checkpoint(folder) < 20:
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    stopped_at = last_checkpoint(folder)
+    assert 20 <= stopped_at < 400
+    identity = json.loads((folder / "run.json").read_text())
+
+    other = start(tmp_path, "distill", "tiny.yaml", "--out", "run", "--resume", "--set", "seed=5")
+    _, err = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "another configuration" in err
+
+    finish(start(tmp_path, "distill", "tiny.yaml", "--out", "run", "--resume"))
+    b = Bench(config)
+    state = RunState.start(b.initial, b.experiment.outer)
+    expected = outer_loop(b.experiment, b.train, b.validation, state, OneProcess(), lambda _: None)
+    assert expected.best is not None
+    dataset = DistilledDataset.load(folder / "distilled.parquet")
+    assert torch.equal(dataset.images_NCHW, expected.best.data.images_NCHW.float())
+    assert dataset.provenance["validation_accuracy"] == expected.best.accuracy
+    assert logged_steps(folder) == list(range(1, 401))
+    assert json.loads((folder / "run.json").read_text()) == identity
+    assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "tiny"
+
+
+def test_a_distillation_never_opens_the_test_split(tmp_path: Path) -> None:
+    """With a test file that is no Parquet the distillation runs to its end and keeps its artefact; only the
+    evaluation, which comes after, refuses the file: exit code 2 and a message that names it."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = []
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": f"{i}.png"}, "label": i % 3})
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "train.parquet")
+    (tmp_path / "data" / "test.parquet").write_bytes(b"not for a distillation to open")
+    config = tiny_config(data={"source": "parquet:data", "limit": None}, outer={"steps": 2, "batch_size": 8})
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    process = start(tmp_path, "distill", "c.yaml", "--out", "run")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 2, out + err
+    assert "test.parquet" in err
+    assert "Traceback" not in err
+    assert DistilledDataset.load(tmp_path / "run" / "distilled.parquet").images_NCHW.shape == (3, 3, 8, 8)
