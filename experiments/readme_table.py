@@ -1,6 +1,6 @@
 """Writes the demo's measured accuracies into the README, from `results/demo/summary.json`.
 
-    uv run python experiments/readme_table.py
+uv run python experiments/readme_table.py
 """
 
 import json
@@ -22,7 +22,10 @@ def table(summary: dict[str, Any]) -> str:
     lines = [
         f"| trained on | {' | '.join(networks)} |",
         f"|---|{'---|' * len(networks)}",
-        *(f"| {what} | {' | '.join(_cell(of.get(name)) for name in networks)} |" for what, of in sets.items()),
+        *(
+            f"| {what} | {' | '.join(_cell(of.get(name)) for name in networks)} |"
+            for what, of in sets.items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 

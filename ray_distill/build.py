@@ -33,14 +33,16 @@ def engine(config: Config) -> Engine:
     return higher_metagradient
 
 
-def network_for(config: Config, name: str, image_shape: ImageShape, num_classes: int) -> Network:
+def network_for(
+    config: Config, name: str, image_shape: ImageShape, num_classes: int, key: str = "network.name"
+) -> Network:
     """The named network at the configuration's width and norm. Raises: ConfigError if it does not fit."""
     norm = (config.network.norm or "instance") if name.startswith("convnet") else "none"
     spec = NetworkSpec(name=name, width=config.network.width, norm=norm)
     try:
         return build_network(spec, image_shape, num_classes)
     except ValueError as e:
-        raise ConfigError(f"network.name: {e}") from None
+        raise ConfigError(f"{key}: {e}") from None
 
 
 def inner_problem(config: Config, network: Network) -> InnerProblem:

@@ -4,6 +4,7 @@ A mistake of the user's is one message on stderr and exit code 2; a run that fai
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
 """
 
+import json
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,8 +24,11 @@ from ray_distill.config import Config, ConfigError
 from ray_distill.errors import FailedError, MistakeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ray_distill.data.splits import DevelopmentData
     from ray_distill.evaluate import Row
-    from ray_distill.run import Bar, Outcome, Prepared
+    from ray_distill.run import Bar, Outcome
 
 BEGAN = time.monotonic()
 RUNS = Path("runs")
@@ -71,8 +75,13 @@ def _errors() -> Iterator[None]:
         _say_error("failed", e)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        stderr.print("stopped; the same command with --resume goes on from the last checkpoint", markup=False)
+        stderr.print(
+            "stopped; `ray-distill distill CONFIG.yaml --out DIR --resume` goes on from the last checkpoint"
+        )
         raise typer.Exit(130) from None
+    except OSError as e:
+        _say_error("error", e)
+        raise typer.Exit(2) from None
 
 
 def _say_error(kind: str, error: Exception) -> None:
@@ -98,10 +107,11 @@ def _say_plan(config: Config, folder: Path) -> None:
     t = config.truncation
     window = getattr(t, "window_length", None)
     stdout.print(
-        f"[bold]{config.name}[/bold]: {config.data.source} to {config.distilled.ipc} image(s) per class through "
+        f"{config.name}: {config.data.source} to {config.distilled.ipc} image(s) per class through "
         f"{config.network.name}, width {config.network.width}; {t.rule}"
         f"{f', window {window}' if window else ''}, unroll {t.unroll_length}; {config.outer.steps} outer steps x "
         f"{config.replicas} replica(s) on {config.cluster.num_workers} worker(s); results in {folder}",
+        markup=False,
         highlight=False,
     )
 
@@ -116,48 +126,55 @@ def _table(rows: "list[Row]") -> Table:
     return table
 
 
-def _say_outcome(outcome: "Outcome") -> None:
+def _say_outcome(outcome: "Outcome", files: dict[str, Path]) -> None:
     from ray_distill.tracking import ui_command
 
-    folder = outcome.folder
     stdout.print(_table(outcome.rows))
-    stdout.print(f"took {outcome.wall_s:.0f} s", highlight=False)
-    for what, path in (
-        ("distilled set", folder.artifact),
-        ("its picture", folder.contact_sheet),
-        ("all numbers", folder.evaluation),
-        ("summary", folder.summary),
-    ):
-        stdout.print(f"  {what:<14}{path}", highlight=False)
-    stdout.print(f"  {'MLflow':<14}{ui_command(outcome.tracker.uri)}", highlight=False)
+    for warning in outcome.warnings:
+        stderr.print(f"warning: {warning}", markup=False, highlight=False)
+    lines = [f"took {outcome.wall_s:.0f} s", *(f"  {what:<14}{path}" for what, path in files.items())]
+    lines.append(f"  {'MLflow':<14}{ui_command(outcome.tracker.uri)}")
+    stdout.print("\n".join(lines), markup=False, highlight=False)
 
 
-def _run(config: Config, folder: Path, uri: str, *, resume: bool) -> None:
-    """Prepare the run and start Ray side by side, since both take long; then carry it out."""
+@contextmanager
+def _beside_ray(prepare: "Callable[[], DevelopmentData]") -> "Iterator[DevelopmentData]":
+    """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
+    with ThreadPoolExecutor(1) as side:
+        preparing = side.submit(prepare)
+        from ray_distill.cluster import cluster
+
+        with cluster():
+            yield preparing.result()
+
+
+def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -> None:
+    """A whole run in the folder."""
     from ray_distill.run_folder import RunFolder
 
     place, bar = RunFolder(folder), _bar()
     if resume:
         place.reopen(config)
     else:
-        place.check_free("Use --resume to go on with the run in it, or another --out.")
+        place.check_free(advice)
     _say_plan(config, folder)
 
-    def prepare() -> "Prepared":
+    def prepare() -> "DevelopmentData":
         from ray_distill.run import prepare
 
-        return prepare(config, place, uri, bar, resume=resume, began=BEGAN)
+        return prepare(config, bar)
 
-    with ThreadPoolExecutor(1) as side:
-        preparing = side.submit(prepare)
-        from ray_distill.cluster import cluster
+    with _beside_ray(prepare) as data:
+        from ray_distill.run import carry_out
 
-        with cluster():
-            prepared = preparing.result()
-            from ray_distill.run import carry_out
-
-            outcome = carry_out(config, prepared, bar)
-            _say_outcome(outcome)
+        outcome = carry_out(config, data, place, uri, bar, resume=resume, began=BEGAN)
+        files = {
+            "distilled set": place.artifact,
+            "its picture": place.contact_sheet,
+            "all numbers": place.evaluation,
+            "summary": place.summary,
+        }
+        _say_outcome(outcome, files)
 
 
 def _free_folder(folder: Path) -> Path:
@@ -171,11 +188,10 @@ def _free_folder(folder: Path) -> Path:
 
 
 def demo_config(overrides: list[str]) -> Config:
-    """The demo's configuration, with no more workers than this machine has cores."""
+    """The demo's configuration, with no more workers than this machine has cores unless told so."""
     with as_file(files("ray_distill") / "demo.yaml") as path:
-        config = configuration.load(path, overrides)
-        workers = min(config.cluster.num_workers, os.cpu_count() or 1)
-        return configuration.load(path, [*overrides, f"cluster.num_workers={workers}"])
+        workers = min(configuration.load(path).cluster.num_workers, os.cpu_count() or 1)
+        return configuration.load(path, [f"cluster.num_workers={workers}", *overrides])
 
 
 @app.command()
@@ -188,7 +204,8 @@ def demo(out: Out = None, set_: Set = None) -> None:
     with _errors():
         config = demo_config(set_ or [])
         folder, uri = _place(config, out)
-        _run(config, folder if out else _free_folder(folder), uri, resume=False)
+        advice = "Use another --out."
+        _run(config, folder if out else _free_folder(folder), uri, resume=False, advice=advice)
 
 
 @app.command()
@@ -219,7 +236,8 @@ def distill(
             print(f"# hash {config.hash}")
             return
         folder, uri = _place(config, out)
-        _run(config, folder, uri, resume=resume)
+        advice = "Use --resume to go on with the run in it, or another --out."
+        _run(config, folder, uri, resume=resume, advice=advice)
 
 
 @app.command()
@@ -236,22 +254,59 @@ def evaluate(
     The set brings its own protocol and data source; `--set evaluation.networks=[convnet3,mlp2]` and the
     like change how it is judged.
     """
-    from ray_distill.artifact import DistilledDataset
-
     with _errors():
-        dataset = DistilledDataset.load(artifact)
-        config = configuration.parse(configuration.apply_overrides(dataset.config, set_ or []))
-        target = out or artifact.with_name(f"{artifact.stem}.evaluation.json")
-        if target.exists():
-            raise ConfigError(f"{target}: exists; nothing was written. Use another --out, or remove it.")
-        from ray_distill.run import evaluate_artifact
-        from ray_distill.tracking import store_uri, ui_command
+        from ray_distill.artifact import DistilledDataset
 
-        uri = store_uri(config.tracking.uri, artifact.parent)
-        rows = evaluate_artifact(config, dataset, artifact, target, uri, _bar())
-        stdout.print(_table(rows))
-        stdout.print(f"  {'all numbers':<14}{target}", highlight=False)
-        stdout.print(f"  {'MLflow':<14}{ui_command(uri)}", highlight=False)
+        dataset = DistilledDataset.load(artifact)
+        config = _judging(dataset.config, set_ or [])
+        target = out or artifact.with_name(f"{artifact.stem}.evaluation.json")
+        _check_target(target)
+        uri, bar = _store_of(config, artifact), _bar()
+
+        def prepare() -> "DevelopmentData":
+            from ray_distill.run import prepare
+
+            return prepare(config, bar, dataset.preprocessing)
+
+        with _beside_ray(prepare) as data:
+            from ray_distill.run import evaluate_artifact
+
+            outcome = evaluate_artifact(config, dataset, artifact, target, uri, data, bar)
+            _say_outcome(outcome, {"all numbers": target})
+
+
+JUDGING = ("evaluation", "tracking", "data.source", "data.test_source")
+"""What `evaluate` can change; the rest is the set's own."""
+
+
+def _judging(values: dict[str, Any], overrides: list[str]) -> Config:
+    """The configuration in an artefact, with its evaluation changed. Raises: ConfigError for another key."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in JUDGING):
+            raise ConfigError(
+                f"--set {override}: evaluate can change {', '.join(JUDGING)}; the rest is the set's own"
+            )
+    return configuration.parse(configuration.apply_overrides(values, overrides))
+
+
+def _store_of(config: Config, artifact: Path) -> str:
+    """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
+    from ray_distill.tracking import store_uri
+
+    try:
+        own = json.loads((artifact.parent / "run.json").read_text())["uri"]
+    except (OSError, ValueError, KeyError, TypeError):
+        own = None
+    return store_uri(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or own, artifact.parent)
+
+
+def _check_target(target: Path) -> None:
+    """Raises: ConfigError if a file could not be written there, or would be written over."""
+    if target.exists():
+        raise ConfigError(f"{target}: exists; nothing was written. Use another --out, or remove it.")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target}: there is no folder {target.parent}")
 
 
 @app.command()
@@ -265,16 +320,18 @@ def show(
     ] = None,
 ) -> None:
     """Say what a distilled set is and how to use it, and draw its contact sheet."""
-    from ray_distill import pictures
-    from ray_distill.artifact import DistilledDataset
-
     with _errors():
+        from ray_distill.artifact import DistilledDataset
+        from ray_distill.run import sheet_of
+
         dataset = DistilledDataset.load(artifact)
-        target = out or artifact.with_suffix(".png")
+        target = out or artifact.with_suffix(".sheet.png")
+        if target.suffix != ".png":
+            raise ConfigError(f"--out {target}: a picture's name ends in .png")
+        _check_target(target)
         stdout.print(dataset.describe(), markup=False, highlight=False)
-        classes = dataset.labels_NK.argmax(dim=1).tolist()
-        pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names).save(target)
-        stdout.print(f"picture: {target}", highlight=False)
+        sheet_of(dataset).save(target)
+        stdout.print(f"picture: {target}", markup=False, highlight=False)
 
 
 def main() -> None:

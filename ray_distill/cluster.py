@@ -16,26 +16,35 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 import ray
 
 from ray_distill.config import ConfigError
+from ray_distill.errors import FailedError
+
+
+class ClusterError(FailedError):
+    """Ray could not be started or reached."""
 
 
 @contextmanager
 def cluster(num_cpus: int | None = None) -> Iterator[None]:
     """A connection to Ray. The cluster of RAY_ADDRESS or of the submitted job if there is one, else a
     cluster on this machine that ends with the block, with that many logical CPUs (by default, its cores). A
-    connection that is already there is left alone.
+    connection that is already there is left alone. Raises: ClusterError.
     """
     if ray.is_initialized():
         yield
         return
     # A submitted job finds RAY_ADDRESS set. On a cluster of our own nobody asks for the dashboard.
     here = not os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address="local" if here else None,
-        num_cpus=num_cpus if here else None,
-        include_dashboard=False if here else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local" if here else None,
+            num_cpus=num_cpus if here else None,
+            include_dashboard=False if here else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        where = "on this machine" if here else f"at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
+        raise ClusterError(f"no Ray cluster {where}: {e}") from e
     try:
         yield
     finally:

@@ -2,18 +2,20 @@
 
 Every field has its meaning below it. An unknown key, a wrong type, a value out of range or an option
 that would have no effect in the chosen mode is an error that names the key's path. `Config.hash` covers
-all that determines the numbers; `cluster` and `tracking` do not, so a run may move to other machines.
+all that determines the numbers; `cluster`, for one, does not, so a run may move to other machines.
 
 Names of networks and operations are spelt out here and not taken from `core`, since importing that means
 importing torch: a mistake in a file is told at once. A test holds the two against each other.
 """
 
+import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -37,6 +39,22 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as a string, since it has no dot; people mean the number."""
+
+
+class _YamlDumper(yaml.SafeDumper):
+    """The loader's other half: quotes a string that the loader would take for a number."""
+
+
+for _half in (_YamlLoader, _YamlDumper):
+    _half.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
 class ConfigError(MistakeError):
     """A configuration that cannot be run; the message names the key, the value, and what is allowed."""
 
@@ -44,7 +62,9 @@ class ConfigError(MistakeError):
 class _Section(BaseModel):
     """Frozen; no unknown keys; no silent conversion of types (an int is accepted for a float)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _refuse(message: str) -> PydanticCustomError:
@@ -327,12 +347,23 @@ class ClusterConfig(_Section):
 class TrackingConfig(_Section):
     """Where MLflow keeps the run."""
 
-    uri: str | None = None
+    uri: str | None = Field(default=None, min_length=1)
     """Tracking URI. Default: $MLFLOW_TRACKING_URI, otherwise a sqlite store beside the results."""
-    experiment: str = "ray_distill"
+    experiment: str = Field(default="ray_distill", min_length=1)
     """The MLflow experiment that the run belongs to."""
     report_every: PositiveInt = 5
     """Outer steps between two batches of metrics."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).password:
+            raise PydanticCustomError(
+                "secret",
+                "holds a password, and configurations are kept and shared; use MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or $MLFLOW_TRACKING_URI",
+            )
+        return value
 
 
 class Config(_Section):
@@ -366,12 +397,16 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load` reads back to an equal one."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.dump(self.to_dict(), Dumper=_YamlDumper, sort_keys=False)
+
+    def experiment(self) -> dict[str, Any]:
+        """What the run is, as plain data, without where it runs and is recorded: what may be shared."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
 
     @property
     def hash(self) -> str:
-        """16 hex digits that cover all that determines the numbers: everything but cluster and tracking."""
-        numbers = {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
+        """16 hex digits over all that determines the numbers: not the name, checkpoints, cluster, tracking."""
+        numbers = {k: v for k, v in self.experiment().items() if k not in ("name", "checkpoint")}
         text = json.dumps(numbers, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -400,7 +435,8 @@ def _explain(error: Any) -> str:
             f"{path}: unknown key {key!r} {where}{effect} (found {found!r}); remove it or mend its spelling"
         )
     message = _MESSAGES.get(kind, error["msg"])
-    shown = "" if kind == "missing" or isinstance(found, dict | BaseModel) else f" (found {found!r})"
+    hidden = kind in ("missing", "secret") or isinstance(found, dict | BaseModel)
+    shown = "" if hidden else f" (found {found!r})"
     return f"{path}: {message}{shown}"
 
 
@@ -429,17 +465,6 @@ def parse(values: Mapping[str, Any]) -> Config:
     return config
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, since it has no dot; people mean the number."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def _from_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_YamlLoader)
 
@@ -449,7 +474,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 
     Raises: ConfigError for one that is not of this form or reaches into something that is no section.
     """
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result: dict[str, Any] = copy.deepcopy(values)
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")

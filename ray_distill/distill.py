@@ -6,11 +6,12 @@ passes it on to MLflow and to the driver's progress bar.
 """
 
 import logging
+import signal
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,23 +184,39 @@ def _trainer(
     )
 
 
+def check_cluster(config: Config) -> None:
+    """Raises: ConfigError if the connected cluster could never place the run's workers."""
+    cluster = config.cluster
+    require(cluster.num_workers, cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
+
+
 @contextmanager
 def _shown(board: Any, update: Update) -> Iterator[None]:
     """While the block runs, what the board says is shown, once a second."""
     over = threading.Event()
 
+    def look() -> None:
+        # A board that is gone must not harm the run that it speaks of.
+        with suppress(ray.exceptions.RayError):
+            update(*ray.get(board.read.remote(), timeout=10))
+
     def watch() -> None:
         while not over.wait(1.0):
-            update(*ray.get(board.read.remote()))
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
-        update(*ray.get(board.read.remote()))
+        look()
     finally:
         over.set()
         thread.join()
+
+
+def _last_lines(failures: dict[int, Exception]) -> list[str]:
+    """What each failed worker said last: Ray's own texts carry whole tracebacks."""
+    return [f"worker {rank}: {str(f).strip().splitlines()[-1]}" for rank, f in sorted(failures.items())]
 
 
 def train(
@@ -210,18 +227,26 @@ def train(
     Needs a connection to Ray (`cluster`). Raises: ConfigError if the workers cannot be placed or the network
     does not fit the images; DistillError if the run could not be brought to its end.
     """
-    build.experiment(config, data.image_shape, data.num_classes)
-    cluster = config.cluster
-    require(cluster.num_workers, cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
+    check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, tracker, board)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         with _shown(board, update):
             result = trainer.fit()
+    except SystemExit as e:
+        # Ray Train's own answer to Ctrl-C: it stops the workers and ends the process with 0.
+        if e.code == 0:
+            raise KeyboardInterrupt from None
+        raise
     except ray.train.WorkerGroupError as e:
-        raise DistillError("; ".join(f"worker {r}: {f}" for r, f in sorted(e.worker_failures.items()))) from e
+        raise DistillError("; ".join(_last_lines(e.worker_failures))) from e
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
         raise DistillError(str(e)) from e
+    finally:
+        # fit() leaves a handler of its own behind, which would swallow later interrupts.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
     if result.return_value is not None:
         raise DistillError(result.return_value)
     if result.checkpoint is None:

@@ -22,12 +22,13 @@ from ray_distill.config import Config, parse
 from ray_distill.core.distilled import DistilledData, class_balanced_rows, one_hot
 from ray_distill.core.retrain import retrain
 from ray_distill.core.rng import Stream
-from ray_distill.data.held_out import load_test
+from ray_distill.data.held_out import check_test, load_test
+from ray_distill.data.labelled_images import DataError
 from ray_distill.errors import FailedError
 from ray_distill.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 DISTILLED = "distilled"
 RANDOM_REAL = "random_real"
@@ -86,10 +87,20 @@ def real_arrays(
 ) -> RealArrays:
     """Training images, already preprocessed, and the source's test split with the set's preprocessing."""
     test = load_test(config.data.source, config.data.test_source)
+    if test.class_names != dataset.class_names or test.image_shape != tuple(dataset.images_NCHW.shape[1:]):
+        raise DataError(
+            f"the test split has {test.image_shape} images of the classes {', '.join(test.class_names)}; the set has "
+            f"{tuple(dataset.images_NCHW.shape[1:])} images of {', '.join(dataset.class_names)}"
+        )
     test_NCHW = torch.cat(
         [dataset.preprocessing.apply(c) for c in test.pixel_chunks(torch.arange(len(test)))]
     )
     return RealArrays(train_NCHW.numpy(), train_N.numpy(), test_NCHW.numpy(), test.labels_N.numpy())
+
+
+def check_test_source(config: Config) -> None:
+    """Raises: DataError if there is no test split to evaluate on. Opens none of its files."""
+    check_test(config.data.source, config.data.test_source)
 
 
 def jobs_of(config: Config) -> list[Job]:
@@ -162,7 +173,7 @@ def run_pool(
     """All jobs' records, in the order of the jobs. Actors that die are replaced and their jobs done again.
 
     An actor is given work once it has started, so the pool makes do with those that the cluster has room
-    for. Raises: EvaluationError if a job loses MAX_TRIES actors.
+    for. Raises: EvaluationError if a job fails or loses MAX_TRIES actors, or if actors do not start.
     """
     dtype = build.DTYPES[config.dtype]
     arrays = [x.to(dtype).numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
@@ -170,6 +181,7 @@ def run_pool(
     size = min(len(jobs), max(1, int(ray.cluster_resources().get("CPU", 1))))
     busy: dict[Any, tuple[Any, Job | None]] = {}
     tries: dict[Job, int] = {}
+    failed_starts = 0
 
     def hire() -> None:
         actor = Retrainer.remote(config.to_dict(), references)
@@ -184,7 +196,11 @@ def run_pool(
         try:
             record = ray.get(finished)
         except RayActorError as e:
-            if job is not None:
+            if job is None:
+                failed_starts += 1
+                if failed_starts == size + MAX_TRIES:
+                    raise EvaluationError(f"evaluation actors do not start: {e}") from e
+            else:
                 tries[job] = tries.get(job, 0) + 1
                 if tries[job] == MAX_TRIES:
                     raise EvaluationError(
@@ -193,7 +209,11 @@ def run_pool(
                 todo.appendleft(job)
             hire()
             continue
-        if job is not None:
+        except RayTaskError as e:
+            raise EvaluationError(f"{job or 'an actor of the evaluation'}: {e.cause!r}") from e
+        if job is None:
+            failed_starts = 0
+        else:
             done[job] = record
             update(len(done), f"{job.network} on {job.trained_on}")
         if todo:

@@ -31,7 +31,8 @@ def stretched(pixels_NCHW: Tensor) -> Tensor:
     span_N = high_N - low_N
     flat_ND = (flat_ND - low_N[:, None]) / span_N.clamp_min(1e-6)[:, None]
     flat_ND[span_N < 1e-6] = 0.5
-    return flat_ND.clamp(0, 1).view(pixels_NCHW.shape)
+    spread: Tensor = flat_ND.clamp(0, 1).view(pixels_NCHW.shape)
+    return spread
 
 
 def contact_sheet(pixels_NCHW: Tensor, classes_N: Sequence[int], class_names: Sequence[str]) -> Image.Image:

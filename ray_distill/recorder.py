@@ -12,7 +12,7 @@ import ray
 import ray.train
 
 from ray_distill.points import Point
-from ray_distill.tracking import Tracker
+from ray_distill.tracking import StoreError, Tracker, TrackingError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,14 +36,16 @@ def describe(values: dict[str, float]) -> str:
 class Recorder(ray.train.UserCallback):
     """Passes reports on to MLflow and to the progress board; runs in the trainer's controller.
 
-    Ray ends a run whose callback raises, so nothing here may: a store that is away costs its points, not
-    the run.
+    Ray ends a run whose callback raises, so nothing here may. What a store that is away does not take waits
+    here and is offered again with the next report; the progress bar says so.
     """
 
     def __init__(self, tracker: Tracker, board: Any, picture: list[Any]) -> None:
         """`picture` is a list of one reference to (preprocessing, class names): too large to send along."""
         self._tracker, self._board, self._picture = tracker, board, picture
         self._latest: dict[str, float] = {}
+        self._waiting: list[Point] = []
+        self._drawn: Any = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record one report of all ranks; rank 0 speaks for all."""
@@ -53,11 +55,18 @@ class Recorder(ray.train.UserCallback):
             logger.warning("a report could not be recorded", exc_info=True)
 
     def _record(self, points: list[Point], kept: Any) -> None:
+        self._waiting += points
         for point in points:
             self._latest |= point.values
+        said = describe(self._latest)
+        try:
+            self._tracker.log_points(self._waiting)
+            self._waiting = []
+        except (TrackingError, StoreError) as e:
+            said += f"  (MLflow is away, {len(self._waiting)} steps wait)"
+            logger.warning("%s", e)
         if points:
-            self._board.post.remote(points[-1].outer_step, describe(self._latest))
-        self._tracker.log_points(points)
+            self._board.post.remote(points[-1].outer_step, said)
         if kept is not None:
             with kept.as_directory() as folder:
                 sheet, outer_step = self._sheet(Path(folder) / CHECKPOINT_FILE)
@@ -68,7 +77,10 @@ class Recorder(ray.train.UserCallback):
         from ray_distill import checkpoint, pictures
 
         tensors, record = checkpoint.load(file)
-        preprocessing, class_names = ray.get(self._picture[0])
+        if self._drawn is None:
+            # Kept: a whitening computes its inverse once.
+            self._drawn = ray.get(self._picture[0])
+        preprocessing, class_names = self._drawn
         pixels = preprocessing.to_pixels(tensors["images"].float())
         classes = tensors["labels"].argmax(dim=1).tolist()
         return pictures.contact_sheet(pixels, classes, class_names), record["outer_step"]

@@ -1,30 +1,40 @@
 """One run from a configuration to a table: data, distillation, artefact, evaluation, record.
 
 Only this module and the command line know all the rooms; distillation and evaluation do not know each
-other, since one may see the validation split and the other the test split.
+other, since one may see the validation split and the other the test split. Results go to disk first and
+then to MLflow: a store that is away costs a warning, never a result.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ray_distill import build, pictures
+from ray_distill import build, pictures, tracking
 from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.cluster import cluster
-from ray_distill.config import Config
+from ray_distill.config import Config, ConfigError
+from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.splits import DevelopmentData, prepare_development
-from ray_distill.distill import train
-from ray_distill.evaluate import Record, Row, evaluate, jobs_of, real_arrays, rows_of
+from ray_distill.distill import check_cluster, train
+from ray_distill.evaluate import (
+    DISTILLED,
+    Record,
+    Row,
+    check_test_source,
+    evaluate,
+    jobs_of,
+    real_arrays,
+    rows_of,
+)
 from ray_distill.progress import Update
 from ray_distill.run_folder import RunFolder, write_json
 from ray_distill.run_state import RunState
-from ray_distill.tracking import Tracker, open_run
+from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]
 """(what, total units) -> a progress bar."""
@@ -34,26 +44,51 @@ Bar = Callable[[str, int], AbstractContextManager[Update]]
 class Outcome:
     """What a run came to."""
 
-    folder: RunFolder
-    tracker: Tracker
     rows: list[Row]
+    tracker: Tracker
     wall_s: float
+    warnings: list[str] = field(default_factory=list)
+    """What MLflow did not take."""
 
 
-def development_data(config: Config, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
-    """The run's real data, without the test split; with a preprocessing that is already fitted, if there is
-    one. Raises: DataError.
+def prepare(config: Config, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
+    """The run's real data, without the test split, checked against the configuration. Writes nothing.
+
+    Args:
+        fitted: a preprocessing to use in place of one that is fitted here.
+
+    Raises: ConfigError or DataError for all that can be known before the first outer step.
     """
-    data = config.data
+    check_test_source(config)
+    tracking.warm_up()
+    section = config.data
     with bar("real images", 100) as update:
-        return prepare_development(
-            data.source,
-            preprocessing=fitted or data.preprocessing,
-            zca_shrinkage=data.zca_shrinkage or 0.0,
-            validation_fraction=data.validation_fraction,
-            limit=data.limit,
+        data = prepare_development(
+            section.source,
+            preprocessing=fitted or section.preprocessing,
+            zca_shrinkage=section.zca_shrinkage or 0.0,
+            validation_fraction=section.validation_fraction,
+            limit=section.limit,
             seed=config.seed,
-            progress=lambda done, total: update(100 * done // total, "decoded, in percent"),
+            progress=lambda done, total: update(100 * done // total, "percent decoded"),
+        )
+    _check(config, data)
+    return data
+
+
+def _check(config: Config, data: DevelopmentData) -> None:
+    """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
+    for name in dict.fromkeys((config.network.name, *config.evaluation.networks)):
+        key = "network.name" if name == config.network.name else "evaluation.networks"
+        build.network_for(config, name, data.image_shape, data.num_classes, key)
+    count, size = len(data.train_labels_N), config.outer.batch_size
+    if size > count:
+        raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")
+    fewest = int(torch.bincount(data.train_labels_N, minlength=data.num_classes).min())
+    if config.distilled.ipc > fewest:
+        raise ConfigError(
+            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class "
+            f"(found {config.distilled.ipc})"
         )
 
 
@@ -61,22 +96,22 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: 
     """The best set on validation, with all that is needed to use it."""
     assert state.best is not None, "the last outer step is always validated"
     best = state.best
-    evaluation, inner, network = config.evaluation, config.inner, config.network
+    inner = config.inner
     return DistilledDataset(
         images_NCHW=best.data.images_NCHW.to(torch.float32),
         labels_NK=best.data.labels_NK.to(torch.float32),
         class_names=data.class_names,
         preprocessing=data.preprocessing,
         protocol={
-            "network": network.model_dump(mode="json"),
+            "network": config.network.model_dump(mode="json"),
             "optimizer": "adam",
             "lr": inner.lr,
             "eps_convention": inner.eps_convention,
             "batch_per_class": inner.batch_per_class or config.distilled.ipc,
             "augmentation": list(inner.augmentation),
-            "inner_steps": evaluation.horizon,
+            "inner_steps": config.evaluation.horizon,
         },
-        config=config.to_dict(),
+        config=config.experiment(),
         config_hash=config.hash,
         provenance=provenance(
             outer_step=best.outer_step,
@@ -88,117 +123,134 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: 
     )
 
 
-def evaluate_artifact(
-    config: Config, dataset: DistilledDataset, artifact: Path, target: Path, uri: str, bar: Bar
-) -> list[Row]:
-    """Judge a set that lies in a file, on its own data source; a new MLflow run, under the set's own if it is there."""
-    data = development_data(config, bar, dataset.preprocessing)
-    tags = {"config_hash": dataset.config_hash, "kind": "evaluate"}
-    parent = Tracker(uri, str(dataset.provenance.get("mlflow_run_id")))
-    if parent.has_run():
-        tags["mlflow.parentRunId"] = parent.run_id
-    params = {"artifact": str(artifact), "evaluation": config.to_dict()["evaluation"]}
-    tracker = open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
-    with recorded(tracker), cluster():
-        real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
-        with bar("evaluating", len(jobs_of(config))) as update:
-            records = evaluate(config, dataset, real, update)
-        rows = rows_of(records)
-        record_evaluation(records, rows, target, tracker)
-    return rows
-
-
-@contextmanager
-def recorded(tracker: Tracker) -> Iterator[None]:
-    """The MLflow run ends with the block: FINISHED, KILLED by the keyboard, or FAILED."""
-    try:
-        yield
-    except BaseException as e:
-        tracker.finish("KILLED" if isinstance(e, KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.finish("FINISHED")
-
-
-def open_folder(config: Config, folder: RunFolder, uri: str, *, resume: bool) -> Tracker:
-    """Claim the folder and open the MLflow run; or take both up again. Raises: ConfigError."""
+def claim(config: Config, folder: RunFolder, uri: str, *, resume: bool) -> Tracker:
+    """Claim the folder and open the MLflow run; or take both up again. Raises: ConfigError, StoreError."""
     if resume:
         tracker = folder.reopen(config)
+        if not tracker.has_run():
+            raise ConfigError(
+                f"{folder.path}: MLflow at {tracking.shown(tracker.uri)} does not know its run {tracker.run_id}; "
+                "bring the store back, or start again in another --out"
+            )
         tracker.reopen()
         return tracker
     folder.path.mkdir(parents=True, exist_ok=True)
     tags = {"config_hash": config.hash, "kind": "distill"}
-    tracker = open_run(uri, config.tracking.experiment, config.name, config.to_dict(), tags)
+    tracker = open_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
     folder.open(config, tracker)
     return tracker
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a run has before it needs Ray: its data, its folder, its MLflow run."""
-
-    data: DevelopmentData
-    folder: RunFolder
-    tracker: Tracker
-    began: float
-
-
-def prepare(config: Config, folder: RunFolder, uri: str, bar: Bar, *, resume: bool, began: float) -> Prepared:
-    """Read the data, claim the folder and open the MLflow run.
-
-    Args:
-        began: `time.monotonic()` when the command began, from which the run's seconds count.
-
-    Raises: ConfigError or DataError; nothing has been written then.
-    """
-    data = development_data(config, bar)
-    build.experiment(config, data.image_shape, data.num_classes)
-    return Prepared(data, folder, open_folder(config, folder, uri, resume=resume), began)
-
-
-def carry_out(config: Config, prepared: Prepared, bar: Bar) -> Outcome:
+def carry_out(
+    config: Config,
+    data: DevelopmentData,
+    folder: RunFolder,
+    uri: str,
+    bar: Bar,
+    *,
+    resume: bool,
+    began: float,
+) -> Outcome:
     """Distil, keep, evaluate, on the connected Ray cluster. The MLflow run ends with it.
 
-    Raises: ConfigError if the cluster is too small; DistillError, EvaluationError.
+    Args:
+        began: `time.monotonic()` when the command began, from which the seconds count.
+
+    Raises: ConfigError or StoreError before anything is distilled; DistillError, EvaluationError.
     """
-    data, folder, tracker = prepared.data, prepared.folder, prepared.tracker
+    check_cluster(config)
+    tracker = claim(config, folder, uri, resume=resume)
+    warnings: list[str] = []
     with recorded(tracker):
         with bar("distilling", config.outer.steps) as update:
             state = train(config, data, folder, tracker, update)
         dataset = to_dataset(config, data, state, tracker)
-        _keep(dataset, folder, tracker)
+        dataset.save(folder.artifact)
+        sheet_of(dataset).save(folder.contact_sheet)
+        _tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))
         real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
         with bar("evaluating", len(jobs_of(config))) as update:
             records = evaluate(config, dataset, real, update)
         rows = rows_of(records)
-        record_evaluation(records, rows, folder.evaluation, tracker)
-        wall_s = time.monotonic() - prepared.began
+        _write_evaluation(folder.evaluation, records, rows)
+        wall_s = time.monotonic() - began
         write_json(folder.summary, summary(config, rows, wall_s))
-        tracker.log_metrics({"wall_s": wall_s})
-        tracker.log_file(folder.summary)
-    return Outcome(folder, tracker, rows, wall_s)
+        _tell(warnings, lambda: _log_evaluation(tracker, rows, {"wall_s": wall_s}))
+        _tell(warnings, lambda: _log_files(tracker, folder.evaluation, folder.summary))
+    return Outcome(rows, tracker, wall_s, warnings)
 
 
-def _keep(dataset: DistilledDataset, folder: RunFolder, tracker: Tracker) -> None:
-    """The artefact and its picture, on disk and in MLflow."""
-    dataset.save(folder.artifact)
+def evaluate_artifact(
+    config: Config,
+    dataset: DistilledDataset,
+    artifact: Path,
+    target: Path,
+    uri: str,
+    data: DevelopmentData,
+    bar: Bar,
+) -> Outcome:
+    """Judge a set that lies in a file, on the connected Ray cluster; a new MLflow run, a child of the set's
+    own run if the store knows that.
+
+    Raises: DataError if the data are not of the set's shape and classes; StoreError; EvaluationError.
+    """
+    began = time.monotonic()
+    shape = tuple(dataset.images_NCHW.shape[1:])
+    if data.image_shape != shape or data.class_names != dataset.class_names:
+        raise DataError(
+            f"{config.data.source} has {data.image_shape} images of {data.num_classes} classes; the set in {artifact} "
+            f"has {shape} images of {len(dataset.class_names)} classes, or they have other names"
+        )
+    tags = {"config_hash": dataset.config_hash, "kind": "evaluate"}
+    parent = Tracker(uri, str(dataset.provenance.get("mlflow_run_id")))
+    if parent.has_run():
+        tags["mlflow.parentRunId"] = parent.run_id
+    params = config.experiment() | {"artifact": str(artifact)}
+    tracker = open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
+    warnings: list[str] = []
+    with recorded(tracker):
+        real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
+        with bar("evaluating", len(jobs_of(config))) as update:
+            records = evaluate(config, dataset, real, update)
+        rows = rows_of(records)
+        _write_evaluation(target, records, rows)
+        _tell(warnings, lambda: _log_evaluation(tracker, rows, {}))
+        _tell(warnings, lambda: _log_files(tracker, target))
+    return Outcome(rows, tracker, time.monotonic() - began, warnings)
+
+
+def sheet_of(dataset: DistilledDataset) -> Any:
+    """The contact sheet of a set, a PIL image."""
     classes = dataset.labels_NK.argmax(dim=1).tolist()
-    pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names).save(folder.contact_sheet)
-    for path in (folder.config, folder.artifact, folder.contact_sheet):
+    return pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
+
+
+def _tell(warnings: list[str], log: Callable[[], None]) -> None:
+    """Try to log; what the store does not take becomes a warning."""
+    try:
+        log()
+    except TrackingError as e:
+        warnings.append(str(e))
+
+
+def _log_files(tracker: Tracker, *paths: Path) -> None:
+    for path in paths:
         tracker.log_file(path)
 
 
-def record_evaluation(records: list[Record], rows: list[Row], path: Path, tracker: Tracker) -> None:
-    """Every retraining in a file; means as metrics and the table in MLflow."""
-    write_json(path, {"records": [asdict(r) for r in records], "table": [asdict(r) for r in rows]})
-    tracker.log_file(path)
+def _log_evaluation(tracker: Tracker, rows: list[Row], extra: dict[str, float]) -> None:
+    tracker.log_metrics({f"test_accuracy/{row.trained_on}/{row.network}": row.mean for row in rows} | extra)
     tracker.log_table([asdict(row) for row in rows], "evaluation_table.json")
-    tracker.log_metrics({f"test_accuracy/{row.trained_on}/{row.network}": row.mean for row in rows})
+
+
+def _write_evaluation(path: Path, records: list[Record], rows: list[Row]) -> None:
+    write_json(path, {"records": [asdict(r) for r in records], "table": [asdict(r) for r in rows]})
 
 
 def summary(config: Config, rows: list[Row], wall_s: float) -> dict[str, Any]:
     """Seconds, and mean, std and n of each network and of each baseline (fractions).
 
-    A baseline's own numbers are those of the network that D was distilled through.
+    A baseline's own numbers are those of the network that D was distilled through, if it was judged by that.
     """
 
     def numbers(row: Row) -> dict[str, Any]:
@@ -209,11 +261,11 @@ def summary(config: Config, rows: list[Row], wall_s: float) -> dict[str, Any]:
         own = config.network.name if config.network.name in of else next(iter(of))
         return {"network": own, **of[own], "networks": of}
 
-    baselines = dict.fromkeys(row.trained_on for row in rows if row.trained_on != "distilled")
+    baselines = dict.fromkeys(row.trained_on for row in rows if row.trained_on != DISTILLED)
     return {
         "name": config.name,
         "config_hash": config.hash,
         "wall_s": wall_s,
-        "networks": {row.network: numbers(row) for row in rows if row.trained_on == "distilled"},
+        "networks": {row.network: numbers(row) for row in rows if row.trained_on == DISTILLED},
         "baselines": {name: own_first(name) for name in baselines},
     }

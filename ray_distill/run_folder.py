@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config import Config, ConfigError
-from ray_distill.tracking import Tracker
+from ray_distill.tracking import Tracker, shown, store_uri
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -68,9 +68,12 @@ class RunFolder:
         return self.path / "summary.json"
 
     def check_free(self, advice: str) -> None:
-        """Raises: ConfigError if the folder holds anything."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
+        """Raises: ConfigError if the folder holds anything but an MLflow store."""
+        if self.path.exists():
+            there = {p.name for p in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
+            # A store alone is not a run: it may be shared, or left by a run that was killed as it began.
+            if there - {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}:
+                raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
 
     def open(self, config: Config, tracker: Tracker) -> None:
         """Claim the folder for a new run."""
@@ -79,7 +82,10 @@ class RunFolder:
         write_json(self.identity, {"config_hash": config.hash, "uri": tracker.uri, "run_id": tracker.run_id})
 
     def reopen(self, config: Config) -> Tracker:
-        """The tracker of the run to go on with. Raises: ConfigError if there is none, or another one."""
+        """The tracker of the run to go on with.
+
+        Raises: ConfigError if there is none, a finished one, or one of another configuration or store.
+        """
         try:
             identity = json.loads(self.identity.read_text())
             tracker, hash_there = Tracker(identity["uri"], identity["run_id"]), identity["config_hash"]
@@ -89,5 +95,13 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: holds a run of another configuration (hash {hash_there}, yours is {config.hash}); "
                 f"compare yours with {self.config}, or use another --out"
+            )
+        if self.summary.exists():
+            raise ConfigError(f"{self.path}: holds a run that is finished; its results are in {self.summary}")
+        wanted = config.tracking.uri
+        if wanted is not None and store_uri(wanted, self.path) != tracker.uri:
+            raise ConfigError(
+                f"tracking.uri: the run in {self.path} is recorded at {shown(tracker.uri)} (found {wanted!r}); "
+                "remove the key, or use another --out"
             )
         return tracker

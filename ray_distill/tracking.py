@@ -2,19 +2,22 @@
 
 Everything goes through `MlflowClient` with an explicit tracking URI and run id, never through MLflow's
 process-wide state, so that any process may add to a run: the driver, Ray Train's controller, evaluation.
-Points are logged once: a tracker that takes up an existing run skips the steps that are already there,
-since a resumed run computes the very same numbers again.
+What is logged twice is kept once: a run that was resumed computes the very same numbers again.
 """
 
 import logging
 import os
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
+from ray_distill.errors import FailedError, MistakeError
 from ray_distill.points import Point
 
 if TYPE_CHECKING:
@@ -24,26 +27,70 @@ if TYPE_CHECKING:
 WITNESS = "seconds_per_outer_step"
 """A metric that every point has; its last step tells what is already logged."""
 
+MAX_METRICS = 900
+"""Metrics in one call; MLflow takes 1000, and a point's metrics stay together."""
 
-def _quiet() -> None:
-    """No usage reports from a research tool, and no migration log when a store is made."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+class StoreError(MistakeError):
+    """The store that the user named cannot be opened."""
+
+
+class TrackingError(FailedError):
+    """The store does not take what a run has to say. The results on disk do not depend on it."""
 
 
 def store_uri(configured: str | None, folder: Path) -> str:
-    """The tracking URI: the configured one, else $MLFLOW_TRACKING_URI, else a sqlite file in the folder."""
-    return (
-        configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
-    )
+    """The tracking URI: the configured one, else $MLFLOW_TRACKING_URI, else a sqlite file in the folder.
+
+    A relative sqlite path is made absolute: Ray's processes work in other folders.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+
+
+def shown(uri: str) -> str:
+    """The URI without its password."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
 
 
 def ui_command(uri: str) -> str:
-    """What to type to look at the store."""
-    if uri.startswith("sqlite:"):
-        return f"uv run mlflow ui --backend-store-uri {uri}"
-    return f"open {uri} in a browser"
+    """What to do to look at the store."""
+    if uri.startswith("http"):
+        return f"open {shown(uri)} in a browser"
+    return f"uv run mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
+
+
+def _import_mlflow() -> Any:
+    """MLflow, without usage reports, migration logs, and minutes of retries when a server is away."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    import mlflow
+
+    return mlflow
+
+
+def warm_up() -> None:
+    """Import MLflow ahead of its use, which takes seconds."""
+    _import_mlflow()
+
+
+@contextmanager
+def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
+    """What MLflow raises becomes one error of ours."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise error(f"MLflow at {shown(uri)}: {reason}") from e
 
 
 @dataclass(frozen=True)
@@ -68,62 +115,89 @@ class Tracker:
         return [max((m.step for m in history), default=0)]
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Add measurements of outer steps, those that the store does not have yet."""
+        """Add measurements of outer steps, those that the store does not have yet. Raises: TrackingError."""
+        client = self.client
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        new = [p for p in points if p.outer_step > self._logged[0]]
-        metrics = [Metric(name, value, now, p.outer_step) for p in new for name, value in p.values.items()]
-        # 1000 metrics is the most that one call may carry.
-        for first in range(0, len(metrics), 1000):
-            self.client.log_batch(self.run_id, metrics=metrics[first : first + 1000])
-        if new:
-            self._logged[0] = new[-1].outer_step
+        with _store(self.uri):
+            new = [p for p in points if p.outer_step > self._logged[0]]
+            while new:
+                count, size = 0, 0
+                while count < len(new) and (count == 0 or size + len(new[count].values) <= MAX_METRICS):
+                    size += len(new[count].values)
+                    count += 1
+                part, new = new[:count], new[count:]
+                metrics = [Metric(n, v, now, p.outer_step) for p in part for n, v in p.values.items()]
+                client.log_batch(self.run_id, metrics=metrics)
+                self._logged[0] = part[-1].outer_step
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Metrics that belong to no outer step, such as a test accuracy."""
+        """Metrics that belong to no outer step, such as a test accuracy; those that are there stay.
+
+        Raises: TrackingError.
+        """
+        client = self.client
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, 0) for k, v in values.items()])
+        with _store(self.uri):
+            there = client.get_run(self.run_id).data.metrics
+            metrics = [Metric(k, v, now, 0) for k, v in values.items() if k not in there]
+            client.log_batch(self.run_id, metrics=metrics)
 
     def log_image(self, image: "Image.Image", key: str, outer_step: int) -> None:
-        """A picture in a series over outer steps."""
-        self.client.log_image(self.run_id, image, key=key, step=outer_step)
+        """A picture in a series over outer steps. Raises: TrackingError."""
+        client = self.client
+        with _store(self.uri):
+            client.log_image(self.run_id, image, key=key, step=outer_step)
 
     def log_file(self, path: Path) -> None:
-        """A file as an artefact of the run."""
-        self.client.log_artifact(self.run_id, str(path))
+        """A file as an artefact of the run. Raises: TrackingError."""
+        client = self.client
+        with _store(self.uri):
+            client.log_artifact(self.run_id, str(path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows with the same keys as a table that the UI can compare across runs."""
-        columns = {key: [row[key] for row in rows] for key in rows[0]}
-        self.client.log_table(self.run_id, columns, name)
+        """Rows with the same keys as a table that the UI can compare across runs. Raises: TrackingError."""
+        client = self.client
+        with _store(self.uri):
+            # MLflow would append to a table that is there.
+            if name not in {artifact.path for artifact in client.list_artifacts(self.run_id)}:
+                client.log_table(self.run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
 
     def has_run(self) -> bool:
-        """Whether the store knows the run."""
+        """Whether the store knows the run. Raises: StoreError if it cannot be asked."""
+        client = self.client
         from mlflow.exceptions import MlflowException
 
-        try:
-            self.client.get_run(self.run_id)
-        except MlflowException:
-            return False
-        return True
+        with _store(self.uri, StoreError):
+            try:
+                client.get_run(self.run_id)
+            except MlflowException as e:
+                if e.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+            return True
 
     def reopen(self) -> None:
-        """Mark the run as going on again."""
-        self.client.update_run(self.run_id, status="RUNNING")
+        """Mark the run as going on again. Raises: StoreError."""
+        client = self.client
+        with _store(self.uri, StoreError):
+            client.update_run(self.run_id, status="RUNNING")
 
     def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self.client.set_terminated(self.run_id, status)
+        """End the run: FINISHED, FAILED or KILLED. Raises: TrackingError."""
+        client = self.client
+        with _store(self.uri):
+            client.set_terminated(self.run_id, status)
 
 
 def _client(uri: str) -> "MlflowClient":
-    _quiet()
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
+    mlflow = _import_mlflow()
+    with _store(uri, StoreError):
+        client: MlflowClient = mlflow.MlflowClient(uri)
+        return client
 
 
 def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
@@ -159,10 +233,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def open_run(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Tracker:
-    """A new run with its parameters. The folder of a sqlite store must exist."""
+    """A new run with its parameters. The folder of a sqlite store must exist. Raises: StoreError."""
+    client = _client(uri)
     from mlflow.entities import Param
 
-    client = _client(uri)
-    run = client.create_run(_experiment_id(client, uri, experiment), run_name=name, tags=dict(tags))
-    client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in flatten(params).items()])
+    with _store(uri, StoreError):
+        run = client.create_run(_experiment_id(client, uri, experiment), run_name=name, tags=dict(tags))
+        client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in flatten(params).items()])
     return Tracker(uri, run.info.run_id)
+
+
+@contextmanager
+def recorded(tracker: Tracker) -> Iterator[None]:
+    """The MLflow run ends with the block: FINISHED, KILLED from outside, or FAILED. Never hides an error."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        try:
+            tracker.finish(status)
+        except TrackingError as e:
+            logging.getLogger(__name__).warning("the run could not be marked %s: %s", status, e)

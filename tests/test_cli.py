@@ -7,11 +7,17 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
+from ray_distill import config as configuration
+from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.cli import app, demo_config
-from ray_distill.config import parse
+from ray_distill.config import ConfigError, parse
+from ray_distill.data.preprocessing import NoPreprocessing
+from ray_distill.run_folder import RunFolder
+from ray_distill.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits_ipc1.yaml")
@@ -49,6 +55,8 @@ WRONG = [
     (["evaluate", "nowhere.parquet"], "nowhere.parquet"),
     (["show", "nowhere.parquet"], "nowhere.parquet"),
     (["show", DIGITS], "digits_ipc1.yaml"),
+    (["distill", DIGITS, "--set", "tracking.uri=http://me:secret@host"], "MLFLOW_TRACKING_PASSWORD"),
+    (["distill", DIGITS, "--out", DIGITS], "exists and is not empty"),
 ]
 
 
@@ -73,6 +81,88 @@ def test_a_folder_that_holds_something_is_not_written_into(tmp_path: Path) -> No
     assert result.exit_code == 2
     assert "--resume" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_password_is_not_repeated() -> None:
+    result = runner.invoke(app, ["distill", DIGITS, "--set", "tracking.uri=http://me:secret@host"])
+    assert "secret" not in result.output.replace("MLFLOW", "")
+
+
+def test_what_a_store_left_behind_does_not_block_a_folder(tmp_path: Path) -> None:
+    """A run that was killed as it began left its store: the folder is still free."""
+    (tmp_path / "mlflow.db").touch()
+    RunFolder(tmp_path).check_free("")
+    (tmp_path / "run.json").touch()
+    with pytest.raises(ConfigError):
+        RunFolder(tmp_path).check_free("")
+
+
+def test_what_may_be_resumed(tmp_path: Path) -> None:
+    """The same experiment in the same store, not finished; with other workers if one likes."""
+    config = configuration.load(Path(DIGITS))
+    folder, tracker = RunFolder(tmp_path), Tracker("sqlite:////there/mlflow.db", "abc")
+    with pytest.raises(ConfigError, match="no run to resume"):
+        folder.reopen(config)
+    folder.open(config, tracker)
+    moved = configuration.load(Path(DIGITS), ["cluster.num_workers=1", "name=other", "checkpoint.every=7"])
+    assert folder.reopen(moved) == tracker
+    for override, says in (
+        ("outer.lr=0.5", "another configuration"),
+        ("tracking.uri=http://else", "tracking.uri"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            folder.reopen(configuration.load(Path(DIGITS), [override]))
+    folder.summary.touch()
+    with pytest.raises(ConfigError, match="finished"):
+        folder.reopen(config)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artefact of ten grey images."""
+    path = tmp_path_factory.mktemp("artifact") / "distilled.parquet"
+    config = demo_config([])
+    DistilledDataset(
+        images_NCHW=torch.rand(10, 1, 8, 8),
+        labels_NK=torch.eye(10),
+        class_names=tuple("0123456789"),
+        preprocessing=NoPreprocessing(),
+        protocol={},
+        config=config.experiment(),
+        config_hash=config.hash,
+        provenance=provenance(),
+    ).save(path)
+    return path
+
+
+def test_show_says_how_to_use_a_set_and_draws_it_once(artifact: Path, tmp_path: Path) -> None:
+    target = tmp_path / "sheet.png"
+    result = runner.invoke(app, ["show", str(artifact), "--out", str(target)])
+    assert result.exit_code == 0, result.output
+    assert "none: pixels in [0, 1]" in result.output
+    assert target.exists()
+    for out, says in (
+        (target, "exists"),
+        (tmp_path / "x.foo", ".png"),
+        (tmp_path / "no" / "x.png", "no folder"),
+    ):
+        result = runner.invoke(app, ["show", str(artifact), "--out", str(out)])
+        assert (result.exit_code, says in result.stderr) == (2, True), result.output
+
+
+@pytest.mark.parametrize("override", ["outer.lr=1", "distilled.ipc=10", "seed=3", "cluster.num_workers=2"])
+def test_evaluate_changes_only_how_a_set_is_judged(artifact: Path, override: str) -> None:
+    result = runner.invoke(app, ["evaluate", str(artifact), "--set", override])
+    assert result.exit_code == 2
+    assert "evaluate can change evaluation" in result.stderr
+
+
+def test_an_artefact_tells_neither_machines_nor_stores() -> None:
+    """What is shared with the set: the experiment."""
+    shared = demo_config(["tracking.uri=http://mine"]).experiment()
+    assert "tracking" not in shared
+    assert "cluster" not in shared
+    assert parse(shared).hash == demo_config([]).hash
 
 
 def test_the_demo_asks_for_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def test_experiments_are_shipped() -> None:
 
 
 WRONG = [
-    ("truncation.window_length=80", "truncation.window_length", "60"),
-    ("truncation.min_window_start=41", "truncation.min_window_start", "40"),
+    ("truncation.window_length=80", "truncation.window_length", "40"),
+    ("truncation.min_window_start=41", "truncation.min_window_start", "28"),
     ("truncation.rule=bptt", "truncation.window_length", "unknown key"),
     ("truncation.rule=zigzag", "truncation", "rat-bptt"),
     ("truncation.unroll_length=0", "truncation.unroll_length", "greater than 0"),

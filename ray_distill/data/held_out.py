@@ -35,6 +35,13 @@ def load_test(source: str, test_source: str | None = None) -> LabelledImages:
     return read_parquet_images(_test_files(path, test_source))
 
 
+def check_test(source: str, test_source: str | None = None) -> None:
+    """Raises: DataError if there is no test split to load. Opens none of its files."""
+    path = parquet_path(source)
+    if path is not None:
+        _test_files(path, test_source)
+
+
 def _test_files(path: Path, test_source: str | None) -> list[Path]:
     if test_source is None:
         if not path.is_dir():

@@ -1,0 +1,41 @@
+"""Rules of the house that are checked and not only written down."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_imports_point_one_way(tmp_path: Path) -> None:
+    """The contracts hold; and the one that keeps distillation from the test split fails on a planted import."""
+    assert lint_imports(ROOT).returncode == 0
+    shutil.copytree(
+        ROOT / "ray_distill", tmp_path / "ray_distill", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    planted = tmp_path / "ray_distill" / "data" / "splits.py"
+    planted.write_text(planted.read_text() + "\nfrom ray_distill.data.held_out import load_test\n")
+    broken = lint_imports(tmp_path)
+    assert broken.returncode == 1
+    assert "A distillation cannot reach the test split BROKEN" in broken.stdout
+
+
+def test_no_file_names_an_index_or_a_path_of_one_machine() -> None:
+    """What is committed works elsewhere."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    forbidden = ("/wo" + "rk/", "py" + "pi.org", "pytho" + "nhosted", "/ro" + "ot/")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".png", ".parquet"} or not path.exists():
+            continue
+        text = path.read_text()
+        assert not [word for word in forbidden if word in text], name

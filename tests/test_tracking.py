@@ -1,0 +1,125 @@
+"""The record in a real MLflow store: nothing lost, nothing twice, and errors that are ours."""
+
+import pickle
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ray_distill.points import Point
+from ray_distill.tracking import (
+    StoreError,
+    Tracker,
+    TrackingError,
+    flatten,
+    open_run,
+    recorded,
+    shown,
+    store_uri,
+    ui_command,
+)
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return open_run(f"sqlite:///{tmp_path / 'mlflow.db'}", "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
+
+
+def points(first: int, last: int) -> list[Point]:
+    return [Point(s, {"seconds_per_outer_step": 0.1 * s, "loss": 1.0 / s}) for s in range(first, last + 1)]
+
+
+def steps(tracker: Tracker, name: str = "loss") -> list[int]:
+    return [m.step for m in tracker.client.get_metric_history(tracker.run_id, name)]
+
+
+def test_points_are_logged_once_whoever_logs_them(tracker: Tracker) -> None:
+    """A second tracker (a restarted controller) is given steps that overlap: each step stands once."""
+    tracker.log_points(points(1, 10))
+    tracker.log_points(points(6, 12))
+    again: Tracker = pickle.loads(pickle.dumps(tracker))
+    again.log_points(points(8, 15))
+    assert steps(tracker) == list(range(1, 16))
+
+
+def test_more_points_than_one_call_takes(tracker: Tracker) -> None:
+    """1,300 points with two metrics each: 2,600 metrics, where one call takes 1,000."""
+    tracker.log_points(points(1, 1300))
+    assert steps(tracker) == list(range(1, 1301))
+
+
+def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: Path) -> None:
+    """What is logged twice, as a resumed run does, is there once."""
+    (tmp_path / "note.txt").write_text("x")
+    for _ in range(2):
+        tracker.log_metrics({"accuracy": 0.5})
+        tracker.log_table([{"network": "a", "mean": 0.5}], "table.json")
+        tracker.log_file(tmp_path / "note.txt")
+    tracker.log_image(Image.new("RGB", (8, 8)), "distilled", 3)
+    run = tracker.client.get_run(tracker.run_id)
+    assert run.data.params == {"a.b": "1"}
+    assert run.data.tags["kind"] == "test"
+    assert len(tracker.client.get_metric_history(tracker.run_id, "accuracy")) == 1
+    table = tmp_path / "mlartifacts" / "tests" / tracker.run_id / "artifacts" / "table.json"
+    assert table.read_text().count("0.5") == 1
+    assert {a.path for a in tracker.client.list_artifacts(tracker.run_id)} == {
+        "table.json",
+        "note.txt",
+        "images",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_the_run_ends_as_the_block_did(
+    tracker: Tracker, error: type[BaseException] | None, status: str
+) -> None:
+    with nullcontext() if error is None else pytest.raises(error), recorded(tracker):
+        if error is not None:
+            raise error
+    assert tracker.client.get_run(tracker.run_id).info.status == status
+
+
+def test_a_store_that_is_gone_does_not_hide_the_error(tmp_path: Path) -> None:
+    """The run fails for its own reason, although its end cannot be recorded."""
+    gone = Tracker("http://127.0.0.1:9", "abc")
+    with pytest.raises(ValueError, match="the real one"), recorded(gone):
+        raise ValueError("the real one")
+    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+        gone.log_points(points(1, 1))
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
+        gone.has_run()
+
+
+@pytest.mark.parametrize("uri", ["ftp://there", "file:/somewhere", "http://127.0.0.1:9"])
+def test_a_store_that_cannot_be_opened_is_the_users_to_mend(uri: str) -> None:
+    with pytest.raises(StoreError):
+        open_run(uri, "tests", "run", {}, {})
+
+
+def test_a_run_that_the_store_does_not_know(tracker: Tracker) -> None:
+    assert tracker.has_run()
+    assert not Tracker(tracker.uri, "0" * 32).has_run()
+
+
+def test_where_the_record_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configured before environment before the folder; relative sqlite paths become absolute."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    assert store_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/mine.db"
+    assert store_uri("http://host:5000", Path("runs")) == "http://host:5000"
+
+
+def test_passwords_are_not_shown() -> None:
+    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert "secret" not in ui_command("postgresql://me:secret@host/db")
+    assert ui_command("http://host:5000") == "open http://host:5000 in a browser"
+    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_flatten_writes_paths() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2]}) == {"a.b.c": "1", "d": "[1, 2]"}
