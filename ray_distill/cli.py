@@ -162,7 +162,7 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -
     def prepare() -> "DevelopmentData":
         from ray_distill.run import prepare
 
-        return prepare(config, bar)
+        return prepare(config, uri, bar)
 
     with _beside_ray(prepare) as data:
         from ray_distill.run import carry_out
@@ -266,7 +266,7 @@ def evaluate(
         def prepare() -> "DevelopmentData":
             from ray_distill.run import prepare
 
-            return prepare(config, bar, dataset.preprocessing)
+            return prepare(config, uri, bar, dataset.preprocessing)
 
         with _beside_ray(prepare) as data:
             from ray_distill.run import evaluate_artifact

@@ -51,16 +51,16 @@ class Outcome:
     """What MLflow did not take."""
 
 
-def prepare(config: Config, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
-    """The run's real data, without the test split, checked against the configuration. Writes nothing.
+def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
+    """The run's real data, without the test split, checked against the configuration; and an open store.
 
     Args:
+        uri: the MLflow store, which is made if all else is right; nothing else is written.
         fitted: a preprocessing to use in place of one that is fitted here.
 
-    Raises: ConfigError or DataError for all that can be known before the first outer step.
+    Raises: ConfigError, DataError or StoreError for all that can be known before the first outer step.
     """
     check_test_source(config)
-    tracking.warm_up()
     section = config.data
     with bar("real images", 100) as update:
         data = prepare_development(
@@ -73,6 +73,7 @@ def prepare(config: Config, bar: Bar, fitted: Preprocessing | None = None) -> De
             progress=lambda done, total: update(100 * done // total, "percent decoded"),
         )
     _check(config, data)
+    tracking.open_store(uri, config.tracking.experiment)
     return data
 
 

@@ -76,11 +76,6 @@ def _import_mlflow() -> Any:
     return mlflow
 
 
-def warm_up() -> None:
-    """Import MLflow ahead of its use, which takes seconds."""
-    _import_mlflow()
-
-
 @contextmanager
 def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     """What MLflow raises becomes one error of ours."""
@@ -230,10 +225,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def open_store(uri: str, experiment: str) -> None:
+    """Open the store, or make it, with the experiment in it: what takes seconds. Raises: StoreError."""
+    path = uri.removeprefix("sqlite:///")
+    if path != uri:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    client = _client(uri)
+    with _store(uri, StoreError):
+        _experiment_id(client, uri, experiment)
+
+
 def open_run(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Tracker:
-    """A new run with its parameters. The folder of a sqlite store must exist. Raises: StoreError."""
+    """A new run with its parameters in a store that is open (`open_store`). Raises: StoreError."""
     client = _client(uri)
     from mlflow.entities import Param
 

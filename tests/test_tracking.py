@@ -14,6 +14,7 @@ from ray_distill.tracking import (
     TrackingError,
     flatten,
     open_run,
+    open_store,
     recorded,
     shown,
     store_uri,
@@ -23,7 +24,9 @@ from ray_distill.tracking import (
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
-    return open_run(f"sqlite:///{tmp_path / 'mlflow.db'}", "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    open_store(uri, "tests")
+    return open_run(uri, "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
 
 
 def points(first: int, last: int) -> list[Point]:
@@ -96,7 +99,7 @@ def test_a_store_that_is_gone_does_not_hide_the_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["ftp://there", "file:/somewhere", "http://127.0.0.1:9"])
 def test_a_store_that_cannot_be_opened_is_the_users_to_mend(uri: str) -> None:
     with pytest.raises(StoreError):
-        open_run(uri, "tests", "run", {}, {})
+        open_store(uri, "tests")
 
 
 def test_a_run_that_the_store_does_not_know(tracker: Tracker) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from ray_distill.data.digits_file import development_rows, read_digits
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.parquet_images import read_parquet_images
-from ray_distill.data.sources import DIGITS_WHITE, digits_development_rows, files_of, parquet_path
+from ray_distill.data.sources import files_of, parquet_path
 
 
 def load_test(source: str, test_source: str | None = None) -> LabelledImages:
@@ -61,15 +62,7 @@ def _test_files(path: Path, test_source: str | None) -> list[Path]:
 
 
 def _digits() -> LabelledImages:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    labels_N = torch.from_numpy(digits.target).to(torch.int64)
-    is_test = torch.ones(len(labels_N), dtype=torch.bool)
-    is_test[digits_development_rows(labels_N)] = False
-    return LabelledImages(
-        images_NCHW=torch.from_numpy(digits.images).to(torch.uint8)[is_test][:, None],
-        labels_N=labels_N[is_test],
-        class_names=tuple(map(str, range(10))),
-        white=DIGITS_WHITE,
-    )
+    digits = read_digits()
+    is_test = torch.ones(len(digits), dtype=torch.bool)
+    is_test[development_rows(digits.labels_N)] = False
+    return digits.take(is_test.nonzero().flatten())

@@ -14,18 +14,14 @@ that reads them returns. `held_out` has its own reading of both.
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ray_distill.core.rng import Stream
+from ray_distill.data.digits_file import development_rows, read_digits
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.parquet_images import LIMIT_STREAM, Progress, read_parquet_images
-from ray_distill.data.strata import balanced_rows, stratified_split
+from ray_distill.data.strata import balanced_rows
 
 __all__ = ["DataError", "LabelledImages", "Progress", "load_development"]
 
-DIGITS_WHITE = 16
-DIGITS_TEST_FRACTION = 0.2
-_DIGITS_STREAM = Stream(seed=0, name="digits: test rows")
 """Constant: the test rows are the same in every run, whatever its seed."""
 
 
@@ -94,24 +90,9 @@ def _development_files(path: Path) -> list[Path]:
     return files
 
 
-def digits_development_rows(labels_N: Tensor) -> Tensor:
-    """The rows of scikit-learn's digits that are not test rows."""
-    return stratified_split(labels_N, DIGITS_TEST_FRACTION, _DIGITS_STREAM)[0]
-
-
 def _digits() -> LabelledImages:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    labels_N = torch.from_numpy(digits.target).to(torch.int64)
-    images_NCHW = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
-    rows = digits_development_rows(labels_N)
-    return LabelledImages(
-        images_NCHW=images_NCHW[rows],
-        labels_N=labels_N[rows],
-        class_names=tuple(map(str, range(10))),
-        white=DIGITS_WHITE,
-    )
+    digits = read_digits()
+    return digits.take(development_rows(digits.labels_N))
 
 
 def _check_every_class(source: str, images: LabelledImages) -> None:
