@@ -9,15 +9,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from ray_distill.config import (
-    NETWORK_FAMILIES,
-    ConfigError,
-    Operation,
-    apply_overrides,
-    load,
-    parse,
-    read_yaml,
-)
+from ray_distill.config import ConfigError, apply_overrides, load, parse, read_yaml
+from ray_distill.config_sections import NETWORK_FAMILIES, Operation
 from ray_distill.core.augment import OPERATIONS
 from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
 from ray_distill.core.networks import FAMILIES, NORMS

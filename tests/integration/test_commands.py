@@ -150,6 +150,28 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "tiny"
 
 
+def test_ctrl_c_ends_a_run_that_can_go_on(tmp_path: Path) -> None:
+    """SIGINT in mid-training: exit code 130, one line that says how to go on, an MLflow run that says KILLED,
+    and nothing left running below the command."""
+    config = tiny_config(outer={"steps": 4000}, validation={"every": 500}, checkpoint={"every": 10})
+    (tmp_path / "tiny.yaml").write_text(config.to_yaml())
+    folder = tmp_path / "run"
+    process = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
+    deadline = time.monotonic() + 200
+    while last_checkpoint(folder) < 20:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, out + err
+    assert "--resume" in err
+    assert "Traceback" not in err
+    identity = json.loads((folder / "run.json").read_text())
+    assert MlflowClient(identity["uri"]).get_run(identity["run_id"]).info.status == "KILLED"
+    assert not (folder / "summary.json").exists()
+
+
 def test_a_distillation_never_opens_the_test_split(tmp_path: Path) -> None:
     """With a test file that is no Parquet the distillation runs to its end and keeps its artefact; only the
     evaluation, which comes after, refuses the file: exit code 2 and a message that names it."""
