@@ -107,6 +107,14 @@ def last_checkpoint(folder: Path) -> int:
     return max(steps, default=0)
 
 
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while last_checkpoint(folder) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def logged_steps(folder: Path) -> list[int]:
     with sqlite3.connect(folder / "mlflow.db") as store:
         rows = store.execute("select step from metrics where key = 'outer_loss' order by step").fetchall()
@@ -121,11 +129,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     folder = tmp_path / "run"
     first = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
-    deadline = time.monotonic() + 200
-    while last_checkpoint(folder) < 20:
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_checkpoint(first, folder, 20)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     stopped_at = last_checkpoint(folder)
@@ -157,11 +161,7 @@ def test_ctrl_c_ends_a_run_that_can_go_on(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     folder = tmp_path / "run"
     process = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
-    deadline = time.monotonic() + 200
-    while last_checkpoint(folder) < 20:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_checkpoint(process, folder, 20)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, out + err
