@@ -6,12 +6,12 @@ passes it on to MLflow and to the driver's progress bar.
 """
 
 import logging
-import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,28 +190,28 @@ def check_cluster(config: Config) -> None:
     require(cluster.num_workers, cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
 
 
-@contextmanager
-def _shown(board: Any, update: Update) -> Iterator[None]:
-    """While the block runs, what the board says is shown, once a second."""
-    over = threading.Event()
+def _fit(trainer: TorchTrainer, board: Any, update: Update) -> ray.train.Result:
+    """`trainer.fit()`, with what the board says shown once a second.
 
-    def look() -> None:
+    It runs in a thread of its own: in the main thread it would answer Ctrl-C itself, end the process without
+    a word, and swallow the interrupts that come after it. Here an interrupt reaches the caller, and the run
+    ends with the driver's connection to Ray.
+    """
+    outcome: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as e:
+            outcome.set_exception(e)
+
+    threading.Thread(target=fit, daemon=True).start()
+    while not outcome.done():
+        wait([outcome], timeout=1.0)
         # A board that is gone must not harm the run that it speaks of.
         with suppress(ray.exceptions.RayError):
             update(*ray.get(board.read.remote(), timeout=10))
-
-    def watch() -> None:
-        while not over.wait(1.0):
-            look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-        look()
-    finally:
-        over.set()
-        thread.join()
+    return outcome.result()
 
 
 def _last_lines(failures: dict[int, Exception]) -> list[str]:
@@ -230,23 +230,12 @@ def train(
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, tracker, board)
-    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with _shown(board, update):
-            result = trainer.fit()
-    except SystemExit as e:
-        # Ray Train's own answer to Ctrl-C: it stops the workers and ends the process with 0.
-        if e.code == 0:
-            raise KeyboardInterrupt from None
-        raise
+        result = _fit(trainer, board, update)
     except ray.train.WorkerGroupError as e:
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
         raise DistillError(str(e)) from e
-    finally:
-        # fit() leaves a handler of its own behind, which would swallow later interrupts.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
     if result.return_value is not None:
         raise DistillError(result.return_value)
     if result.checkpoint is None:

@@ -155,8 +155,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_run_that_can_go_on(tmp_path: Path) -> None:
-    """SIGINT in mid-training: exit code 130, one line that says how to go on, an MLflow run that says KILLED,
-    and nothing left running below the command."""
+    """SIGINT in mid-training: exit code 130, one line that says how to go on, an MLflow run that says KILLED."""
     config = tiny_config(outer={"steps": 4000}, validation={"every": 500}, checkpoint={"every": 10})
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     folder = tmp_path / "run"
