@@ -13,7 +13,7 @@ class _ProgressBoard:
     """The last thing that a run said of itself, for a driver that wants to show it."""
 
     def __init__(self) -> None:
-        self._last: tuple[int, str] = (0, "")
+        self._last: tuple[int, str] = (0, "workers are starting")
 
     def post(self, done: int, said: str) -> None:
         """Put up what is true now."""
