@@ -1,7 +1,6 @@
 """What all tests share: one thread, and one Ray cluster for those that need one."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,12 +20,6 @@ def one_thread() -> Iterator[None]:
 def bench() -> Callable[..., Bench]:
     """(sections) -> the built tiny experiment."""
     return lambda **sections: Bench(tiny_config(**sections))
-
-
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    """A folder for a run, not there yet."""
-    return tmp_path / "run"
 
 
 @pytest.fixture(scope="session")
