@@ -1,8 +1,14 @@
-"""From a configuration and its data to the objects of `core`: the only place where one becomes the other."""
+"""From a configuration and its data to the objects of `core`: the place where one becomes the other.
+
+(Schedules alone are made in `config_schedules`, since the configuration is checked at every outer step.)
+"""
 
 import torch
 
 from ray_distill.config import Config, ConfigError
+from ray_distill.config_schedules import ScheduledFloat, ScheduledInt, schedule
+from ray_distill.config_truncation import BpttConfig, ForwardConfig, RatBpttConfig, RbpttConfig, TbpttConfig
+from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import (
     NOISE,
     DistilledData,
@@ -10,27 +16,36 @@ from ray_distill.core.distilled import (
     class_labels,
     one_hot,
 )
-from ray_distill.core.inner_optimizer import Adam
-from ray_distill.core.metagradient import Engine, adjoint_metagradient
+from ray_distill.core.inner_optimizer import SGD, Adam, InnerOptimizer
+from ray_distill.core.metagradient import GroupEngine, adjoint_metagradients, one_by_one, segment_length
 from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.rng import Stream
-from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, RaTBPTT, Truncation
+from ray_distill.core.schedules import Schedule, integer_at
+from ray_distill.core.step_functions import StepFunctions, images_per_pass
+from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Truncation
 from ray_distill.core.unroll import InnerProblem
-from ray_distill.data.splits import DevelopmentData
+from ray_distill.data.preprocessing import Preprocessing
+from ray_distill.data.sources import Progress
+from ray_distill.data.splits import DevelopmentData, prepare_development
 from ray_distill.outer_loop import Cadence, Experiment, RealData, Validation
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+CPU = torch.device("cpu")
 
 
-def engine(config: Config) -> Engine:
-    """The function that computes a replica's metagradient."""
+def dtype(config: Config) -> torch.dtype:
+    """The type of all tensors of the run; TF32 and bfloat16 are ways to multiply float32."""
+    return torch.float64 if config.precision == "float64" else torch.float32
+
+
+def engine(config: Config) -> GroupEngine:
+    """The function that computes the replicas' metagradients."""
     if config.engine == "adjoint":
-        return adjoint_metagradient
+        return adjoint_metagradients
     # Imported here: `higher` is needed for the reference alone.
     from ray_distill.core.higher_reference import higher_metagradient
 
-    return higher_metagradient
+    return one_by_one(higher_metagradient)
 
 
 def network_for(
@@ -45,48 +60,224 @@ def network_for(
         raise ConfigError(f"{key}: {e}") from None
 
 
-def inner_problem(config: Config, network: Network) -> InnerProblem:
-    """The inner training of a network: also the protocol by which the finished set is evaluated."""
+def check_fits(config: Config, image_shape: ImageShape, num_classes: int) -> None:
+    """Raises: ConfigError for options that do not fit the images or their classes, whatever the network."""
+    classes = config.inner.classes_per_batch
+    if classes is not None and classes > num_classes:
+        raise ConfigError(
+            f"inner.classes_per_batch: must be at most the {num_classes} classes of the data (found {classes}); "
+            "lower it, or remove it to take all"
+        )
+    if image_shape[0] == 1:
+        for key, operations in (("inner", config.inner.augmentation), ("outer", config.outer.augmentation)):
+            if "saturation" in operations:
+                raise ConfigError(
+                    f"{key}.augmentation: saturation has no effect on images of one channel "
+                    f"(found {list(operations)}); remove it"
+                )
+
+
+def over_the_run(config: Config, value: ScheduledFloat | ScheduledInt) -> Schedule:
+    """A value of the configuration as a function of the outer step."""
+    return schedule(value, config.outer.steps)
+
+
+def judging_inner_lr(config: Config) -> float:
+    """The inner step size at the last outer step, which all networks that judge D are trained with."""
+    return over_the_run(config, config.inner.lr).at(config.outer.steps - 1)
+
+
+def inner_optimizer(config: Config) -> InnerOptimizer:
+    """The optimiser of all networks that judge D; those that D is learnt through may have another lr."""
+    inner, lr = config.inner, judging_inner_lr(config)
+    if inner.optimizer == "sgd":
+        assert inner.momentum is not None
+        assert inner.weight_decay is not None
+        return SGD(lr=lr, momentum=inner.momentum, weight_decay=inner.weight_decay)
+    return Adam(lr=lr, eps_convention=inner.eps_convention or "torch")
+
+
+def inner_batch_size(config: Config, num_classes: int) -> int:
+    """Images in an inner batch."""
+    return (config.inner.batch_per_class or config.distilled.ipc) * (
+        config.inner.classes_per_batch or num_classes
+    )
+
+
+EAGER_FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
+"""Rough, for one device: what decides whether a compiler's minute is worth while, from the configuration
+alone, so that a run's numbers do not hang on how busy its machine was."""
+SECONDS_PER_CALL = 5e-3
+"""What a call of an eager step function takes at least."""
+WORTH_COMPILING_S = 600.0
+
+
+def worth_compiling(
+    config: Config, network: Network, image_shape: ImageShape, num_classes: int, device: torch.device
+) -> bool:
+    """Whether the whole run's step functions would take ten minutes or more without torch.compile."""
+    rule, _ = truncation(config)
+    unroll = rule.unroll_length.at(0)
+    window = rule.window_length.at(0) if hasattr(rule, "window_length") else unroll
+    batch = inner_batch_size(config, num_classes)
+    # A gradient is three forward passes; a window step has another gradient and six more.
+    per_inner_step = 3 * batch * network.forward_flops(image_shape)
+    rate = EAGER_FLOPS_PER_SECOND.get(device.type, EAGER_FLOPS_PER_SECOND["cpu"])
+    seconds = (unroll + 3 * window) * (per_inner_step / rate + SECONDS_PER_CALL)
+    return seconds * config.outer.steps * config.replicas >= WORTH_COMPILING_S
+
+
+SMALL_FORWARD_FLOPS = 2e8
+"""Of one replica's inner batch: below it several replicas at once were faster on a CPU (LOG, 2026-11-24)."""
+MOST_AT_ONCE = 8
+
+
+def replicas_at_once(
+    config: Config, network: Network, image_shape: ImageShape, num_classes: int, device: torch.device
+) -> int:
+    """How many of a worker's replicas are computed as one."""
+    chosen = config.compute.replicas_at_once
+    own = -(-config.replicas // config.cluster.num_workers)
+    if chosen != "auto":
+        return min(chosen, own)
+    forward = inner_batch_size(config, num_classes) * network.forward_flops(image_shape)
+    small = device.type == "cpu" and forward < SMALL_FORWARD_FLOPS
+    if not small or config.engine != "adjoint":
+        return 1
+    return -(-own // -(-own // MOST_AT_ONCE))  # groups of nearly one size
+
+
+def step_functions(
+    config: Config,
+    network: Network,
+    image_shape: ImageShape,
+    num_classes: int,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    at_once: int = 1,
+) -> StepFunctions:
+    """How the network's gradients and products are computed on the device, for `at_once` replicas."""
+    compute, batch = config.compute, inner_batch_size(config, num_classes)
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    form = compute.product
+    if form == "auto":
+        # As measured on CPUs: forward over reverse wins once compiled, and loses by far before (LOG, 2026-11-24).
+        form = "forward" if compiled and autocast is None and device.type == "cpu" else "reverse"
+    return StepFunctions(
+        network,
+        product_form=form,
+        images_per_pass=compute.images_per_pass
+        or images_per_pass(network, image_shape, batch, dtype(config), device, at_once),
+        compiled=compiled,
+        cuda_graphs=compiled and device.type == "cuda",
+        autocast=autocast,
+    )
+
+
+def most_states(config: Config, network: Network, num_moments: int, at_once: int) -> int:
+    """States of `at_once` replicas, with their gradients, that the memory for a window's states has room for."""
+    bytes_per_state = at_once * (2 + num_moments) * network.num_parameters * dtype(config).itemsize
+    return max(1, int(config.compute.state_memory_gib * 2**30 / bytes_per_state))
+
+
+def inner_problem(
+    config: Config,
+    network: Network,
+    image_shape: ImageShape,
+    num_classes: int,
+    device: torch.device = CPU,
+    *,
+    compiled: bool = False,
+    at_once: int = 1,
+) -> InnerProblem:
+    """The inner training of a network at the end of the run: the protocol by which sets are judged."""
+    optimizer = inner_optimizer(config)
     return InnerProblem(
-        network=network,
-        optimizer=Adam(lr=config.inner.lr, eps_convention=config.inner.eps_convention),
-        augmentation=config.inner.augmentation,
+        functions=step_functions(
+            config, network, image_shape, num_classes, device, compiled=compiled, at_once=at_once
+        ),
+        optimizer=optimizer,
+        augmentation=Augmentation(config.inner.augmentation, config.inner.augmentation_mode),
         inner_batch_per_class=config.inner.batch_per_class or config.distilled.ipc,
+        classes_per_inner_batch=config.inner.classes_per_batch,
+        most_states=most_states(config, network, optimizer.num_moments, at_once),
     )
 
 
 def truncation(config: Config) -> tuple[Truncation, int]:
     """The truncation rule and how many outer steps share a window."""
-    match config.truncation.model_dump():
-        case {"rule": "bptt", **rest}:
-            return BPTT(**rest), 1
-        case {"rule": "t-bptt", **rest}:
-            return TBPTT(**rest), 1
-        case {"rule": "r-bptt", "redraw_every": every, **rest}:
-            return RBPTT(**rest), every
-        case {"rule": "rat-bptt", "redraw_every": every, **rest}:
-            return RaTBPTT(**rest), every
-    raise AssertionError(config.truncation)
+    section = config.truncation
+    unroll = over_the_run(config, section.unroll_length)
+    match section:
+        case BpttConfig():
+            return BPTT(unroll_length=unroll), 1
+        case RbpttConfig():
+            return RBPTT(unroll_length=unroll), section.redraw_every
+    window = over_the_run(config, section.window_length)
+    match section:
+        case TbpttConfig():
+            return TBPTT(unroll_length=unroll, window_length=window), 1
+        case RatBpttConfig(min_window_start=earliest):
+            rule = RaTBPTT(unroll_length=unroll, window_length=window, min_window_start=earliest)
+            return rule, section.redraw_every
+        case ForwardConfig(min_window_start=earliest, patience=patience):
+            forward = ForwardCurriculum(
+                unroll_length=unroll, window_length=window, min_window_start=earliest, patience=patience
+            )
+            return forward, 1
 
 
-def experiment(config: Config, image_shape: ImageShape, num_classes: int) -> Experiment:
-    """All that determines the numbers of the run. Raises: ConfigError if the network does not fit."""
+def _check_window_memory(config: Config, problem: InnerProblem) -> None:
+    """Raises: ConfigError if the longest window does not fit into the memory for states even when replayed."""
+    rule, _ = truncation(config)
+    lengths = rule.window_length if hasattr(rule, "window_length") else rule.unroll_length
+    longest = max(integer_at(lengths, step) for step in range(config.outer.steps))
+    try:
+        segment_length(longest, problem.most_states)
+    except ValueError as e:
+        raise ConfigError(
+            f"compute.state_memory_gib: {e} (found {config.compute.state_memory_gib}); raise it, or shorten "
+            "the window"
+        ) from None
+
+
+def experiment(
+    config: Config, image_shape: ImageShape, num_classes: int, device: torch.device = CPU
+) -> Experiment:
+    """All that determines the numbers of the run. Raises: ConfigError if something does not fit the data."""
+    check_fits(config, image_shape, num_classes)
     network = network_for(config, config.network.name, image_shape, num_classes)
+    compiled = config.compute.compile == "always" or (
+        config.compute.compile == "auto"
+        and config.engine == "adjoint"
+        and worth_compiling(config, network, image_shape, num_classes, device)
+    )
+    at_once = replicas_at_once(config, network, image_shape, num_classes, device)
+    inner = inner_problem(
+        config, network, image_shape, num_classes, device, compiled=compiled, at_once=at_once
+    )
+    _check_window_memory(config, inner)
     rule, redraw_every = truncation(config)
     outer = config.outer
     return Experiment(
         seed=config.seed,
         outer_steps=outer.steps,
         replicas=config.replicas,
-        inner=inner_problem(config, network),
+        inner=inner,
+        inner_lr=over_the_run(config, config.inner.lr),
         truncation=rule,
         redraw_every=redraw_every,
         engine=engine(config),
+        replicas_at_once=at_once,
         outer=OuterOptimizer(
-            lr=outer.lr, clip_ema_decay=outer.clip_ema_decay, clip_multiple=outer.clip_multiple
+            lr=over_the_run(config, outer.lr),
+            clip_ema_decay=outer.clip_ema_decay,
+            clip_multiple=outer.clip_multiple,
+            label_lr_scale=config.distilled.label_lr_scale,
         ),
         outer_batch_size=outer.batch_size,
-        real_augmentation=outer.augmentation,
+        real_augmentation=Augmentation(outer.augmentation, outer.augmentation_mode),
         max_nonfinite_steps=outer.max_nonfinite_steps,
         validation=Validation(num_networks=config.validation.num_networks, horizon=config.validation.horizon),
         cadence=Cadence(
@@ -97,24 +288,45 @@ def experiment(config: Config, image_shape: ImageShape, num_classes: int) -> Exp
     )
 
 
+def development_data(
+    config: Config, fitted: Preprocessing | None = None, progress: Progress | None = None
+) -> DevelopmentData:
+    """The run's real data, without the test split. Raises: DataError.
+
+    Args:
+        fitted: a preprocessing to use in place of one that is fitted here.
+        progress: told how much is decoded.
+    """
+    section = config.data
+    return prepare_development(
+        section.source,
+        preprocessing=fitted or section.preprocessing,
+        zca_shrinkage=section.zca_shrinkage or 0.0,
+        validation_fraction=section.validation_fraction,
+        limit=section.limit,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
 def real_data(
     config: Config, images_NCHW: torch.Tensor, labels_N: torch.Tensor, device: torch.device
 ) -> RealData:
     """Preprocessed real images in the run's dtype on the run's device."""
-    return RealData(images_NCHW.to(device, DTYPES[config.dtype]), labels_N.to(device))
+    return RealData(images_NCHW.to(device, dtype(config)), labels_N.to(device))
 
 
 def initial_data(config: Config, data: DevelopmentData, device: torch.device) -> DistilledData:
     """D before the first outer step, with hard labels. Raises: ConfigError if real images are too few."""
-    dtype, ipc, num_classes = DTYPES[config.dtype], config.distilled.ipc, data.num_classes
+    kind, ipc, num_classes = dtype(config), config.distilled.ipc, data.num_classes
     stream = Stream(seed=config.seed, name="distilled")
     if config.distilled.init == "real":
         try:
             rows = class_balanced_rows(stream, data.train_labels_N, num_classes, ipc)
         except ValueError as e:
             raise ConfigError(f"distilled.ipc: {e}") from None
-        images_NCHW = data.train_images_NCHW[rows].to(dtype)
+        images_NCHW = data.train_images_NCHW[rows].to(kind)
     else:
-        images_NCHW = NOISE[config.distilled.init](stream, num_classes * ipc, data.image_shape, dtype)
-    labels_NK = one_hot(class_labels(num_classes, ipc, torch.device("cpu")), num_classes, dtype)
+        images_NCHW = NOISE[config.distilled.init](stream, num_classes * ipc, data.image_shape, kind)
+    labels_NK = one_hot(class_labels(num_classes, ipc, torch.device("cpu")), num_classes, kind)
     return DistilledData(images_NCHW.to(device), labels_NK.to(device))

@@ -1,4 +1,4 @@
-"""The command line: demo, distill, evaluate, show.
+"""The command line: demo, distill, evaluate, show; and bench, in a module of its own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -6,7 +6,6 @@ exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at 
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ray_distill import config as configuration
+from ray_distill.cli_bench import app as bench
 from ray_distill.config import Config, ConfigError
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.terminal import Set, bar, check_target, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.evaluate import Row
-    from ray_distill.run import Bar, Outcome
+    from ray_distill.run import Outcome
 
 BEGAN = time.monotonic()
 RUNS = Path("runs")
@@ -42,17 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-stdout = Console(soft_wrap=not sys.stdout.isatty())
-stderr = Console(stderr=True, soft_wrap=True)
+app.add_typer(bench, name="bench")
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Lay a value over the configuration, e.g. `outer.lr=0.01`. Repeatable.",
-    ),
-]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -63,36 +54,8 @@ Out = Annotated[
 ]
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Exceptions that a person can do something about, as one message and an exit code."""
-    try:
-        yield
-    except MistakeError as e:
-        _say_error("error", e)
-        raise typer.Exit(2) from None
-    except FailedError as e:
-        _say_error("failed", e)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        stderr.print(
-            "stopped; `ray-distill distill CONFIG.yaml --out DIR --resume` goes on from the last checkpoint"
-        )
-        raise typer.Exit(130) from None
-    except OSError as e:
-        _say_error("error", e)
-        raise typer.Exit(2) from None
-
-
-def _say_error(kind: str, error: Exception) -> None:
-    stderr.print(f"[red]{kind}:[/red] ", end="")
-    stderr.print(str(error), markup=False, highlight=False)
-
-
-def _bar() -> "Bar":
-    from ray_distill.progress import progress_bar
-
-    return lambda what, total: progress_bar(stdout, what, total)
+def _errors() -> "AbstractContextManager[None]":
+    return errors("`ray-distill distill CONFIG.yaml --out DIR --resume` goes on from the last checkpoint")
 
 
 def _place(config: Config, out: Path | None) -> tuple[Path, str]:
@@ -107,7 +70,8 @@ def _say_plan(config: Config, folder: Path) -> None:
     t = config.truncation
     window = getattr(t, "window_length", None)
     stdout.print(
-        f"{config.name}: {config.data.source} to {config.distilled.ipc} image(s) per class through "
+        f"{config.name}: {config.data.source} to {config.distilled.ipc} image(s) per class"
+        f"{' with learnt labels' if config.distilled.learn_labels else ''} through "
         f"{config.network.name}, width {config.network.width}; {t.rule}"
         f"{f', window {window}' if window else ''}, unroll {t.unroll_length}; {config.outer.steps} outer steps x "
         f"{config.replicas} replica(s) on {config.cluster.num_workers} worker(s); results in {folder}",
@@ -152,7 +116,7 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -
     """A whole run in the folder."""
     from ray_distill.run_folder import RunFolder
 
-    place, bar = RunFolder(folder), _bar()
+    place = RunFolder(folder)
     if resume:
         place.reopen(config)
     else:
@@ -260,8 +224,8 @@ def evaluate(
         dataset = DistilledDataset.load(artifact)
         config = _judging(dataset.config, set_ or [])
         target = out or artifact.with_name(f"{artifact.stem}.evaluation.json")
-        _check_target(target)
-        uri, bar = _store_of(config, artifact), _bar()
+        check_target(target)
+        uri = _store_of(config, artifact)
 
         def prepare() -> "DevelopmentData":
             from ray_distill.run import prepare
@@ -301,14 +265,6 @@ def _store_of(config: Config, artifact: Path) -> str:
     return store_uri(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or own, artifact.parent)
 
 
-def _check_target(target: Path) -> None:
-    """Raises: ConfigError if a file could not be written there, or would be written over."""
-    if target.exists():
-        raise ConfigError(f"{target}: exists; nothing was written. Use another --out, or remove it.")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target}: there is no folder {target.parent}")
-
-
 @app.command()
 def show(
     artifact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A distilled.parquet.")],
@@ -328,7 +284,7 @@ def show(
         target = out or artifact.with_suffix(".sheet.png")
         if target.suffix != ".png":
             raise ConfigError(f"--out {target}: a picture's name ends in .png")
-        _check_target(target)
+        check_target(target)
         stdout.print(dataset.describe(), markup=False, highlight=False)
         sheet_of(dataset).save(target)
         stdout.print(f"picture: {target}", markup=False, highlight=False)

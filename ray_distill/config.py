@@ -9,28 +9,29 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
+from ray_distill.config_schedules import FORMS, misfits
 from ray_distill.config_sections import (
     CheckpointConfig,
     ClusterConfig,
+    ComputeConfig,
     DataConfig,
     DistilledConfig,
     EvaluationConfig,
     InnerConfig,
     NetworkConfig,
-    NonNegativeInt,
     OuterConfig,
-    Section,
     TrackingConfig,
-    TruncationConfig,
     ValidationConfig,
 )
+from ray_distill.config_strict import NonNegativeInt, Section
+from ray_distill.config_truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
 from ray_distill.errors import MistakeError
 
 
@@ -61,8 +62,9 @@ class Config(Section):
     """The run's name: of its folder and in MLflow."""
     seed: NonNegativeInt = 0
     """Of every random draw."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Of all arithmetic."""
+    precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
+    """Of the arithmetic. tf32: float32, its products in TF32 (GPUs only). bf16: float32, the networks of the
+    inner training under autocast to bfloat16."""
     engine: Literal["adjoint", "higher"] = "adjoint"
     """The tape-free adjoint, or the slow reference that keeps a tape."""
     replicas: PositiveInt = 1
@@ -76,6 +78,7 @@ class Config(Section):
     validation: ValidationConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    compute: ComputeConfig = ComputeConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -93,22 +96,21 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over all that determines the numbers: not the name, checkpoints, cluster, tracking."""
-        numbers = {k: v for k, v in self.experiment().items() if k not in ("name", "checkpoint")}
+        """16 hex digits over all that determines the numbers: not name, checkpoints, compute, cluster, tracking."""
+        numbers = {k: v for k, v in self.experiment().items() if k not in ("name", "checkpoint", "compute")}
         text = json.dumps(numbers, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """A key's path as the user writes it: without the tag that pydantic adds for the truncation rule."""
-    rules = {"bptt", "t-bptt", "r-bptt", "rat-bptt"}
-    return ".".join(str(part) for part in location if part not in rules) or "the file"
+    """A key's path as the user writes it: without the tags that pydantic adds for the truncation rule and schedules."""
+    return ".".join(str(part) for part in location if part not in (*RULES, *FORMS)) or "the file"
 
 
 _MESSAGES = {
     "missing": "is missing; it has no default",
-    "union_tag_not_found": "truncation.rule is missing; allowed: bptt, t-bptt, r-bptt, rat-bptt",
-    "union_tag_invalid": "truncation.rule is unknown; allowed: bptt, t-bptt, r-bptt, rat-bptt",
+    "union_tag_not_found": f"truncation.rule is missing; allowed: {', '.join(RULES)}",
+    "union_tag_invalid": f"truncation.rule is unknown; allowed: {', '.join(RULES)}",
 }
 
 
@@ -141,6 +143,48 @@ def _check_across_sections(config: Config) -> None:
             f"cluster.num_workers: must be at most replicas, which is {replicas} (found {workers}); "
             "a worker without a replica would idle"
         )
+    _check_arithmetic(config)
+
+
+def _check_arithmetic(config: Config) -> None:
+    """That no choice of precision, engine or computation is without effect."""
+    if config.precision == "tf32" and not config.cluster.use_gpu:
+        raise ConfigError("precision: tf32 has no effect without cluster.use_gpu; use float32 on CPUs")
+    if config.precision == "bf16" and config.compute.product == "forward":
+        raise ConfigError("compute.product: forward does not go with precision bf16; use reverse or auto")
+    if config.engine == "higher":
+        if config.precision == "bf16":
+            raise ConfigError("precision: bf16 has no effect with engine higher; use float32 or tf32")
+        default = ComputeConfig()
+        for key in ComputeConfig.model_fields:
+            if (found := getattr(config.compute, key)) != getattr(default, key):
+                raise ConfigError(
+                    f"compute.{key}: has no effect with engine higher (found {found!r}); remove it"
+                )
+
+
+def _check_over_the_run(config: Config) -> None:
+    """That schedules, and the lengths that they give, fit at every outer step: no run dies of them half-way."""
+    steps = config.outer.steps
+    lines = [
+        *truncation_misfits(config.truncation, steps),
+        *misfits("inner.lr", config.inner.lr, steps),
+        *misfits("outer.lr", config.outer.lr, steps),
+    ]
+    lines += _patience_misfits(config)
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _patience_misfits(config: Config) -> Iterator[str]:
+    """That a forward curriculum could move at all: at a new place, the first validation cannot stall."""
+    validations = (config.outer.steps - 1) // config.validation.every
+    if isinstance(config.truncation, ForwardConfig) and config.truncation.patience >= validations:
+        yield (
+            f"truncation.patience: the window could never move: that takes patience + 1 validations, and there "
+            f"are {validations} before the last outer step (found {config.truncation.patience}); lower it or "
+            "validation.every, or raise outer.steps"
+        )
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -150,6 +194,7 @@ def parse(values: Mapping[str, Any]) -> Config:
     except ValidationError as e:
         raise ConfigError("\n".join(_explain(error) for error in e.errors())) from None
     _check_across_sections(config)
+    _check_over_the_run(config)
     return config
 
 

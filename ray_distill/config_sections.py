@@ -1,8 +1,9 @@
 """The sections of a configuration: what every key means, and what it may be.
 
-Every field has its meaning below it. An option that would have no effect in the chosen mode is refused,
-as an unknown key is: a truncation rule has its own section type, other options are checked against what
-was read before them.
+Every field has its meaning below it; the section `truncation` is in `config_truncation`, values that may
+change over the run are in `config_schedules`. An option that
+would have no effect in the chosen mode is refused, as an unknown key is: it is checked against what was
+read before it.
 
 Names of networks and operations are spelt out here and not taken from `core`, since importing that means
 importing torch: a mistake in a file is told at once. A test holds the two against each other.
@@ -13,9 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
+    AfterValidator,
+    BeforeValidator,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
@@ -23,29 +25,24 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Operation = Literal["flip", "rotate"]
+from ray_distill.config_schedules import ScheduledFloat
+from ray_distill.config_strict import Fraction, NonNegativeInt, Section
+from ray_distill.config_strict import earlier as _earlier
+from ray_distill.config_strict import refuse as _refuse
+
+Operation = Literal[
+    "color", "brightness", "saturation", "contrast", "flip", "crop", "scale", "rotate", "cutout"
+]
+ALWAYS_COMPOSED: tuple[Operation, ...] = (
+    "color",
+    "brightness",
+    "saturation",
+    "contrast",
+    "flip",
+    "cutout",
+)
+Mode = Literal["single", "composed"]
 NETWORK_FAMILIES = ("convnet", "mlp")
-
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """Frozen; no unknown keys; no silent conversion of types (an int is accepted for a float)."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-def _refuse(message: str) -> PydanticCustomError:
-    # The value that was found is added where the error is printed; braces would be taken as a template.
-    return PydanticCustomError("impossible", "{message}", {"message": message})
-
-
-def _earlier(info: ValidationInfo, name: str) -> Any:
-    """A sibling field that was validated before this one; None if it was itself wrong."""
-    return info.data.get(name)
 
 
 class DataConfig(Section):
@@ -98,6 +95,19 @@ class DistilledConfig(Section):
     """Images per class."""
     init: Literal["unit-noise", "noise", "real"] = "unit-noise"
     """Standard normal images scaled to unit norm (the paper), the same unscaled, or random real images."""
+    learn_labels: bool = False
+    """Learn target probabilities for each image, from its class alone on. They are kept at 0 or above, and not
+    normalised."""
+    label_lr_scale: PositiveFloat | None = Field(default=None, validate_default=True)
+    """With learn_labels only: labels are learnt at outer.lr divided by this. Default 1."""
+
+    @field_validator("label_lr_scale")
+    @classmethod
+    def _learnt_only(cls, value: float | None, info: ValidationInfo) -> float | None:
+        learnt = _earlier(info, "learn_labels")
+        if value is not None and not learnt:
+            raise _refuse("has no effect unless distilled.learn_labels is true; remove it")
+        return 1.0 if learnt and value is None else value
 
 
 class NetworkConfig(Section):
@@ -131,24 +141,6 @@ def _network_name(value: str) -> str:
     return value
 
 
-class InnerConfig(Section):
-    """The inner training: Adam on D."""
-
-    lr: PositiveFloat = 1e-3
-    """Adam's step size."""
-    eps_convention: Literal["torch", "higher"] = "torch"
-    """Where Adam's eps stands: after the bias correction of v (torch) or before it (higher 0.2.1)."""
-    batch_per_class: PositiveInt | None = None
-    """Images of each class in an inner batch. Default: all ipc of them."""
-    augmentation: tuple[Operation, ...] = ()
-    """Operations of which one is drawn at each step for the distilled images."""
-
-    @field_validator("augmentation", mode="before")
-    @classmethod
-    def _operations(cls, value: Any) -> Any:
-        return _operations(value)
-
-
 def _operations(value: Any) -> Any:
     """YAML lists as tuples; unknown and repeated operations refused."""
     if not isinstance(value, list | tuple):
@@ -158,67 +150,62 @@ def _operations(value: Any) -> Any:
     return tuple(value)
 
 
-class _Unroll(Section):
-    unroll_length: PositiveInt
-    """N: inner steps of a whole unroll."""
+Operations = Annotated[tuple[Operation, ...], BeforeValidator(_operations)]
 
 
-class _Windowed(_Unroll):
-    window_length: PositiveInt
-    """W: differentiated inner steps."""
-
-    @field_validator("window_length")
-    @classmethod
-    def _fits(cls, value: int, info: ValidationInfo) -> int:
-        unroll = _earlier(info, "unroll_length")
-        if unroll is not None and value > unroll:
+def _composes(value: Mode, info: ValidationInfo) -> Mode:
+    """The composed mode refused where it would be the single one."""
+    operations = _earlier(info, "augmentation")
+    if value == "composed" and operations is not None:
+        always = [name for name in ALWAYS_COMPOSED if name in operations]
+        if not always or len(operations) == 1:
             raise _refuse(
-                f"must be at most truncation.unroll_length, which is {unroll}; lower one or raise the other"
+                "has no effect with these operations: give augmentation two or more, at least one of them from "
+                f"{', '.join(ALWAYS_COMPOSED)}, or use single"
             )
-        return value
+    return value
 
 
-class BpttConfig(_Unroll):
-    """Differentiate the whole unroll."""
-
-    rule: Literal["bptt"]
+AugmentationMode = Annotated[Mode, AfterValidator(_composes)]
 
 
-class TbpttConfig(_Windowed):
-    """Differentiate the last window of the unroll."""
+class InnerConfig(Section):
+    """The inner training of a network on D."""
 
-    rule: Literal["t-bptt"]
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or stochastic gradient descent with momentum."""
+    lr: ScheduledFloat = 1e-3
+    """The optimiser's step size, at each outer step that of its schedule. Networks that judge D, during the run and
+    at its end, take the schedule's value at the last outer step, so that their accuracies can be compared."""
+    eps_convention: Literal["torch", "higher"] | None = Field(default=None, validate_default=True)
+    """Adam only: where eps stands, after the bias correction of v (torch, the default) or before it (higher
+    0.2.1)."""
+    momentum: Fraction | None = Field(default=None, validate_default=True)
+    """SGD only. Default 0.9."""
+    weight_decay: NonNegativeFloat | None = Field(default=None, validate_default=True)
+    """SGD only: the L2 penalty's factor. Default 5e-4."""
+    batch_per_class: PositiveInt | None = None
+    """Images of each class in an inner batch. Default: all ipc of them."""
+    classes_per_batch: PositiveInt | None = None
+    """Classes in an inner batch, drawn anew at each step. Default: all classes of the data."""
+    augmentation: Operations = ()
+    """Operations on the distilled images."""
+    augmentation_mode: AugmentationMode = "single"
+    """At each step one of the operations (single), or flip, colours and cutout always and one of the others
+    (composed), always of those listed."""
 
-
-class RbpttConfig(_Unroll):
-    """Differentiate the first steps, a random number of them."""
-
-    rule: Literal["r-bptt"]
-    redraw_every: PositiveInt = 1
-    """Outer steps that share a window."""
-
-
-class RatBpttConfig(_Windowed):
-    """Differentiate a window at a random place."""
-
-    rule: Literal["rat-bptt"]
-    min_window_start: NonNegativeInt = 0
-    """The earliest start of the window."""
-    redraw_every: PositiveInt = 1
-    """Outer steps that share a window."""
-
-    @field_validator("min_window_start")
+    @field_validator("eps_convention", "momentum", "weight_decay")
     @classmethod
-    def _room(cls, value: int, info: ValidationInfo) -> int:
-        unroll, window = _earlier(info, "unroll_length"), _earlier(info, "window_length")
-        if unroll is not None and window is not None and value > unroll - window:
-            raise _refuse(f"must be at most unroll_length - window_length, which is {unroll - window}")
-        return value
-
-
-TruncationConfig = Annotated[
-    BpttConfig | TbpttConfig | RbpttConfig | RatBpttConfig, Field(discriminator="rule")
-]
+    def _of_its_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
+        owner, default = {
+            "eps_convention": ("adam", "torch"),
+            "momentum": ("sgd", 0.9),
+            "weight_decay": ("sgd", 5e-4),
+        }[str(info.field_name)]
+        mine = _earlier(info, "optimizer") == owner
+        if value is not None and not mine:
+            raise _refuse(f"has no effect unless inner.optimizer is {owner}; remove it")
+        return default if mine and value is None else value
 
 
 class OuterConfig(Section):
@@ -226,23 +213,20 @@ class OuterConfig(Section):
 
     steps: PositiveInt
     """Outer steps of the run."""
-    lr: PositiveFloat = 1e-3
-    """Adam's step size for the images."""
+    lr: ScheduledFloat = 1e-3
+    """Adam's step size for the images, and for learnt labels with distilled.label_lr_scale."""
     batch_size: PositiveInt = 512
     """Real images in each replica's outer loss."""
-    augmentation: tuple[Operation, ...] = ()
-    """Operations of which one is drawn for each real batch."""
+    augmentation: Operations = ()
+    """Operations on the real batches."""
+    augmentation_mode: AugmentationMode = "single"
+    """As inner.augmentation_mode, for each real batch."""
     clip_ema_decay: Fraction = 0.9
     """Decay of the moving average of the metagradient's norm."""
     clip_multiple: Annotated[float, Field(ge=1.0)] = 2.0
     """The norm is clipped to this multiple of the moving average."""
     max_nonfinite_steps: PositiveInt = 10
     """Steps in a row with a metagradient that is not finite before the run ends with an error."""
-
-    @field_validator("augmentation", mode="before")
-    @classmethod
-    def _operations(cls, value: Any) -> Any:
-        return _operations(value)
 
     @field_validator("clip_multiple")
     @classmethod
@@ -300,6 +284,24 @@ class CheckpointConfig(Section):
 
     every: PositiveInt = 25
     """Outer steps between two checkpoints."""
+
+
+class ComputeConfig(Section):
+    """How the adjoint's arithmetic is done. Changes time and memory, and the numbers by rounding alone."""
+
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Whether the step functions go through torch.compile, which takes a minute or so: auto, if the run is
+    long enough to gain by it. Without a compiler the run goes on without, and says so."""
+    product: Literal["auto", "reverse", "forward"] = "auto"
+    """The second-order product: reverse over reverse, or forward over reverse. Auto: what was the faster."""
+    images_per_pass: PositiveInt | None = None
+    """Distilled images in one pass through the network. Default: as many as keep a CPU's caches or fill a GPU."""
+    replicas_at_once: Literal["auto"] | PositiveInt = "auto"
+    """A worker's replicas that are one computation, as one wide network. Auto: several for networks so small
+    that starting the operations is what takes the time, otherwise one by one."""
+    state_memory_gib: PositiveFloat = 4.0
+    """For the states of a window, for each worker. Longer windows are replayed in segments, at the cost of one
+    more gradient for each step."""
 
 
 class ClusterConfig(Section):

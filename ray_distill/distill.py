@@ -8,6 +8,7 @@ passes it on to MLflow and to the driver's progress bar.
 import logging
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -23,15 +24,14 @@ from ray_distill import build, checkpoint
 from ray_distill.cluster import require
 from ray_distill.config import Config, parse
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.unroll import draw_inner, inner_batch
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
 from ray_distill.outer_loop import (
-    Distributed,
+    Experiment,
     NonFiniteError,
-    OneProcess,
     RealData,
     Report,
-    World,
     outer_loop,
 )
 from ray_distill.progress import Update
@@ -40,6 +40,7 @@ from ray_distill.recorder import CHECKPOINT_FILE, Recorder
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
+from ray_distill.world import Distributed, OneProcess, World
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
 import ray.exceptions
@@ -93,7 +94,7 @@ def _reporter(config: Config, rank: int) -> Callable[[Report], None]:
     """What the outer loop's reports become: Ray Train reports, with rank 0's state where one is kept."""
 
     def on_report(report: Report) -> None:
-        metrics = {"points": [(p.outer_step, p.values) for p in report.points]}
+        metrics = {"points": [tuple(p) for p in report.points]}
         if not report.checkpoint:
             ray.train.report(metrics)
             return
@@ -117,12 +118,30 @@ def _quiet_reports() -> None:
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
 
 
+def _compile(experiment: Experiment, state: RunState, world: World, board: Any) -> str:
+    """Compile the step functions before the first step, if they are to be; says what became of it."""
+    functions = experiment.inner.functions
+    if not functions.compiled:
+        return ""
+    board.post.remote(state.outer_step, "compiling the step functions")
+    began = time.perf_counter()
+    draws = draw_inner(experiment.inner, experiment.seed, state.outer_step, 0, 1, state.data)
+    own, at_once = len(range(world.rank, experiment.replicas, world.size)), experiment.replicas_at_once
+    # Validation networks are trained one by one.
+    sizes = {1, min(own, at_once), own % at_once or 1}
+    why = functions.compile_now(draws.theta_P, inner_batch(state.data, draws, 0), sorted(sizes))
+    said = f"not compiled ({why})" if why else f"compiled in {time.perf_counter() - began:.0f} s"
+    board.post.remote(state.outer_step, said)
+    return said
+
+
 def worker(setup: dict[str, Any]) -> str | None:
     """What each Ray Train worker does: the outer loop from the last checkpoint, or from the start.
 
     Args:
         setup: `config` (plain data), `data` (a list of one reference to the shared arrays), `initial`
-            (D before the first step, as arrays) and `image_shape`, `num_classes`.
+            (D before the first step, as arrays), `image_shape`, `num_classes`, and `board` (a list of one
+            handle of the progress board).
 
     Returns: why the run had to end early, or None.
     """
@@ -130,8 +149,10 @@ def worker(setup: dict[str, Any]) -> str | None:
     config = parse(setup["config"])
     torch.set_num_threads(config.cluster.cpus_per_worker)
     device = _device(config)
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     arrays = ray.get(setup["data"][0])
-    experiment = build.experiment(config, setup["image_shape"], setup["num_classes"])
+    experiment = build.experiment(config, setup["image_shape"], setup["num_classes"], device)
     kept = ray.train.get_checkpoint()
     if kept is None:
         initial = DistilledData(*(torch.from_numpy(a.copy()).to(device) for a in setup["initial"]))
@@ -141,6 +162,9 @@ def worker(setup: dict[str, Any]) -> str | None:
             state = load_state(Path(folder), config, device)
     world: World = Distributed() if dist.is_initialized() else OneProcess()
     train, validation = (_real_data(config, arrays, split, device) for split in ("train", "validation"))
+    said = _compile(experiment, state, world, setup["board"][0])
+    if said:
+        ray.train.report({"points": [], "computation": said})
     try:
         outer_loop(experiment, train, validation, state, world, _reporter(config, world.rank))
     except NonFiniteError as e:
@@ -159,6 +183,7 @@ def _trainer(
         "initial": [x.numpy() for x in initial],
         "image_shape": data.image_shape,
         "num_classes": data.num_classes,
+        "board": [board],
     }
     picture = [ray.put((data.preprocessing, data.class_names))]
     cluster = config.cluster

@@ -120,7 +120,7 @@ def jobs_of(config: Config) -> list[Job]:
 def run_job(config: Config, distilled: DistilledData, real: RealArrays, job: Job) -> Record:
     """Train one fresh network as the job says, and test it once."""
     began = time.perf_counter()
-    dtype, num_classes = build.DTYPES[config.dtype], distilled.labels_NK.shape[1]
+    dtype, num_classes = build.dtype(config), distilled.labels_NK.shape[1]
     train_N = torch.from_numpy(real.train_labels)
     train_NCHW, test_NCHW = (torch.from_numpy(a).to(dtype) for a in (real.train_images, real.test_images))
     data, batch, steps = distilled, None, config.evaluation.horizon
@@ -136,13 +136,11 @@ def run_job(config: Config, distilled: DistilledData, real: RealArrays, job: Job
     network = build.network_for(config, job.network, shape, num_classes)
     # The seed's stream is the evaluation's own: no network is one that D was distilled through.
     seed = Stream(seed=config.seed, name="evaluation").key()[0]
-    problem = build.inner_problem(config, network)
+    problem = build.inner_problem(config, network, shape, num_classes)
     labels_N = torch.from_numpy(real.test_labels)
-    (accuracy,) = retrain(
-        problem, data, test_NCHW, labels_N, [steps], seed=seed, index=job.index, batch=batch
-    )
+    (score,) = retrain(problem, data, test_NCHW, labels_N, [steps], seed=seed, index=job.index, batch=batch)
     return Record(
-        **asdict(job), inner_steps=steps, test_accuracy=accuracy, seconds=time.perf_counter() - began
+        **asdict(job), inner_steps=steps, test_accuracy=score.accuracy, seconds=time.perf_counter() - began
     )
 
 
@@ -175,7 +173,7 @@ def run_pool(
     An actor is given work once it has started, so the pool makes do with those that the cluster has room
     for. Raises: EvaluationError if a job fails or loses MAX_TRIES actors, or if actors do not start.
     """
-    dtype = build.DTYPES[config.dtype]
+    dtype = build.dtype(config)
     arrays = [x.to(dtype).numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
     references = [ray.put(arrays), ray.put(real)]
     size = min(len(jobs), max(1, int(ray.cluster_resources().get("CPU", 1))))

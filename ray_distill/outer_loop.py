@@ -6,75 +6,29 @@ rank takes the same outer step. Nothing here knows Ray, MLflow or a configuratio
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ray_distill.core import augment
+from ray_distill.core import augment, diagnostics
 from ray_distill.core.distilled import DistilledData, one_hot
-from ray_distill.core.metagradient import Engine, Metagradient
+from ray_distill.core.metagradient import GroupEngine, Metagradient
 from ray_distill.core.outer_optimizer import OuterOptimizer
-from ray_distill.core.retrain import retrain
+from ray_distill.core.retrain import Score, retrain
 from ray_distill.core.rng import Stream
-from ray_distill.core.truncation import Truncation, Window
+from ray_distill.core.schedules import Schedule, integer_at
+from ray_distill.core.truncation import CurriculumState, ForwardCurriculum, Truncation, Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
 from ray_distill.points import Point
 from ray_distill.run_state import Best, RunState
+from ray_distill.world import World
 
 
 class NonFiniteError(ArithmeticError):
     """Too many outer steps in a row had a metagradient with NaN or infinite values."""
-
-
-class World(Protocol):
-    """The processes that share the replicas."""
-
-    @property
-    def rank(self) -> int:
-        """The place of this process among them, from 0."""
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank the same; every rank must call it."""
-
-
-@dataclass(frozen=True)
-class OneProcess:
-    """A world of this process alone."""
-
-    rank: int = 0
-    size: int = 1
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The values themselves."""
-        return values
-
-
-class Distributed:
-    """The default process group of torch.distributed."""
-
-    @property
-    def rank(self) -> int:
-        """The rank of this process."""
-        return dist.get_rank()
-
-    @property
-    def size(self) -> int:
-        """The number of processes."""
-        return dist.get_world_size()
-
-    def sum(self, values: Tensor) -> Tensor:
-        """All-reduce by sum."""
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
 
 
 class RealData(NamedTuple):
@@ -109,12 +63,17 @@ class Experiment:
     outer_steps: int
     replicas: int
     inner: InnerProblem
+    """That of the networks that judge D; D is learnt through the same at `inner_lr`."""
+    inner_lr: Schedule
     truncation: Truncation
     redraw_every: int
-    engine: Engine
+    engine: GroupEngine
+    replicas_at_once: int = 1
+    """How many of a rank's replicas are one computation: the speed and the memory, not the numbers. The last
+    group may be smaller; where functions are compiled, that is one more size to compile for."""
     outer: OuterOptimizer
     outer_batch_size: int
-    real_augmentation: tuple[str, ...]
+    real_augmentation: augment.Augmentation
     max_nonfinite_steps: int
     validation: Validation
     cadence: Cadence
@@ -129,11 +88,33 @@ class Report(NamedTuple):
     """Whether the state is to be kept as a checkpoint."""
 
 
-def draw_window(experiment: Experiment, outer_step: int) -> Window:
+def draw_window(experiment: Experiment, outer_step: int, curriculum: CurriculumState) -> Window:
     """The window of an outer step: drawn anew every `redraw_every` steps, with no replica in its key."""
-    drawn_at = outer_step - outer_step % experiment.redraw_every
-    stream = Stream(seed=experiment.seed, name="window", outer_step=drawn_at)
+    if isinstance(experiment.truncation, ForwardCurriculum):
+        return experiment.truncation.draw(outer_step, curriculum)
+    stream = Stream(seed=experiment.seed, name="window", outer_step=_drawn_at(experiment, outer_step))
     return experiment.truncation.draw(stream)
+
+
+def _drawn_at(experiment: Experiment, outer_step: int) -> int:
+    """The outer step whose window and lengths this one shares."""
+    return outer_step - outer_step % experiment.redraw_every
+
+
+def inner_at(experiment: Experiment, outer_step: int) -> InnerProblem:
+    """The inner training that D is learnt through at an outer step."""
+    optimizer = replace(experiment.inner.optimizer, lr=experiment.inner_lr.at(outer_step))
+    return replace(experiment.inner, optimizer=optimizer)
+
+
+def scheduled_values(experiment: Experiment, outer_step: int) -> dict[str, float]:
+    """What the schedules give at an outer step, for the logs; the window says its length itself."""
+    unroll_length = integer_at(experiment.truncation.unroll_length, _drawn_at(experiment, outer_step))
+    return {
+        "unroll_length": float(unroll_length),
+        "inner_lr": experiment.inner_lr.at(outer_step),
+        "outer_lr": experiment.outer.lr.at(outer_step),
+    }
 
 
 def draw_real_batch(
@@ -147,26 +128,46 @@ def draw_real_batch(
 
     size, dtype = experiment.outer_batch_size, train.images_NCHW.dtype
     rows = stream("real-batch").permutation(len(train.labels_N))[0, :size]
-    names = experiment.real_augmentation
-    (drawn,) = augment.draw(
-        names, stream("real-augment-choice"), stream("real-augment-magnitude"), range(1), size, dtype
-    )
+    (drawn,) = augment.draw(experiment.real_augmentation, stream("real-augment"), range(1), size, dtype)
     images = augment.apply(train.images_NCHW[rows], drawn)
     return DistilledData(images, one_hot(train.labels_N[rows], num_classes, dtype))
 
 
-def replica_metagradient(
+def replica_metagradients(
     experiment: Experiment,
     train: RealData,
     data: DistilledData,
     window: Window,
     outer_step: int,
-    replica: int,
-) -> Metagradient:
-    """One replica's metagradient: own initialisation, own inner batches, own real batch."""
-    draws = draw_inner(experiment.inner, experiment.seed, outer_step, replica, window.end, data)
-    real = draw_real_batch(experiment, train, data.labels_NK.shape[1], outer_step, replica)
-    return experiment.engine(experiment.inner, data, draws, window, real)
+    replicas: Sequence[int],
+) -> list[Metagradient]:
+    """The replicas' metagradients as one computation: own initialisations, own inner batches, own real batches."""
+    inner, classes = inner_at(experiment, outer_step), data.labels_NK.shape[1]
+    draws = [draw_inner(inner, experiment.seed, outer_step, r, window.end, data) for r in replicas]
+    real = [draw_real_batch(experiment, train, classes, outer_step, r) for r in replicas]
+    return experiment.engine(inner, data, draws, window, real)
+
+
+class MeanMetagradient(NamedTuple):
+    """What all replicas of all ranks give together."""
+
+    metagradient: Metagradient
+    finite_R: Tensor
+    """int64, 1 where the replica was finite."""
+    values: dict[str, float]
+    """For the logs (`core.diagnostics`)."""
+
+
+def _summary(one: Metagradient, replica: int, replicas: int) -> Tensor:
+    """All that is summed over replicas, as one float64 vector."""
+    flat = torch.cat([one.outer_loss.reshape(1), *(x.flatten() for x in one.grad)]).double()
+    finite_R, square_norms_R = flat.new_zeros(replicas), flat.new_zeros(replicas)
+    finite_R[replica] = flat.isfinite().all().to(flat.dtype)
+    square_norms_R[replica] = one.grad.images_NCHW.double().square().sum()
+    profile = flat.new_zeros(diagnostics.POSITIONS)
+    if one.position_norms_W is not None and len(one.position_norms_W):
+        profile = diagnostics.position_profile(one.position_norms_W.double())
+    return torch.cat([flat, finite_R, square_norms_R, profile])
 
 
 def mean_metagradient(
@@ -176,29 +177,24 @@ def mean_metagradient(
     window: Window,
     outer_step: int,
     world: World,
-) -> tuple[Metagradient, Tensor]:
-    """The mean over all replicas of all ranks, by one all-reduce; and which replicas were finite.
-
-    Returns: the mean metagradient and outer loss; int64 [replicas], 1 where the replica was finite.
-    """
-    total = torch.zeros(1 + sum(x.numel() for x in data) + experiment.replicas, dtype=torch.float64)
-    total = total.to(data.images_NCHW.device)
-    for replica in range(world.rank, experiment.replicas, world.size):
-        one = replica_metagradient(experiment, train, data, window, outer_step, replica)
-        flat = torch.cat([one.outer_loss.reshape(1), *(x.flatten() for x in one.grad)]).to(total.dtype)
-        finite = torch.zeros(experiment.replicas, dtype=total.dtype, device=total.device)
-        finite[replica] = flat.isfinite().all().to(total.dtype)
-        total += torch.cat([flat, finite])
+) -> MeanMetagradient:
+    """The mean over all replicas of all ranks, by one all-reduce."""
+    replicas = experiment.replicas
+    sizes = [1, *(x.numel() for x in data), replicas, replicas, diagnostics.POSITIONS]
+    total = torch.zeros(sum(sizes), dtype=torch.float64, device=data.images_NCHW.device)
+    own, at_once = range(world.rank, replicas, world.size), experiment.replicas_at_once
+    for group in (own[i : i + at_once] for i in range(0, len(own), at_once)):
+        metagradients = replica_metagradients(experiment, train, data, window, outer_step, group)
+        for replica, one in zip(group, metagradients, strict=True):
+            total += _summary(one, replica, replicas)
     total = world.sum(total)
-    sizes = [1, *(x.numel() for x in data), experiment.replicas]
-    loss, images, labels, finite = total.split(sizes)
+    loss, images, labels, finite_R, square_norms_R, profile = total.split(sizes)
     grad = DistilledData(
-        *(
-            (g / experiment.replicas).to(x.dtype).view_as(x)
-            for g, x in zip((images, labels), data, strict=True)
-        )
+        *((g / replicas).to(x.dtype).view_as(x) for g, x in zip((images, labels), data, strict=True))
     )
-    return Metagradient(grad, loss[0] / experiment.replicas), finite.long()
+    known = profile / replicas if bool(profile.any()) else None
+    values = diagnostics.describe(images / replicas, square_norms_R, known)
+    return MeanMetagradient(Metagradient(grad, loss[0] / replicas), finite_R.long(), values)
 
 
 def outer_step(
@@ -210,9 +206,10 @@ def outer_step(
     Raises: NonFiniteError after `max_nonfinite_steps` skipped steps in a row.
     """
     step = state.outer_step
-    window = draw_window(experiment, step)
-    mean, finite = mean_metagradient(experiment, train, state.data, window, step, world)
+    window = draw_window(experiment, step, state.curriculum)
+    mean, finite, described = mean_metagradient(experiment, train, state.data, window, step, world)
     values = {"window_start": float(window.start), "window_length": float(window.length)}
+    values |= scheduled_values(experiment, step)
     if not bool(finite.all()):
         state = state.skip_nonfinite()
         values["nonfinite_steps"] = float(state.nonfinite_total)
@@ -224,22 +221,36 @@ def outer_step(
                 "Lower inner.lr or outer.lr, shorten truncation.window_length, or raise truncation.min_window_start."
             )
         return state, values
-    data, outer, report = experiment.outer.step(state.data, state.outer, mean.grad)
+    data, outer, report = experiment.outer.step(state.data, state.outer, mean.grad, step)
     values |= {
         "outer_loss": float(mean.outer_loss),
         "metagradient_norm": report.metagradient_norm,
         "clip_ema": report.clip_ema,
         "clipped": float(report.clipped),
+        **described,
     }
+    if report.label_metagradient_norm is not None:
+        values |= label_values(data.labels_NK, report.label_metagradient_norm)
     return state.advance(data, outer, report.clipped), values
 
 
-def validate(experiment: Experiment, validation: RealData, state: RunState, world: World) -> float:
-    """Mean validation accuracy of fresh networks trained on D; shared out over the ranks like replicas."""
+def label_values(labels_NK: Tensor, metagradient_norm: float) -> dict[str, float]:
+    """How learnt labels do, for the logs: rows of target probabilities are not normalised."""
+    sums_N = labels_NK.sum(dim=1)
+    return {
+        "label_metagradient_norm": metagradient_norm,
+        "label_row_sum_mean": float(sums_N.mean()),
+        "label_row_sum_min": float(sums_N.min()),
+        "label_row_sum_max": float(sums_N.max()),
+    }
+
+
+def validate(experiment: Experiment, validation: RealData, state: RunState, world: World) -> Score:
+    """Mean validation score of fresh networks trained on D; shared out over the ranks like replicas."""
     n = experiment.validation.num_networks
-    accuracies = torch.zeros(n, dtype=torch.float64, device=state.data.images_NCHW.device)
+    scores = torch.zeros(n, len(Score._fields), dtype=torch.float64)
     for index in range(world.rank, n, world.size):
-        (accuracies[index],) = retrain(
+        (score,) = retrain(
             experiment.inner,
             state.data,
             validation.images_NCHW,
@@ -250,7 +261,9 @@ def validate(experiment: Experiment, validation: RealData, state: RunState, worl
             index=experiment.replicas + index,
             outer_step=state.outer_step,
         )
-    return float(world.sum(accuracies).mean())
+        scores[index] = torch.tensor(score, dtype=torch.float64)
+    scores = world.sum(scores.to(state.data.images_NCHW.device))
+    return Score(*scores.mean(dim=0).tolist())
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -275,11 +288,20 @@ def outer_loop(
         step = state.outer_step
         values["clip_rate"] = state.clipped_total / max(1, state.outer.num_steps)
         if _due(step, cadence.validate_every, last):
-            values["validation_accuracy"] = validate(experiment, validation, state, world)
-            state = state.judge(Best(state.data, step, values["validation_accuracy"]))
+            began = time.perf_counter()
+            score = validate(experiment, validation, state, world)
+            state = state.judge(Best(state.data, step, score.accuracy))
+            if isinstance(experiment.truncation, ForwardCurriculum):
+                moved = experiment.truncation.update(step, state.curriculum, score.loss)
+                state = state._replace(curriculum=moved)
             assert state.best is not None
-            values["best_validation_accuracy"] = state.best.accuracy
-        points.append(Point(step, values))
+            values |= {
+                "validation_accuracy": score.accuracy,
+                "validation_loss": score.loss,
+                "best_validation_accuracy": state.best.accuracy,
+                "seconds_per_validation": time.perf_counter() - began,
+            }
+        points.append(Point(step, values, time.time()))
         checkpoint = _due(step, cadence.checkpoint_every, last)
         if checkpoint or _due(step, cadence.report_every, last):
             on_report(Report(state, points, checkpoint))

@@ -6,6 +6,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ray_distill.core.distilled import class_labels
+
 CELL = 64
 """Pixels that the longer side of a small image is enlarged to, at least."""
 GAP = 4
@@ -33,6 +35,16 @@ def stretched(pixels_NCHW: Tensor) -> Tensor:
     flat_ND[span_N < 1e-6] = 0.5
     spread: Tensor = flat_ND.clamp(0, 1).view(pixels_NCHW.shape)
     return spread
+
+
+def classes_by_row(labels_NK: Tensor) -> list[int]:
+    """The class that each image of a distilled set was made for, by its row.
+
+    Its most probable class, where labels are learnt, may be another, or none.
+    """
+    num_images, num_classes = labels_NK.shape
+    classes: list[int] = class_labels(num_classes, num_images // num_classes, labels_NK.device).tolist()
+    return classes
 
 
 def contact_sheet(pixels_NCHW: Tensor, classes_N: Sequence[int], class_names: Sequence[str]) -> Image.Image:

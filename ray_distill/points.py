@@ -8,3 +8,5 @@ class Point(NamedTuple):
 
     outer_step: int
     values: dict[str, float]
+    unix_s: float
+    """When the outer step ended, its validation included: seconds since 1970."""

@@ -32,13 +32,22 @@ def progress_bar(console: Console, what: str, total: int) -> Iterator[Update]:
 
 
 def _plain_lines(console: Console, what: str, total: int) -> Update:
-    printed = -1
+    printed, before_first = -1, ""
 
     def update(done: int, said: str) -> None:
-        nonlocal printed
+        nonlocal printed, before_first
         mark = done * PLAIN_LINES // total
-        if mark > printed and done > 0:
-            printed = mark
+        news = done == 0 and said not in ("", before_first)
+        if news:
+            before_first = said
+        if (mark > printed and done > 0) or news:
+            printed = mark if done else printed
             console.print(f"{what} {done}/{total} {said}", highlight=False)
 
     return update
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator[Update]:
+    """A progress bar that shows nothing."""
+    yield lambda done, said: None

@@ -51,6 +51,8 @@ class Recorder(ray.train.UserCallback):
         """Record one report of all ranks; rank 0 speaks for all."""
         try:
             self._record([Point(*p) for p in metrics[0]["points"]], checkpoint)
+            if "computation" in metrics[0]:
+                self._tracker.set_tag("computation", metrics[0]["computation"])
         except Exception:
             logger.warning("a report could not be recorded", exc_info=True)
 
@@ -82,5 +84,5 @@ class Recorder(ray.train.UserCallback):
             self._drawn = ray.get(self._picture[0])
         preprocessing, class_names = self._drawn
         pixels = preprocessing.to_pixels(tensors["images"].float())
-        classes = tensors["labels"].argmax(dim=1).tolist()
+        classes = pictures.classes_by_row(tensors["labels"])
         return pictures.contact_sheet(pixels, classes, class_names), record["outer_step"]

@@ -19,7 +19,7 @@ from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config, ConfigError
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
-from ray_distill.data.splits import DevelopmentData, prepare_development
+from ray_distill.data.splits import DevelopmentData
 from ray_distill.distill import check_cluster, train
 from ray_distill.evaluate import (
     DISTILLED,
@@ -61,16 +61,9 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
     Raises: ConfigError, DataError or StoreError for all that can be known before the first outer step.
     """
     check_test_source(config)
-    section = config.data
     with bar("real images", 100) as update:
-        data = prepare_development(
-            section.source,
-            preprocessing=fitted or section.preprocessing,
-            zca_shrinkage=section.zca_shrinkage or 0.0,
-            validation_fraction=section.validation_fraction,
-            limit=section.limit,
-            seed=config.seed,
-            progress=lambda done, total: update(100 * done // total, "percent decoded"),
+        data = build.development_data(
+            config, fitted, progress=lambda done, total: update(100 * done // total, "percent decoded")
         )
     _check(config, data)
     tracking.open_store(uri, config.tracking.experiment)
@@ -79,6 +72,7 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
 
 def _check(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
+    build.check_fits(config, data.image_shape, data.num_classes)
     for name in dict.fromkeys((config.network.name, *config.evaluation.networks)):
         key = "network.name" if name == config.network.name else "evaluation.networks"
         build.network_for(config, name, data.image_shape, data.num_classes, key)
@@ -105,11 +99,11 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: 
         preprocessing=data.preprocessing,
         protocol={
             "network": config.network.model_dump(mode="json"),
-            "optimizer": "adam",
-            "lr": inner.lr,
-            "eps_convention": inner.eps_convention,
+            "optimizer": {"name": inner.optimizer, **asdict(build.inner_optimizer(config))},
             "batch_per_class": inner.batch_per_class or config.distilled.ipc,
+            "classes_per_batch": inner.classes_per_batch or data.num_classes,
             "augmentation": list(inner.augmentation),
+            "augmentation_mode": inner.augmentation_mode,
             "inner_steps": config.evaluation.horizon,
         },
         config=config.experiment(),
@@ -222,7 +216,7 @@ def evaluate_artifact(
 
 def sheet_of(dataset: DistilledDataset) -> Any:
     """The contact sheet of a set, a PIL image."""
-    classes = dataset.labels_NK.argmax(dim=1).tolist()
+    classes = pictures.classes_by_row(dataset.labels_NK)
     return pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
 
 

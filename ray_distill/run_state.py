@@ -1,7 +1,7 @@
 """The state of a run between two outer steps: all that the next step depends on, and nothing else.
 
-Randomness needs no state (`core.rng`), so D, the outer optimiser, the counters and the best set so far
-are enough to go on bit for bit. The conversions to and from named tensors serve `checkpoint`.
+Randomness needs no state (`core.rng`), so D, the outer optimiser, the counters, the place of a forward
+curriculum and the best set so far are enough to go on bit for bit. The conversions to and from named tensors serve `checkpoint`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ray_distill.checkpoint import CheckpointError
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.outer_optimizer import OuterOptimizer, OuterState
+from ray_distill.core.outer_optimizer import Moments, OuterOptimizer, OuterState
+from ray_distill.core.truncation import CurriculumState
 
 
 class Best(NamedTuple):
@@ -34,6 +35,8 @@ class RunState(NamedTuple):
     nonfinite_in_a_row: int = 0
     nonfinite_total: int = 0
     best: Best | None = None
+    curriculum: CurriculumState = CurriculumState()
+    """Moved by the forward curriculum alone."""
 
     @classmethod
     def start(cls, data: DistilledData, outer: OuterOptimizer) -> "RunState":
@@ -69,17 +72,21 @@ class RunState(NamedTuple):
         tensors = {
             "images": self.data.images_NCHW,
             "labels": self.data.labels_NK,
-            "outer_m": self.outer.m_images_NCHW,
-            "outer_v": self.outer.v_images_NCHW,
+            "outer_m": self.outer.images.m,
+            "outer_v": self.outer.images.v,
         }
+        if self.outer.labels is not None:
+            tensors |= {"outer_label_m": self.outer.labels.m, "outer_label_v": self.outer.labels.v}
         record: dict[str, Any] = {
             "outer_step": self.outer_step,
+            "labels_learnt": self.outer.labels is not None,
             "outer_num_steps": self.outer.num_steps,
             "clip_ema": self.outer.clip_ema,
             "clipped_total": self.clipped_total,
             "nonfinite_in_a_row": self.nonfinite_in_a_row,
             "nonfinite_total": self.nonfinite_total,
             "best": None,
+            "curriculum": self.curriculum._asdict(),
         }
         if self.best is not None:
             tensors |= {"best_images": self.best.data.images_NCHW, "best_labels": self.best.data.labels_NK}
@@ -96,7 +103,12 @@ class RunState(NamedTuple):
             best = record["best"]
             return cls(
                 data=DistilledData(at["images"], at["labels"]),
-                outer=OuterState(at["outer_m"], at["outer_v"], record["outer_num_steps"], record["clip_ema"]),
+                outer=OuterState(
+                    Moments(at["outer_m"], at["outer_v"]),
+                    Moments(at["outer_label_m"], at["outer_label_v"]) if record["labels_learnt"] else None,
+                    record["outer_num_steps"],
+                    record["clip_ema"],
+                ),
                 outer_step=record["outer_step"],
                 clipped_total=record["clipped_total"],
                 nonfinite_in_a_row=record["nonfinite_in_a_row"],
@@ -105,6 +117,7 @@ class RunState(NamedTuple):
                 and Best(
                     DistilledData(at["best_images"], at["best_labels"]), best["outer_step"], best["accuracy"]
                 ),
+                curriculum=CurriculumState(**record["curriculum"]),
             )
         except (KeyError, TypeError) as e:
             raise CheckpointError(f"the checkpoint lacks {e}") from e

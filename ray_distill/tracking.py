@@ -111,11 +111,12 @@ class Tracker:
         return [max((m.step for m in history), default=0)]
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Add measurements of outer steps, those that the store does not have yet. Raises: TrackingError."""
+        """Add measurements of outer steps, those that the store does not have yet, each at the time when its
+        step ended. Raises: TrackingError.
+        """
         client = self.client
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
         with _store(self.uri):
             new = [p for p in points if p.outer_step > self._logged[0]]
             while new:
@@ -124,9 +125,25 @@ class Tracker:
                     size += len(new[count].values)
                     count += 1
                 part, new = new[:count], new[count:]
-                metrics = [Metric(n, v, now, p.outer_step) for p in part for n, v in p.values.items()]
+                metrics = [
+                    Metric(n, v, int(p.unix_s * 1000), p.outer_step)
+                    for p in part
+                    for n, v in p.values.items()
+                ]
                 client.log_batch(self.run_id, metrics=metrics)
                 self._logged[0] = part[-1].outer_step
+
+    def points(self, names: Sequence[str]) -> list[Point]:
+        """What `log_points` has added, as far as it has these names, in order. Raises: TrackingError."""
+        client = self.client
+        values: dict[int, dict[str, float]] = {}
+        ended: dict[int, float] = {}
+        with _store(self.uri):
+            for name in names:
+                for m in client.get_metric_history(self.run_id, name):
+                    values.setdefault(m.step, {})[name] = m.value
+                    ended[m.step] = m.timestamp / 1000
+        return [Point(step, values[step], ended[step]) for step in sorted(values)]
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Metrics that belong to no outer step, such as a test accuracy; those that are there stay.
@@ -141,6 +158,12 @@ class Tracker:
             there = client.get_run(self.run_id).data.metrics
             metrics = [Metric(k, v, now, 0) for k, v in values.items() if k not in there]
             client.log_batch(self.run_id, metrics=metrics)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """A word about the run. Raises: TrackingError."""
+        client = self.client
+        with _store(self.uri):
+            client.set_tag(self.run_id, key, value)
 
     def log_image(self, image: "Image.Image", key: str, outer_step: int) -> None:
         """A picture in a series over outer steps. Raises: TrackingError."""

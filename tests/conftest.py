@@ -1,10 +1,13 @@
-"""What all tests share: one thread, and one Ray cluster for those that need one."""
+"""What all tests share: one thread, and one Ray cluster for those that need one.
+
+The tests of core run where there is only torch and higher: what needs more is imported by what asks for it.
+"""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from tiny import Bench, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +20,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bench() -> Callable[..., Bench]:
+def bench() -> Callable[..., Any]:
     """(sections) -> the built tiny experiment."""
+    from tiny import Bench, tiny_config
+
     return lambda **sections: Bench(tiny_config(**sections))
 
 

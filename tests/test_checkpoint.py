@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from ray_distill.checkpoint import FORMAT, CheckpointError, _digest, load, save
+from ray_distill.core.distilled import DistilledData
+from ray_distill.core.outer_optimizer import OuterOptimizer
+from ray_distill.core.schedules import Constant
 from ray_distill.run_state import RunState
 
 TENSORS = {
@@ -105,6 +108,17 @@ def test_a_failed_write_leaves_the_old_file(saved: Path) -> None:
         save(saved, {}, {"x": object()})
     assert load(saved)[1] == RECORD
     assert [p.name for p in saved.parent.iterdir()] == ["c.arrow"]
+
+
+def test_a_state_that_lost_the_moments_of_its_labels_is_refused() -> None:
+    """Learnt labels do not go on with fresh moments."""
+    data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
+    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0))
+    tensors, record = state.to_record()
+    assert RunState.from_record(tensors, record).outer.labels is not None
+    del tensors["outer_label_v"]
+    with pytest.raises(CheckpointError, match="lacks 'outer_label_v'"):
+        RunState.from_record(tensors, record)
 
 
 def test_a_state_that_lacks_something_is_refused() -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ runner = CliRunner()
 def test_help_names_every_verb_and_option() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for verb in ("demo", "distill", "evaluate", "show"):
+    for verb in ("demo", "distill", "evaluate", "show", "bench"):
         assert verb in result.output
         assert runner.invoke(app, [verb, "--help"]).exit_code == 0
 
@@ -148,6 +149,21 @@ def test_show_says_how_to_use_a_set_and_draws_it_once(artifact: Path, tmp_path: 
     ):
         result = runner.invoke(app, ["show", str(artifact), "--out", str(out)])
         assert (result.exit_code, says in result.stderr) == (2, True), result.output
+
+
+def test_learnt_labels_leave_pictures_in_their_classes(artifact: Path, tmp_path: Path) -> None:
+    """Labels that favour another class, and a row of zeros: `show` says their sums and draws the same sheet."""
+    hard = DistilledDataset.load(artifact)
+    labels_NK = 3.0 * torch.eye(10).roll(1, dims=1)
+    labels_NK[7] = 0.0
+    learnt = replace(hard, labels_NK=labels_NK)
+    learnt.save(tmp_path / "learnt.parquet")
+    assert torch.equal(DistilledDataset.load(tmp_path / "learnt.parquet").labels_NK, labels_NK)
+    result = runner.invoke(app, ["show", str(tmp_path / "learnt.parquet"), "--out", str(tmp_path / "a.png")])
+    assert result.exit_code == 0, result.output
+    assert "rows sum to 0 .. 3" in result.output
+    runner.invoke(app, ["show", str(artifact), "--out", str(tmp_path / "b.png")])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize("override", ["outer.lr=1", "distilled.ipc=10", "seed=3", "cluster.num_workers=2"])

@@ -1,5 +1,7 @@
 """Configuration: what is accepted, what is refused and how it is said, what the hash covers."""
 
+import json
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -10,8 +12,8 @@ import pytest
 import yaml
 
 from ray_distill.config import ConfigError, apply_overrides, load, parse, read_yaml
-from ray_distill.config_sections import NETWORK_FAMILIES, Operation
-from ray_distill.core.augment import OPERATIONS
+from ray_distill.config_sections import ALWAYS_COMPOSED, NETWORK_FAMILIES, Mode, Operation
+from ray_distill.core import augment
 from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
 from ray_distill.core.networks import FAMILIES, NORMS
 
@@ -33,6 +35,7 @@ def test_experiments_are_shipped() -> None:
     assert {"digits_ipc1", "cifar10_ipc1_cpu"} <= {path.stem for path in EXPERIMENTS}
 
 
+FORWARD = "rule: forward, unroll_length: 40, window_length: 12"
 WRONG = [
     ("truncation.window_length=80", "truncation.window_length", "40"),
     ("truncation.min_window_start=41", "truncation.min_window_start", "28"),
@@ -41,6 +44,13 @@ WRONG = [
     ("truncation.unroll_length=0", "truncation.unroll_length", "greater than 0"),
     ("distilled.ipc=0", "distilled.ipc", "greater than 0"),
     ("distilled.ipc=1.0", "distilled.ipc", "integer"),
+    ("distilled.learn_labels=1", "distilled.learn_labels", "boolean"),
+    ("distilled.label_lr_scale=2", "distilled.label_lr_scale", "no effect"),
+    (
+        "distilled={ipc: 1, learn_labels: true, label_lr_scale: 0}",
+        "distilled.label_lr_scale",
+        "greater than 0",
+    ),
     ("distilled.init=cats", "distilled.init", "unit-noise"),
     ("outer.lrr=1", "outer.lrr", "unknown key"),
     ("outer.lr=fast", "outer.lr", "number"),
@@ -50,6 +60,15 @@ WRONG = [
     ("outer.augmentation=[spin]", "outer.augmentation.0", "rotate"),
     ("outer.augmentation=rotate", "outer.augmentation", "list"),
     ("inner.augmentation=[flip, flip]", "inner.augmentation", "twice"),
+    ("inner.classes_per_batch=0", "inner.classes_per_batch", "greater than 0"),
+    ("inner.augmentation_mode=both", "inner.augmentation_mode", "composed"),
+    ("inner.augmentation_mode=composed", "inner.augmentation_mode", "no effect"),
+    ("inner={augmentation: [flip], augmentation_mode: composed}", "inner.augmentation_mode", "two or more"),
+    (
+        "outer={steps: 1, augmentation: [crop, scale, rotate], augmentation_mode: composed}",
+        "outer.augmentation_mode",
+        "cutout",
+    ),
     ("inner.batch_per_class=2", "inner.batch_per_class", "distilled.ipc"),
     ("inner.eps_convention=adamw", "inner.eps_convention", "higher"),
     ("data.source=ftp:there", "data.source", "parquet:PATH"),
@@ -71,6 +90,41 @@ WRONG = [
     ("truncation={rule: rat-bptt}", "truncation.unroll_length", "missing"),
     ("validation={}", "validation.horizon", "missing"),
     ("extra=1", "extra", "unknown key"),
+    ("truncation.patience=3", "truncation.patience", "unknown key"),
+    ("truncation.rule=forward", "truncation.patience", "missing"),
+    (f"truncation={{{FORWARD}, patience: 0}}", "truncation.patience", "greater than 0"),
+    (f"truncation={{{FORWARD}, patience: 2, redraw_every: 2}}", "truncation.redraw_every", "unknown key"),
+    (f"truncation={{{FORWARD}, patience: 2, min_window_start: 29}}", "truncation.min_window_start", "= 28"),
+    ("outer.lr={start: 1e-2, end: 1e-3}", "outer.lr", "piecewise"),
+    ("outer.lr={schedule: sine, start: 1e-2, end: 1e-3}", "outer.lr", "piecewise"),
+    ("outer.lr=[1e-2, 1e-3]", "outer.lr", "number"),
+    ("outer.lr={schedule: cosine, start: 1e-2}", "outer.lr.end", "missing"),
+    ("outer.lr={schedule: cosine, start: 1e-2, end: 0}", "outer.lr.end", "greater than 0"),
+    ("outer.lr={schedule: linear, start: 1, end: 2, step: 3}", "outer.lr.step", "unknown key"),
+    (
+        "outer.lr={schedule: linear, start: 1, end: 2, steps: 1}",
+        "outer.lr.steps",
+        "greater than or equal to 2",
+    ),
+    ("inner.lr={schedule: piecewise, values: [1, 2], from_steps: [0]}", "inner.lr.from_steps", "which are 2"),
+    (
+        "inner.lr={schedule: piecewise, values: [1, 2], from_steps: [1, 2]}",
+        "inner.lr.from_steps",
+        "begin with 0",
+    ),
+    ("inner.lr={schedule: piecewise, values: [1, 2], from_steps: [0, 0]}", "inner.lr.from_steps", "increase"),
+    (
+        "inner.lr={schedule: piecewise, values: [1, -2], from_steps: [0, 9]}",
+        "inner.lr.values.1",
+        "greater than 0",
+    ),
+    ("inner.lr={schedule: piecewise, values: [1], from_steps: [0]}", "inner.lr.values", "at least 2"),
+    ("inner.lr={schedule: piecewise, values: [1, 2], from_steps: [0, 130]}", "inner.lr.from_steps", "is 130"),
+    (
+        "truncation.window_length={schedule: linear, start: 4.5, end: 9}",
+        "truncation.window_length.start",
+        "integer",
+    ),
 ]
 
 
@@ -95,6 +149,79 @@ def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load(DEMO, ["outer.lr=0", "distilled.ipc=0"])
     assert len(str(caught.value).splitlines()) == 2
+
+
+WINDOW, START = "truncation.window_length", "truncation.min_window_start"
+MISFITS = [
+    # 12 + 29 k / 129 rounds to 41 from k = 126.8 on.
+    (f"{WINDOW}={{schedule: linear, start: 12, end: 41}}", 0, WINDOW, "at step 127 they are 41 and 40;"),
+    # Fits at both ends of the run, and not in its middle.
+    (
+        "truncation.unroll_length={schedule: piecewise, values: [40, 11, 40], from_steps: [0, 50, 51]}",
+        *(0, WINDOW, "at step 50 they are 12 and 11;"),
+    ),
+    # The last step only.
+    (
+        "truncation.unroll_length={schedule: piecewise, values: [40, 11], from_steps: [0, 129]}",
+        *(0, WINDOW, "at step 129 they are 12 and 11;"),
+    ),
+    # 40 - 20 k / 129 rounds to 21 from k = 119.3 on.
+    (
+        "truncation.unroll_length={schedule: linear, start: 40, end: 20}",
+        *(10, START, "at step 120 is 21 - 12 = 9 (found 10)"),
+    ),
+    # 12 + 19 (1 - cos(pi k / 129)) / 2 rounds to 31 from k = 129 (1 - acos(36/38) / pi) = 115.6 on.
+    (
+        f"{WINDOW}={{schedule: cosine, start: 12, end: 31}}",
+        *(10, START, "at step 116 is 40 - 31 = 9 (found 10)"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "earliest", "path", "says"), MISFITS, ids=[m[0] for m in MISFITS])
+def test_lengths_must_fit_at_every_outer_step(override: str, earliest: int, path: str, says: str) -> None:
+    """130 outer steps, window 12, unroll 40 but for the override: the first step that does not fit is named."""
+    with pytest.raises(ConfigError) as caught:
+        load(DEMO, [f"{START}={earliest}", override])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert says in str(caught.value)
+
+
+def test_lengths_that_fit_at_every_step_are_taken_whatever_they_would_be_after_the_run() -> None:
+    """12 + 68 k / 299 rounds to 41 from k = 125.3 on: a run of 126 steps never gets there, one of 127 does."""
+    window = "truncation.window_length={schedule: linear, start: 12, end: 80, steps: 300}"
+    assert load(DEMO, [window, "outer.steps=126"]).truncation.rule == "rat-bptt"
+    with pytest.raises(ConfigError, match="at step 126 they are 41 and 40"):
+        load(DEMO, [window, "outer.steps=127"])
+
+
+def test_a_curriculum_must_have_the_validations_to_move() -> None:
+    """Every 26 of 130 steps: four validations before the last step, one to compare with and a patience of 3."""
+    assert load(DEMO, [f"truncation={{{FORWARD}, patience: 3}}"]).truncation.rule == "forward"
+    with pytest.raises(ConfigError, match=r"^truncation.patience: .* are 4 before .*found 4"):
+        load(DEMO, [f"truncation={{{FORWARD}, patience: 4}}"])
+
+
+def test_a_schedule_over_the_run_needs_two_steps() -> None:
+    """A run of one step cannot go from one value to another; of two, it can."""
+    lr = "outer.lr={schedule: cosine, start: 1e-2, end: 1e-3}"
+    with pytest.raises(ConfigError, match=r"^outer.lr: .*outer.steps is 1"):
+        load(DEMO, [lr, "outer.steps=1"])
+    assert load(DEMO, [lr, "outer.steps=2"]).outer.steps == 2
+
+
+def test_a_scheduled_value_is_a_number_or_a_mapping_in_overrides_and_in_print() -> None:
+    """A number is laid over a mapping, a mapping over a number, a key into a mapping; each prints as it was."""
+    cosine = "outer.lr={schedule: cosine, start: 1e-2, end: 1e-4}"
+    pieces = "truncation.window_length={schedule: piecewise, values: [4, 8], from_steps: [0, 9]}"
+    config = load(DEMO, [cosine, pieces])
+    assert str(config.outer.lr) == "0.01 to 0.0001 (cosine)"
+    assert str(config.truncation.window_length) == "4, 8 (piecewise)"  # type: ignore[union-attr]
+    again = parse(yaml.safe_load(config.to_yaml()))
+    assert (again, again.hash) == (config, config.hash)
+    assert parse(json.loads(json.dumps(config.to_dict()))) == config
+    assert load(DEMO, [cosine, "outer.lr.end=1e-3"]).outer.lr.end == 1e-3  # type: ignore[union-attr]
+    assert load(DEMO, [cosine, "outer.lr=0.03"]) == load(DEMO)
 
 
 def test_overrides_leave_their_input_alone_and_read_yaml_values() -> None:
@@ -131,9 +258,57 @@ def test_the_hash_covers_the_numbers_and_not_the_machines() -> None:
     assert moved.hash == config.hash
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("inner.momentum=0.5", "inner.momentum: has no effect unless inner.optimizer is sgd; remove it"),
+        (
+            "inner.weight_decay=0.1",
+            "inner.weight_decay: has no effect unless inner.optimizer is sgd; remove it",
+        ),
+        ("precision=tf32", "precision: tf32 has no effect without cluster.use_gpu; use float32 on CPUs"),
+        ("precision=half", "precision: Input should be 'float64', 'float32', 'tf32' or 'bf16'"),
+        ("compute.state_memory_gib=0", "compute.state_memory_gib: Input should be greater than 0"),
+        ("compute.compile=yes", "compute.compile: Input should be 'auto', 'always' or 'never'"),
+    ],
+)
+def test_arithmetic_that_cannot_be_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(DEMO, [override])
+
+
+def test_choices_of_arithmetic_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"inner\.eps_convention: has no effect unless inner.optimizer is adam"
+    ):
+        load(DEMO, ["inner.optimizer=sgd", "inner.eps_convention=torch"])
+    with pytest.raises(ConfigError, match=r"compute\.product: forward does not go with precision bf16"):
+        load(DEMO, ["precision=bf16", "compute.product=forward"])
+    with pytest.raises(ConfigError, match="precision: bf16 has no effect with engine higher"):
+        load(DEMO, ["precision=bf16", "engine=higher"])
+    with pytest.raises(
+        ConfigError, match=r"compute.compile: has no effect with engine higher \(found 'always'\)"
+    ):
+        load(DEMO, ["compute.compile=always", "engine=higher"])
+
+
+def test_each_optimizer_has_its_own_defaults() -> None:
+    sgd, adam = load(DEMO, ["inner.optimizer=sgd"]).inner, load(DEMO).inner
+    assert (sgd.momentum, sgd.weight_decay, sgd.eps_convention) == (0.9, 5e-4, None)
+    assert (adam.momentum, adam.weight_decay, adam.eps_convention) == (None, None, "torch")
+
+
+def test_how_the_arithmetic_is_done_is_not_what_the_run_is() -> None:
+    config = load(DEMO)
+    assert load(DEMO, ["compute.compile=never", "compute.images_per_pass=3"]).hash == config.hash
+    assert load(DEMO, ["precision=float64"]).hash != config.hash
+
+
 def test_names_are_those_of_core() -> None:
     """What the configuration offers is what core can do, no more and no less."""
-    assert set(get_args(Operation)) == set(OPERATIONS)
+    assert set(get_args(Operation)) == set(augment.OPERATIONS)
+    assert tuple(name for name, row in augment.OPERATIONS.items() if row.always) == ALWAYS_COMPOSED
+    assert get_args(Mode) == get_args(augment.Mode)
     assert set(NETWORK_FAMILIES) == set(FAMILIES)
     assert {"instance", "none"} == set(NORMS)
     assert set(EPS_CONVENTIONS) == {"torch", "higher"}
@@ -146,8 +321,18 @@ def test_a_configuration_is_read_without_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize("operations", ["[flip, crop]", "[crop, cutout, rotate]", "[flip, color]"])
+def test_composed_is_accepted_where_it_differs_from_single(operations: str) -> None:
+    """Something is always on, and it is not all there is."""
+    for section in ("inner", "outer"):
+        config = load(DEMO, [f"{section}.augmentation={operations}", f"{section}.augmentation_mode=composed"])
+        assert getattr(config, section).augmentation_mode == "composed"
+
+
 def test_defaults_that_depend_on_the_mode() -> None:
-    """Shrinkage appears with ZCA, a norm with a convnet; both absent otherwise."""
+    """Shrinkage appears with ZCA, a norm with a convnet, a scale with learnt labels; all absent otherwise."""
+    assert load(DEMO).distilled.label_lr_scale is None
+    assert load(DEMO, ["distilled.learn_labels=true"]).distilled.label_lr_scale == 1.0
     assert load(DEMO).data.zca_shrinkage is None
     assert load(DEMO, ["data.preprocessing=zca"]).data.zca_shrinkage == 0.1
     assert load(DEMO).network.norm == "instance"

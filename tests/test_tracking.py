@@ -30,7 +30,11 @@ def tracker(tmp_path: Path) -> Tracker:
 
 
 def points(first: int, last: int) -> list[Point]:
-    return [Point(s, {"seconds_per_outer_step": 0.1 * s, "loss": 1.0 / s}) for s in range(first, last + 1)]
+    """One step a second, each with its loss."""
+    return [
+        Point(s, {"seconds_per_outer_step": 0.1 * s, "loss": 1.0 / s}, 1e9 + s)
+        for s in range(first, last + 1)
+    ]
 
 
 def steps(tracker: Tracker, name: str = "loss") -> list[int]:
@@ -44,6 +48,15 @@ def test_points_are_logged_once_whoever_logs_them(tracker: Tracker) -> None:
     again: Tracker = pickle.loads(pickle.dumps(tracker))
     again.log_points(points(8, 15))
     assert steps(tracker) == list(range(1, 16))
+
+
+def test_points_come_back_at_the_times_of_their_steps(tracker: Tracker) -> None:
+    """Whenever they were logged; a point that lacks one of the names has the others."""
+    logged = points(1, 3)
+    logged[1].values["extra"] = 5.0
+    tracker.log_points(logged)
+    assert tracker.points(["seconds_per_outer_step", "loss", "extra"]) == logged
+    assert tracker.points(["extra"]) == [Point(2, {"extra": 5.0}, 1e9 + 2)]
 
 
 def test_more_points_than_one_call_takes(tracker: Tracker) -> None:

@@ -9,7 +9,7 @@ from ray_distill.outer_loop import Experiment, RealData
 
 TINY = {
     "name": "tiny",
-    "dtype": "float64",
+    "precision": "float64",
     "replicas": 2,
     "data": {"source": "digits", "limit": 200, "validation_fraction": 0.2},
     "distilled": {"ipc": 1},

@@ -68,19 +68,34 @@ def class_balanced_rows(stream: Stream, labels_N: Tensor, num_classes: int, ipc:
 
 
 def inner_batches(
-    stream: Stream, inner_steps: range, num_classes: int, ipc: int, inner_batch_per_class: int
+    stream: Stream,
+    inner_steps: range,
+    num_classes: int,
+    ipc: int,
+    inner_batch_per_class: int,
+    classes_per_inner_batch: int | None = None,
 ) -> Tensor:
-    """Class-balanced rows of D for each inner step, without replacement: int64 [T, K * b].
+    """Rows of D for each inner step, b of each of S random classes, all without replacement: int64 [T, S * b].
 
-    With inner_batch_per_class >= ipc every step takes the whole set, in order, and nothing is drawn.
+    With inner_batch_per_class >= ipc a class gives all its images, in order. S is all classes unless given;
+    a smaller one is drawn from the stream's part `classes`.
+
+    Raises: ValueError if S is larger than the number of classes.
     """
-    if inner_batch_per_class >= ipc:
-        return torch.arange(num_classes * ipc, device=stream.device).expand(len(inner_steps), -1)
-    words = stream.words(num_classes * ipc, inner_steps).unflatten(1, (num_classes, ipc))
-    position = torch.arange(ipc, device=stream.device)
-    picked = ((words << 31) | position).argsort(dim=2)[:, :, :inner_batch_per_class]
-    first_row = torch.arange(num_classes, device=stream.device)[None, :, None] * ipc
-    rows_TB: Tensor = (picked + first_row).flatten(1)
+    per_step = num_classes if classes_per_inner_batch is None else classes_per_inner_batch
+    if per_step > num_classes:
+        raise ValueError(f"a batch of {per_step} classes is larger than the set of {num_classes} classes")
+    if per_step == num_classes:
+        classes_TS = torch.arange(num_classes, device=stream.device).expand(len(inner_steps), -1)
+    else:
+        order_TK = stream.part("classes").permutation(num_classes, inner_steps)
+        classes_TS = order_TK[:, :per_step].sort(dim=1).values
+    picked = torch.arange(ipc, device=stream.device)
+    if inner_batch_per_class < ipc:
+        # Drawn for the chosen classes only, by their place in the batch.
+        words = stream.words(per_step * ipc, inner_steps).unflatten(1, (per_step, ipc))
+        picked = ((words << 31) | picked).argsort(dim=2)[:, :, :inner_batch_per_class]
+    rows_TB: Tensor = (classes_TS[:, :, None] * ipc + picked).flatten(1)
     return rows_TB
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.inner_optimizer import Adam
+from ray_distill.core.inner_optimizer import SGD, Adam, InnerOptimizer
 from ray_distill.core.metagradient import Metagradient
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerDraws, InnerProblem, inner_batch
@@ -45,14 +45,31 @@ def _materialise(problem: InnerProblem, theta_P: Tensor) -> nn.Module:
     return module
 
 
+_MOMENTS = {Adam: ("exp_avg", "exp_avg_sq"), SGD: ("momentum_buffer",)}
+
+
 def _differentiable_optimizer(
-    config: Adam, parameters: list[Tensor], moments: list[dict[str, Tensor]], num_steps: int, track: bool
+    config: InnerOptimizer,
+    parameters: list[Tensor],
+    moments: list[dict[str, Tensor]],
+    num_steps: int,
+    track: bool,
 ) -> "higher.optim.DifferentiableOptimizer":
-    """Higher's Adam over the parameters, going on from the given moments."""
-    plain = torch.optim.Adam(parameters, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    """Higher's optimiser over the parameters, going on from the given moments."""
+    plain: torch.optim.Optimizer
+    match config:
+        case Adam():
+            betas = (config.beta1, config.beta2)
+            plain = torch.optim.Adam(parameters, lr=config.lr, betas=betas, eps=config.eps)
+            torch_eps = config.eps_convention == "torch"
+            kind = _TorchEpsAdam if torch_eps else higher.optim.DifferentiableAdam
+        case SGD():
+            plain = torch.optim.SGD(
+                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            )
+            kind = higher.optim.DifferentiableSGD
     for p, state in zip(parameters, moments, strict=True):
         plain.state[p] = {"step": num_steps, **state}
-    kind = _TorchEpsAdam if config.eps_convention == "torch" else higher.optim.DifferentiableAdam
     return kind(plain, parameters, track_higher_grads=track)
 
 
@@ -64,7 +81,8 @@ def higher_metagradient(
     reference: list[Tensor] = list(module.parameters())
     network = higher.monkeypatch(module, track_higher_grads=True)
     params: list[Tensor] = [p.detach().clone().requires_grad_() for p in reference]
-    zeros = [{"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)} for p in reference]
+    names = _MOMENTS[type(problem.optimizer)]
+    zeros = [{name: torch.zeros_like(p) for name in names} for p in reference]
     images, labels = (x.detach().requires_grad_() for x in data)
     leaf = DistilledData(images, labels)
 
@@ -80,7 +98,7 @@ def higher_metagradient(
     # What the window starts from is a constant: parameters and moments leave the tape here.
     params = [p.detach().requires_grad_() for p in params]
     kept = [
-        {name: state[name].detach() for name in ("exp_avg", "exp_avg_sq")} if state else zero
+        {name: state[name].detach() for name in names} if names[0] in state else zero
         for state, zero in zip((burn_in.state[0][i] for i in range(len(params))), zeros, strict=True)
     ]
     tracked = _differentiable_optimizer(problem.optimizer, reference, kept, window.start, track=True)

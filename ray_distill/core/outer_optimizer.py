@@ -2,7 +2,12 @@
 
 Clip to a multiple of a moving average of the norm, then Adam (Kingma and Ba, 2015). The average is
 updated with the current norm first, so the first step never clips and a spike passes softened, as the
-paper's authors do it.
+paper's authors do it. The step size is a schedule over the outer steps of the run, of which those that
+were skipped count too; Adam's bias correction counts the steps that were taken.
+
+Labels may be learnt too, by an Adam of their own at a fraction of the step size. Their metagradient is
+not clipped and does not count in the images' norm. After each step they are cut off at 0, since a
+negative target would reward a network for a wrong class without bound; they are not normalised.
 """
 
 import math
@@ -13,49 +18,77 @@ import torch
 from torch import Tensor
 
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.schedules import Schedule
+
+
+class Moments(NamedTuple):
+    """Adam's averages of a gradient and of its square."""
+
+    m: Tensor
+    v: Tensor
+
+    @classmethod
+    def zeros_like(cls, values: Tensor) -> "Moments":
+        """Before the first step."""
+        return cls(torch.zeros_like(values), torch.zeros_like(values))
 
 
 class OuterState(NamedTuple):
     """What the outer optimiser remembers between steps."""
 
-    m_images_NCHW: Tensor
-    v_images_NCHW: Tensor
+    images: Moments
+    labels: Moments | None
+    """None where labels are not learnt."""
     num_steps: int
     clip_ema: float | None
-    """Moving average of the metagradient's norm; None before the first step."""
+    """Moving average of the images' metagradient's norm; None before the first step."""
 
 
 class OuterReport(NamedTuple):
     """What one step did, for the logs."""
 
     metagradient_norm: float
+    """Of the images, before it is clipped."""
     clip_ema: float
     clipped: bool
+    label_metagradient_norm: float | None
+    """None where labels are not learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterOptimizer:
-    """EMA-of-norm clipping and Adam on the images; the labels stay as they are."""
+    """EMA-of-norm clipping and Adam on the images; Adam on the labels, or nothing."""
 
-    lr: float
+    lr: Schedule
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     clip_ema_decay: float = 0.9
     clip_multiple: float = 2.0
+    label_lr_scale: float | None = None
+    """Labels are learnt with lr / label_lr_scale; None: they stay as they are."""
 
     def init(self, data: DistilledData) -> OuterState:
         """The state before the first step."""
-        zeros = torch.zeros_like(data.images_NCHW)
-        return OuterState(zeros, zeros, 0, None)
+        labels = None if self.label_lr_scale is None else Moments.zeros_like(data.labels_NK)
+        return OuterState(Moments.zeros_like(data.images_NCHW), labels, 0, None)
+
+    def _adam(
+        self, values: Tensor, moments: Moments, grad: Tensor, lr: float, num_steps: int
+    ) -> tuple[Tensor, Moments]:
+        """The step that makes num_steps: theta' = theta - lr (m'/c1) / (sqrt(v'/c2) + eps)."""
+        m = self.beta1 * moments.m + (1.0 - self.beta1) * grad
+        v = self.beta2 * moments.v + (1.0 - self.beta2) * grad * grad
+        c1, c2 = 1.0 - self.beta1**num_steps, 1.0 - self.beta2**num_steps
+        return values - (lr / c1) * m / (v.sqrt() / math.sqrt(c2) + self.eps), Moments(m, v)
 
     def step(
-        self, data: DistilledData, state: OuterState, metagradient: DistilledData
+        self, data: DistilledData, state: OuterState, metagradient: DistilledData, outer_step: int
     ) -> tuple[DistilledData, OuterState, OuterReport]:
-        """One step of D along the (finite) metagradient of the images.
+        """One step of D along the (finite) metagradient, with the lr of the outer step.
 
-        e' = decay e + (1 - decay) |g|, e' = |g| at the first step; g is scaled to norm
-        min(|g|, multiple e'); then theta' = theta - lr (m'/c1) / (sqrt(v'/c2) + eps).
+        For the images e' = decay e + (1 - decay) |g|, e' = |g| at the first step; g is scaled to norm
+        min(|g|, multiple e'); then Adam. For the labels Adam on their g as it is, then max(labels, 0).
         """
         norm = float(metagradient.images_NCHW.norm())
         previous = norm if state.clip_ema is None else state.clip_ema
@@ -63,13 +96,17 @@ class OuterOptimizer:
         clipped = norm > self.clip_multiple * ema
         scale = self.clip_multiple * ema / norm if clipped else 1.0
         grad = metagradient.images_NCHW * scale
-        m = self.beta1 * state.m_images_NCHW + (1.0 - self.beta1) * grad
-        v = self.beta2 * state.v_images_NCHW + (1.0 - self.beta2) * grad * grad
-        num_steps = state.num_steps + 1
-        c1, c2 = 1.0 - self.beta1**num_steps, 1.0 - self.beta2**num_steps
-        images = data.images_NCHW - (self.lr / c1) * m / (v.sqrt() / math.sqrt(c2) + self.eps)
+        lr, num_steps = self.lr.at(outer_step), state.num_steps + 1
+        images, of_images = self._adam(data.images_NCHW, state.images, grad, lr, num_steps)
+        labels, of_labels, label_norm = data.labels_NK, None, None
+        if self.label_lr_scale is not None:
+            assert state.labels is not None, "a state of another optimiser"
+            label_norm = float(metagradient.labels_NK.norm())
+            label_lr = lr / self.label_lr_scale
+            labels, of_labels = self._adam(labels, state.labels, metagradient.labels_NK, label_lr, num_steps)
+            labels = labels.clamp(min=0.0)
         return (
-            data._replace(images_NCHW=images),
-            OuterState(m, v, num_steps, ema),
-            OuterReport(norm, ema, clipped),
+            DistilledData(images, labels),
+            OuterState(of_images, of_labels, num_steps, ema),
+            OuterReport(norm, ema, clipped, label_norm),
         )

@@ -13,7 +13,8 @@ of its seed, too few to tell the draws of a long run apart, and it draws other n
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,12 +70,16 @@ class Stream:
             seed=self.seed, name=self.name, outer_step=outer_step, replica=replica, device=self.device
         )
 
+    def part(self, name: str) -> "Stream":
+        """A stream of its own at the same place, for one part of what this one is for: `<name>-<part>`."""
+        return replace(self, name=f"{self.name}-{name}")
+
     def key(self) -> tuple[int, int]:
         """The Philox key: the first 64 bits of a hash of seed and name."""
         digest = hashlib.blake2b(f"{self.seed}:{self.name}".encode(), digest_size=8).digest()
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
-    def words(self, count: int, inner_steps: range = range(1)) -> Tensor:
+    def words(self, count: int, inner_steps: Sequence[int] = range(1)) -> Tensor:
         """Independent 32-bit words: int64 [len(inner_steps), count], each uniform on [0, 2^32)."""
         blocks = torch.arange(-(-count // 4), device=self.device)
         steps = torch.tensor(list(inner_steps), dtype=torch.int64, device=self.device)
@@ -84,11 +89,11 @@ class Stream:
         words = philox((blocks[None, :], steps[:, None], place[0], place[1]), self.key())
         return torch.stack(words, dim=-1).flatten(1)[:, :count]
 
-    def uniform(self, count: int, inner_steps: range = range(1), *, dtype: torch.dtype) -> Tensor:
+    def uniform(self, count: int, inner_steps: Sequence[int] = range(1), *, dtype: torch.dtype) -> Tensor:
         """Uniform on [0, 1), 24 random bits, the same numbers in float32 and float64: [steps, count]."""
         return (self.words(count, inner_steps) >> 8).to(dtype) * 2.0**-24
 
-    def normal(self, count: int, inner_steps: range = range(1), *, dtype: torch.dtype) -> Tensor:
+    def normal(self, count: int, inner_steps: Sequence[int] = range(1), *, dtype: torch.dtype) -> Tensor:
         """Standard normal by Box-Muller, computed in float64 and rounded to dtype: [steps, count]."""
         words = self.words(2 * (-(-count // 2)), inner_steps).to(torch.float64) * 2.0**-32
         first, second = words.unflatten(1, (-1, 2)).unbind(-1)
@@ -97,7 +102,7 @@ class Stream:
         pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
         return pairs.flatten(1)[:, :count].to(dtype)
 
-    def permutation(self, count: int, inner_steps: range = range(1)) -> Tensor:
+    def permutation(self, count: int, inner_steps: Sequence[int] = range(1)) -> Tensor:
         """A uniformly random order of range(count) for each step: int64 [steps, count]."""
         # The position below the word breaks ties, so that the order does not depend on the sort.
         position = torch.arange(count, device=self.device)

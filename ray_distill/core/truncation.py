@@ -1,13 +1,19 @@
 """Truncation: which steps of the inner training are differentiated.
 
-Each rule is a pure function of (its fields, outer step, random stream). The stream's place holds no
-replica and no rank: all metagradients of one outer step share their window, as in the paper (section 3).
+Each rule is a pure function of (its fields, outer step, random stream). The stream's place holds the
+outer step, and no replica and no rank: all metagradients of one outer step share their window, as in the
+paper (section 3). The lengths N and W are schedules, taken at the stream's outer step; whoever makes a
+rule sees to it that 1 <= W <= N and min_window_start <= N - W at every step of the run.
+
+One rule looks back, the forward curriculum: what it must know is a value that it takes and returns.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ray_distill.core.rng import Stream
+from ray_distill.core.schedules import Schedule, integer_at
 
 
 class Window(NamedTuple):
@@ -31,48 +37,91 @@ def _uniform_integer(stream: Stream, low: int, high: int) -> int:
 class BPTT:
     """The whole unroll: start 0, length N."""
 
-    unroll_length: int
+    unroll_length: Schedule
 
     def draw(self, stream: Stream) -> Window:
         """The window at the stream's outer step."""
-        return Window(0, self.unroll_length)
+        return Window(0, integer_at(self.unroll_length, stream.outer_step))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TBPTT:
     """The last W steps of N: start N - W."""
 
-    unroll_length: int
-    window_length: int
+    unroll_length: Schedule
+    window_length: Schedule
 
     def draw(self, stream: Stream) -> Window:
         """The window at the stream's outer step."""
-        return Window(self.unroll_length - self.window_length, self.window_length)
+        unroll, window = (integer_at(x, stream.outer_step) for x in (self.unroll_length, self.window_length))
+        return Window(unroll - window, window)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RBPTT:
     """From the first step, a length uniform on 1 .. N."""
 
-    unroll_length: int
+    unroll_length: Schedule
 
     def draw(self, stream: Stream) -> Window:
         """The window at the stream's outer step."""
-        return Window(0, _uniform_integer(stream, 1, self.unroll_length))
+        return Window(0, _uniform_integer(stream, 1, integer_at(self.unroll_length, stream.outer_step)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaTBPTT:
     """W steps from a start uniform on min_window_start .. N - W (the paper's algorithm 1)."""
 
-    unroll_length: int
-    window_length: int
+    unroll_length: Schedule
+    window_length: Schedule
     min_window_start: int = 0
 
     def draw(self, stream: Stream) -> Window:
         """The window at the stream's outer step."""
-        start = _uniform_integer(stream, self.min_window_start, self.unroll_length - self.window_length)
-        return Window(start, self.window_length)
+        unroll, window = (integer_at(x, stream.outer_step) for x in (self.unroll_length, self.window_length))
+        return Window(_uniform_integer(stream, self.min_window_start, unroll - window), window)
 
 
-Truncation = BPTT | TBPTT | RBPTT | RaTBPTT
+class CurriculumState(NamedTuple):
+    """What a forward curriculum knows of the run; as it stands here, before the first validation."""
+
+    advanced: int = 0
+    """Inner steps by which the window has moved on from min_window_start."""
+    best_loss: float | None = None
+    """The lowest validation loss at this place; None before the first."""
+    num_stalled: int = 0
+    """Validations in a row that were not below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardCurriculum:
+    """W steps from min_window_start; on by W when the validation loss stalls for a patience; N - W at most.
+
+    At the last place the window stays. Where schedules change the lengths, it moves on by the W of the step
+    that follows, and gives way when N - W falls below its place.
+    """
+
+    unroll_length: Schedule
+    window_length: Schedule
+    min_window_start: int = 0
+    patience: int
+    """Validations in a row without a new lowest loss at this place that make the window move."""
+
+    def draw(self, outer_step: int, state: CurriculumState) -> Window:
+        """The window at an outer step. Nothing is random about it."""
+        unroll, window = (integer_at(x, outer_step) for x in (self.unroll_length, self.window_length))
+        return Window(min(self.min_window_start + state.advanced, unroll - window), window)
+
+    def update(self, outer_step: int, state: CurriculumState, validation_loss: float) -> CurriculumState:
+        """The state after a validation before this outer step. A loss that is not finite is no improvement."""
+        best = math.inf if state.best_loss is None else state.best_loss
+        if validation_loss < best:
+            return state._replace(best_loss=validation_loss, num_stalled=0)
+        if state.num_stalled + 1 < self.patience:
+            return state._replace(num_stalled=state.num_stalled + 1)
+        here = self.draw(outer_step, state)
+        last = integer_at(self.unroll_length, outer_step) - here.length
+        return CurriculumState(advanced=min(here.end, last) - self.min_window_start)
+
+
+Truncation = BPTT | TBPTT | RBPTT | RaTBPTT | ForwardCurriculum

@@ -1,32 +1,44 @@
 """The inner training: a network trained on D from a fresh initialisation, step by step.
 
 Everything random about it is in `InnerDraws`; the rest is a pure function, so any stretch of it can be
-run again and gives the same numbers.
+run again and gives the same numbers. Several replicas, each with its own draws, are trained at once, a row
+of the state for each; one alone is a group of one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ray_distill.core import augment
 from ray_distill.core.distilled import DistilledData, inner_batches, random_batches
-from ray_distill.core.inner_optimizer import Adam, InnerState
+from ray_distill.core.inner_optimizer import InnerOptimizer, InnerState
 from ray_distill.core.networks import Network
 from ray_distill.core.rng import Stream
+from ray_distill.core.step_functions import Batches, StepFunctions, stacked
 
 
 @dataclass(frozen=True, kw_only=True)
 class InnerProblem:
     """What an inner training is, apart from its data and its draws."""
 
-    network: Network
-    optimizer: Adam
-    augmentation: tuple[str, ...] = ()
-    """Names of operations for the distilled images."""
+    functions: StepFunctions
+    optimizer: InnerOptimizer
+    augmentation: augment.Augmentation = augment.NONE
+    """Of the distilled images."""
     inner_batch_per_class: int
+    classes_per_inner_batch: int | None = None
+    """Classes in an inner batch, drawn anew at each step. None: all."""
+    most_states: int | None = None
+    """States of a window that may be kept at once (each with its gradient), of every replica that is computed
+    at once; None: all of them."""
+
+    @property
+    def network(self) -> Network:
+        """The network that is trained."""
+        return self.functions.network
 
 
 class InnerDraws(NamedTuple):
@@ -36,7 +48,7 @@ class InnerDraws(NamedTuple):
     """Initial parameters."""
     rows_TB: Tensor
     """Rows of D in each step's batch."""
-    augments: list[augment.AugmentDraw | None]
+    augments: list[augment.AugmentDraw]
     """One augmentation for each step."""
 
 
@@ -50,7 +62,7 @@ def draw_inner(
     *,
     batch: int | None = None,
 ) -> InnerDraws:
-    """All draws of one inner training, from the streams `init`, `inner-batch` and `inner-augment-*`.
+    """All draws of one inner training, from the streams `init`, `inner-batch`, `inner-augment` and their parts.
 
     They depend on the place (seed, outer step, replica) and on shapes, never on the values of the data.
     With a number for `batch`, batches of that many rows are drawn at random, whatever their classes, for
@@ -64,17 +76,11 @@ def draw_inner(
     dtype, num_classes = data.images_NCHW.dtype, data.labels_NK.shape[1]
     steps, ipc = range(inner_steps), len(data.images_NCHW) // num_classes
     if batch is None:
-        rows_TB = inner_batches(stream("inner-batch"), steps, num_classes, ipc, problem.inner_batch_per_class)
+        per_class, classes = problem.inner_batch_per_class, problem.classes_per_inner_batch
+        rows_TB = inner_batches(stream("inner-batch"), steps, num_classes, ipc, per_class, classes)
     else:
         rows_TB = random_batches(stream("inner-batch"), steps, len(data.images_NCHW), batch)
-    augments = augment.draw(
-        problem.augmentation,
-        stream("inner-augment-choice"),
-        stream("inner-augment-magnitude"),
-        steps,
-        rows_TB.shape[1],
-        dtype,
-    )
+    augments = augment.draw(problem.augmentation, stream("inner-augment"), steps, rows_TB.shape[1], dtype)
     return InnerDraws(problem.network.init(stream("init"), dtype=dtype), rows_TB, augments)
 
 
@@ -84,21 +90,18 @@ def inner_batch(data: DistilledData, draws: InnerDraws, t: int) -> DistilledData
     return DistilledData(augment.apply(data.images_NCHW[rows_B], draws.augments[t]), data.labels_NK[rows_B])
 
 
-def cross_entropy(network: Network, theta_P: Tensor, batch: DistilledData) -> Tensor:
-    """Mean over the batch of -sum_k labels_BK log softmax(logits)_BK; labels are target probabilities."""
-    return F.cross_entropy(network(theta_P, batch.images_NCHW), batch.labels_NK)
+def group_batches(data: DistilledData, draws: Sequence[InnerDraws], t: int) -> Batches:
+    """`inner_batch` of each replica. Augmented one by one: their operations may differ."""
+    return Batches.stack([inner_batch(data, one, t) for one in draws])
 
 
-def inner_gradient(network: Network, theta_P: Tensor, batch: DistilledData) -> Tensor:
-    """grad_theta of the cross entropy at constant batch: [P], off the tape."""
-    with torch.enable_grad():
-        theta_P = theta_P.detach().requires_grad_()
-        (grad_P,) = torch.autograd.grad(cross_entropy(network, theta_P, batch), theta_P)
-    return grad_P
+def initial_state(problem: InnerProblem, draws: Sequence[InnerDraws]) -> InnerState:
+    """Before the first step: tensors [R, P], a row for each replica."""
+    return problem.optimizer.init(stacked([one.theta_P for one in draws]))
 
 
 class Unrolled(NamedTuple):
-    """A stretch of inner training: the state before each step, each step's gradient, and the last state."""
+    """A stretch of inner training: the state before each step, each step's gradient [R, P], and the last state."""
 
     states: list[InnerState]
     grads: list[Tensor]
@@ -107,26 +110,35 @@ class Unrolled(NamedTuple):
 
 @torch.no_grad()
 def run_steps(
-    problem: InnerProblem, data: DistilledData, draws: InnerDraws, state: InnerState, num_steps: int
+    problem: InnerProblem,
+    data: DistilledData,
+    draws: Sequence[InnerDraws],
+    state: InnerState,
+    num_steps: int,
 ) -> InnerState:
     """`num_steps` inner steps from `state`, keeping nothing (the burn-in)."""
     for t in range(state.num_steps, state.num_steps + num_steps):
-        grad_P = inner_gradient(problem.network, state.theta_P, inner_batch(data, draws, t))
-        state = problem.optimizer.step(state, grad_P)
+        grad_RP, _ = problem.functions.gradients(state.theta_P, group_batches(data, draws, t))
+        state = problem.optimizer.step(state, grad_RP)
     return state
 
 
 @torch.no_grad()
 def run_window(
-    problem: InnerProblem, data: DistilledData, draws: InnerDraws, state: InnerState, num_steps: int
+    problem: InnerProblem,
+    data: DistilledData,
+    draws: Sequence[InnerDraws],
+    state: InnerState,
+    num_steps: int,
 ) -> Unrolled:
     """`num_steps` inner steps from `state`, keeping the states and gradients that the adjoint needs.
 
-    Memory: 4 P floats a step (theta, two moments, gradient), whatever the number and size of the images.
+    Memory: (2 + moments) P floats a step and replica, whatever the number and size of the images.
     """
     states, grads = [], []
     for t in range(state.num_steps, state.num_steps + num_steps):
         states.append(state)
-        grads.append(inner_gradient(problem.network, state.theta_P, inner_batch(data, draws, t)))
-        state = problem.optimizer.step(state, grads[-1])
+        grad_RP, _ = problem.functions.gradients(state.theta_P, group_batches(data, draws, t))
+        grads.append(grad_RP)
+        state = problem.optimizer.step(state, grad_RP)
     return Unrolled(states, grads, state)

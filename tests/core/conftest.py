@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ray_distill.core.augment import Augmentation, Mode
 from ray_distill.core.distilled import DistilledData, noise, unit_noise
-from ray_distill.core.inner_optimizer import Adam
+from ray_distill.core.inner_optimizer import Adam, InnerOptimizer
 from ray_distill.core.networks import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
+from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
 
 
@@ -25,13 +27,18 @@ class Case:
     num_classes: int = 3
     ipc: int = 2
     inner_batch_per_class: int | None = None
+    classes_per_inner_batch: int | None = None
     augmentation: tuple[str, ...] = ()
-    optimizer: Adam = field(default_factory=lambda: Adam(lr=1e-2))
+    optimizer: InnerOptimizer = field(default_factory=lambda: Adam(lr=1e-2))
+    augmentation_mode: Mode = "single"
     inner_steps: int = 11
     dtype: torch.dtype = torch.float64
     seed: int = 7
     replica: int = 0
     outer_step: int = 0
+    product_form: str = "reverse"
+    images_per_pass: int | None = None
+    most_states: int | None = None
     module: nn.Module | None = None
     """A module on the meta device that stands in for the named network."""
 
@@ -48,10 +55,14 @@ class Case:
         )
         batch = self.ipc if self.inner_batch_per_class is None else self.inner_batch_per_class
         return InnerProblem(
-            network=network,
+            functions=StepFunctions(
+                network, product_form=self.product_form, images_per_pass=self.images_per_pass
+            ),
             optimizer=self.optimizer,
-            augmentation=self.augmentation,
+            augmentation=Augmentation(self.augmentation, self.augmentation_mode),
             inner_batch_per_class=batch,
+            most_states=self.most_states,
+            classes_per_inner_batch=self.classes_per_inner_batch,
         )
 
     def _soft_labels(self, name: str, rows: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adam and its adjoint: against torch.optim, `higher`, autograd and closed forms."""
+"""Adam, SGD and their adjoints: against torch.optim, `higher`, autograd and closed forms."""
 
 import math
 
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ray_distill.core.inner_optimizer import (
     EPS_CONVENTIONS,
+    SGD,
     Adam,
+    InnerOptimizer,
     InnerState,
     StateAdjoint,
 )
@@ -32,7 +34,7 @@ def gradients(num_steps: int) -> list[Tensor]:
     return grads
 
 
-def run(optimizer: Adam, theta: Tensor, grads: list[Tensor]) -> InnerState:
+def run(optimizer: InnerOptimizer, theta: Tensor, grads: list[Tensor]) -> InnerState:
     state = optimizer.init(theta)
     for grad in grads:
         state = optimizer.step(state, grad)
@@ -55,8 +57,8 @@ def test_torch_convention_is_torch_optim_adam_step_for_step(optimizer: Adam) -> 
         state = optimizer.step(state, grad)
         assert state.num_steps == t + 1
         torch.testing.assert_close(state.theta_P, parameter.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(state.m_P, reference.state[parameter]["exp_avg"], rtol=1e-12, atol=0)
-    torch.testing.assert_close(state.v_P, reference.state[parameter]["exp_avg_sq"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(state.moments[0], reference.state[parameter]["exp_avg"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(state.moments[1], reference.state[parameter]["exp_avg_sq"], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ADAMS)
@@ -96,25 +98,53 @@ def test_adjoint_of_the_first_step_in_closed_form(convention: str) -> None:
     lam = torch.tensor([1.0, -3.0, 2.0, 5.0], dtype=torch.float64)
     zero = torch.zeros_like(lam)
     after = optimizer.step(optimizer.init(zero), grad)
-    before, lam_g = optimizer.adjoint(after, grad, StateAdjoint(lam, zero, zero))
+    before, lam_g = optimizer.adjoint(after, grad, StateAdjoint(lam, (zero, zero)))
     assert torch.equal(before.theta_P, lam)
     torch.testing.assert_close(lam_g, -0.3 * e * lam / (grad.abs() + e) ** 2, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("convention", EPS_CONVENTIONS)
+OPTIMIZERS = [
+    *(Adam(lr=1e-2, beta1=0.8, beta2=0.99, eps=1e-3, eps_convention=c) for c in EPS_CONVENTIONS),
+    SGD(lr=0.1, momentum=0.8, weight_decay=0.3),
+    SGD(lr=0.1, momentum=0.0, weight_decay=0.0),
+]
+
+
+def tensors(state: InnerState | StateAdjoint) -> tuple[Tensor, ...]:
+    return state.theta_P, *state.moments
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("steps_before", [0, 1, 7])
-def test_adjoint_is_autograd_through_the_step(convention: str, steps_before: int) -> None:
-    """For random adjoints of all three tensors, where v' > 0 (autograd gives NaN at v' = 0)."""
-    optimizer = Adam(lr=1e-2, beta1=0.8, beta2=0.99, eps=1e-3, eps_convention=convention)
+def test_adjoint_is_autograd_through_the_step(optimizer: InnerOptimizer, steps_before: int) -> None:
+    """For random adjoints of all tensors, where v' > 0 (autograd gives NaN at v' = 0)."""
     state = run(optimizer, normal("theta"), [normal("grad", t) for t in range(steps_before)])
-    leaves = [x.clone().requires_grad_() for x in (*state[:3], normal("grad", 99))]
-    after = optimizer.step(InnerState(leaves[0], leaves[1], leaves[2], state.num_steps), leaves[3])
-    adjoint = StateAdjoint(normal("lam-theta"), normal("lam-m"), normal("lam-v"))
-    expected = torch.autograd.grad(after[:3], leaves, adjoint)
-    detached = InnerState(*(x.detach() for x in after[:3]), after.num_steps)
-    before, lam_g = optimizer.adjoint(detached, leaves[3].detach(), adjoint)
-    for ours, reference in zip((*before, lam_g), expected, strict=True):
+    leaves = [x.clone().requires_grad_() for x in (*tensors(state), normal("grad", 99))]
+    after = optimizer.step(InnerState(leaves[0], tuple(leaves[1:-1]), state.num_steps), leaves[-1])
+    lam = [normal(f"lam-{i}") for i in range(1 + optimizer.num_moments)]
+    expected = torch.autograd.grad(tensors(after), leaves, lam, materialize_grads=True)
+    detached = InnerState(after.theta_P.detach(), tuple(x.detach() for x in after.moments), after.num_steps)
+    adjoint = StateAdjoint(lam[0], tuple(lam[1:]))
+    before, lam_g = optimizer.adjoint(detached, leaves[-1].detach(), adjoint)
+    assert len(before.moments) == len(after.moments) == optimizer.num_moments
+    for ours, reference in zip((*tensors(before), lam_g), expected, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[2:], ids=str)
+def test_sgd_is_torch_optim_sgd_step_for_step(optimizer: SGD) -> None:
+    theta, grads = normal("theta"), gradients(20)
+    parameter = theta.clone().requires_grad_()
+    reference = torch.optim.SGD(
+        [parameter], lr=optimizer.lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
+    )
+    state = optimizer.init(theta)
+    for t, grad in enumerate(grads):
+        parameter.grad = grad.clone()
+        reference.step()
+        state = optimizer.step(state, grad)
+        assert state.num_steps == t + 1
+        torch.testing.assert_close(state.theta_P, parameter.detach(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("convention", EPS_CONVENTIONS)
@@ -124,21 +154,24 @@ def test_a_zero_gradient_gives_the_adjoint_of_the_first_moment_alone(convention:
     zero = torch.zeros(SIZE, dtype=torch.float64)
     after = run(optimizer, normal("theta"), [zero, zero])
     lam = normal("lam")
-    before, lam_g = optimizer.adjoint(after, zero, StateAdjoint(lam, zero, zero))
+    before, lam_g = optimizer.adjoint(after, zero, StateAdjoint(lam, (zero, zero)))
     c1, c2 = 1 - 0.9**2, 1 - 0.999**2
     lam_m = -(1e-2 / c1) * (1.0 if convention == "torch" else math.sqrt(c2)) * lam / 1e-8
-    torch.testing.assert_close(before.m_P, 0.9 * lam_m, rtol=1e-12, atol=0)
+    torch.testing.assert_close(before.moments[0], 0.9 * lam_m, rtol=1e-12, atol=0)
     torch.testing.assert_close(lam_g, 0.1 * lam_m, rtol=1e-12, atol=0)
-    assert torch.equal(before.v_P, zero)
+    assert torch.equal(before.moments[1], zero)
 
 
-def test_step_and_adjoint_do_not_write_to_their_arguments() -> None:
-    optimizer, grads = Adam(lr=1e-2), gradients(3)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_step_and_adjoint_do_not_write_to_their_arguments(optimizer: InnerOptimizer) -> None:
+    grads = gradients(3)
     state = run(optimizer, normal("theta"), grads[:2])
-    copies = [x.clone() for x in (*state[:3], grads[2])]
+    copies = [x.clone() for x in (*tensors(state), grads[2])]
     after = optimizer.step(state, grads[2])
-    adjoint = StateAdjoint(normal("a"), normal("b"), normal("c"))
-    kept = [x.clone() for x in (*after[:3], *adjoint)]
+    lam = [normal(f"lam-{i}") for i in range(1 + optimizer.num_moments)]
+    adjoint = StateAdjoint(lam[0], tuple(lam[1:]))
+    kept = [x.clone() for x in (*tensors(after), *tensors(adjoint))]
     optimizer.adjoint(after, grads[2], adjoint)
-    for value, copy in zip((*state[:3], grads[2], *after[:3], *adjoint), copies + kept, strict=True):
+    values = (*tensors(state), grads[2], *tensors(after), *tensors(adjoint))
+    for value, copy in zip(values, copies + kept, strict=True):
         assert torch.equal(value, copy)

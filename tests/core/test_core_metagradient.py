@@ -2,7 +2,9 @@
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,23 +14,21 @@ from torch.nn import functional as F
 from ray_distill.core import augment
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.higher_reference import higher_metagradient
-from ray_distill.core.inner_optimizer import Adam
+from ray_distill.core.inner_optimizer import SGD, Adam, InnerState
 from ray_distill.core.metagradient import (
     Metagradient,
     add_pulled_back,
     adjoint_metagradient,
-    outer_loss_and_gradient,
-    second_order_product,
+    segment_length,
 )
 from ray_distill.core.networks import Network
 from ray_distill.core.rng import Stream
+from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import (
     InnerDraws,
     InnerProblem,
-    cross_entropy,
     inner_batch,
-    inner_gradient,
 )
 
 BOTH = ("flip", "rotate")
@@ -68,6 +68,89 @@ def test_adjoint_is_higher(
     assert relative_difference(ours.grad.labels_NK, reference.grad.labels_NK) < 1e-8
 
 
+@pytest.mark.parametrize("window", [Window(0, 1), Window(0, 5), Window(4, 3)], ids=str)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_adjoint_is_higher_for_sgd(
+    make_case: Callable, relative_difference: Callable, momentum: float, window: Window
+) -> None:
+    optimizer = SGD(lr=0.05, momentum=momentum, weight_decay=5e-2)
+    case = make_case(ipc=3, inner_batch_per_class=2, augmentation=BOTH, optimizer=optimizer)
+    ours, reference = both_engines(case, window)
+    for a, b in zip(ours.grad, reference.grad, strict=True):
+        assert relative_difference(a, b) < 1e-8
+
+
+@pytest.mark.parametrize("most_states", [7, 8, 10, 12])
+def test_a_replayed_window_gives_the_same_bits(make_case: Callable, most_states: int) -> None:
+    """Windows of 11 steps in segments of 3 to 6: the same operations on the same numbers."""
+    what = {"ipc": 3, "inner_batch_per_class": 2, "augmentation": BOTH, "inner_steps": 14}
+    whole = make_case(**what)
+    arguments = (whole.data, whole.draws, Window(2, 11), whole.real)
+    straight = adjoint_metagradient(whole.problem, *arguments)
+    replayed = adjoint_metagradient(make_case(**what, most_states=most_states).problem, *arguments)
+    for a, b in zip(
+        (*straight.grad, straight.outer_loss, straight.position_norms_W),
+        (*replayed.grad, replayed.outer_loss, replayed.position_norms_W),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("length", "most_states", "segment"),
+    [(11, None, 11), (11, 11, 11), (11, 10, 8), (11, 7, 4), (1000, 64, 36), (0, 1, 0), (1, 1, 1)],
+)
+def test_segments_fit_and_are_as_long_as_can_be(length: int, most_states: int | None, segment: int) -> None:
+    """ceil(length / k) + k <= most: 11 steps in 10 states: k = 8 (2 + 8); in 7: k = 4 (3 + 4); 1000 in 64: 28 + 36."""
+    assert segment_length(length, most_states) == segment
+
+
+def test_a_window_that_cannot_fit_is_refused_with_the_least_room() -> None:
+    """ceil(1000 / k) + k is least at, for one, k = 32: 32 + 32."""
+    with pytest.raises(ValueError, match="1000 steps needs room for at least 64 states, not 20"):
+        segment_length(1000, 20)
+
+
+def test_a_replayed_window_holds_few_states_at_once(make_case: Callable) -> None:
+    """The most InnerStates alive at once, counted by the parameter vectors that the optimiser has made."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Counting(Adam):
+        def step(self, state: InnerState, grad_P: Tensor) -> InnerState:
+            nonlocal most
+            after = super().step(state, grad_P)
+            alive.append(weakref.ref(after.theta_P))
+            most = max(most, sum(ref() is not None for ref in alive))
+            return after
+
+    counts = {}
+    for most_states in (None, 12):
+        case = make_case(optimizer=Counting(lr=1e-2), inner_steps=36, most_states=most_states)
+        alive.clear()
+        most = 0
+        adjoint_metagradient(case.problem, case.data, case.draws, Window(0, 36), case.real)
+        counts[most_states] = most
+    assert counts[None] >= 36
+    assert counts[12] <= 13  # and the one that is being made
+
+
+def test_position_norms_are_those_of_each_steps_share(
+    make_case: Callable, relative_difference: Callable
+) -> None:
+    """Batches of one image of three: where the steps' images are disjoint, squares of norms add up."""
+    case = make_case(ipc=3, inner_batch_per_class=1)
+    t = next(
+        t
+        for t in range(10)
+        if not set(case.draws.rows_TB[t].tolist()) & set(case.draws.rows_TB[t + 1].tolist())
+    )
+    ours = adjoint_metagradient(case.problem, case.data, case.draws, Window(t, 2), case.real)
+    norms = [ours.grad.images_NCHW[case.draws.rows_TB[s]].norm() for s in (t, t + 1)]
+    assert ours.position_norms_W.tolist() == pytest.approx([float(n) for n in norms], rel=1e-12)
+
+
 def test_adjoint_is_higher_for_other_betas_and_rectangular_images(
     make_case: Callable, relative_difference: Callable
 ) -> None:
@@ -77,6 +160,60 @@ def test_adjoint_is_higher_for_other_betas_and_rectangular_images(
     )
     ours, reference = both_engines(case, Window(2, 4))
     assert relative_difference(ours.grad.images_NCHW, reference.grad.images_NCHW) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("operations", "mode"),
+    [
+        *(((name,), "single") for name in augment.OPERATIONS),
+        (tuple(augment.OPERATIONS), "single"),
+        (tuple(augment.OPERATIONS), "composed"),
+    ],
+    ids=[*augment.OPERATIONS, "one-of-all", "composed"],
+)
+def test_adjoint_is_higher_under_every_augmentation(
+    make_case: Callable, relative_difference: Callable, operations: tuple[str, ...], mode: augment.Mode
+) -> None:
+    """Each operation alone, one of all at each step, and composed; on rectangular images."""
+    case = make_case(
+        image_shape=(2, 8, 6),
+        ipc=3,
+        inner_batch_per_class=2,
+        augmentation=operations,
+        augmentation_mode=mode,
+        optimizer=Adam(lr=1e-2),
+        inner_steps=7,
+    )
+    ours, reference = both_engines(case, Window(2, 5))
+    assert float(ours.outer_loss) == pytest.approx(float(reference.outer_loss), rel=1e-10)
+    assert relative_difference(ours.grad.images_NCHW, reference.grad.images_NCHW) < 1e-8
+    assert relative_difference(ours.grad.labels_NK, reference.grad.labels_NK) < 1e-8
+
+
+@pytest.mark.parametrize("inner_batch_per_class", [2, 3])
+@pytest.mark.parametrize("augmentation", [(), ("crop", "flip", "color")], ids=["plain", "composed"])
+def test_adjoint_is_higher_for_batches_of_some_classes(
+    make_case: Callable,
+    relative_difference: Callable,
+    augmentation: tuple[str, ...],
+    inner_batch_per_class: int,
+) -> None:
+    """Two of four classes at each step, some or all of their images; classes outside the window have no gradient."""
+    case = make_case(
+        num_classes=4,
+        ipc=3,
+        inner_batch_per_class=inner_batch_per_class,
+        classes_per_inner_batch=2,
+        augmentation=augmentation,
+        augmentation_mode="composed",
+        inner_steps=6,
+    )
+    assert case.draws.rows_TB.shape == (6, 2 * inner_batch_per_class)
+    ours, reference = both_engines(case, Window(1, 5))
+    assert relative_difference(ours.grad.images_NCHW, reference.grad.images_NCHW) < 1e-8
+    assert relative_difference(ours.grad.labels_NK, reference.grad.labels_NK) < 1e-8
+    touched = ours.grad.labels_NK.abs().sum(dim=1).nonzero().flatten().tolist()
+    assert touched == case.draws.rows_TB[1:6].unique().tolist()
 
 
 @pytest.mark.parametrize("eps_convention", ["torch", "higher"])
@@ -90,7 +227,7 @@ def test_dead_units_give_a_finite_metagradient_and_highers(
     draws = case.draws
     case.problem.network.unflatten(draws.theta_P)["1.bias"][:3] = -100.0
     arguments = (case.problem, case.data, draws, Window(1, 4), case.real)
-    assert int((inner_gradient(case.problem.network, draws.theta_P, case.data) == 0).sum()) >= 3 * 129
+    assert int((case.problem.functions.gradient(draws.theta_P, case.data)[0] == 0).sum()) >= 3 * 129
     ours, reference = adjoint_metagradient(*arguments), higher_metagradient(*arguments)
     assert all(bool(x.isfinite().all()) for x in ours.grad)
     for a, b in zip(ours.grad, reference.grad, strict=True):
@@ -127,9 +264,7 @@ def loss_by_torch_optim(
     for t in range(window.start + window.length):
         data = burn_in_data if t < window.start else window_data
         rows, drawn = draws.rows_TB[t], draws.augments[t]
-        images = data.images_NCHW[rows]
-        if drawn is not None:
-            images = augment.OPERATIONS[drawn.operation](images, drawn.magnitudes_B)
+        images = augment.apply(data.images_NCHW[rows], drawn)
         optimizer.zero_grad()
         F.cross_entropy(module(images), data.labels_NK[rows]).backward()
         optimizer.step()
@@ -233,14 +368,17 @@ def test_metagradient_in_closed_form(eps_convention: str) -> None:
     with torch.device("meta"):
         module = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     optimizer = Adam(lr=lr, beta2=beta2, eps=eps, eps_convention=eps_convention)
-    problem = InnerProblem(network=Network(module), optimizer=optimizer, inner_batch_per_class=1)
+    problem = InnerProblem(
+        functions=StepFunctions(Network(module)), optimizer=optimizer, inner_batch_per_class=1
+    )
 
     def number(value: float) -> Tensor:
         return torch.full((1, 1, 1, 1), value, dtype=torch.float64)
 
     data = DistilledData(number(x), torch.tensor([y], dtype=torch.float64))
     real = DistilledData(number(r), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    draws = InnerDraws(torch.zeros(2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64), [None])
+    nothing = augment.AugmentDraw((), ())
+    draws = InnerDraws(torch.zeros(2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64), [nothing])
     ours = adjoint_metagradient(problem, data, draws, Window(0, 1), real)
 
     e = eps if eps_convention == "torch" else eps / math.sqrt(1 - beta2)
@@ -250,39 +388,6 @@ def test_metagradient_in_closed_form(eps_convention: str) -> None:
     assert float(ours.outer_loss) == pytest.approx(math.log1p(math.exp(-z)), rel=1e-13)
     assert float(ours.grad.images_NCHW) == pytest.approx(dl_dd * (y[0] - y[1]) / 2, rel=1e-12)
     assert ours.grad.labels_NK[0].tolist() == pytest.approx([dl_dd * x / 2, -dl_dd * x / 2], rel=1e-12)
-
-
-def test_second_order_product_is_the_full_hessian_times_a_vector(
-    make_case: Callable, smooth_module: Callable, relative_difference: Callable
-) -> None:
-    """Against central differences of the inner gradient: H lam = d/de grad l(theta + e lam), h = 1e-5.
-
-    The mixed product is the gradient with respect to the batch of the slope d/de l(theta + e lam, batch).
-    """
-    case = make_case(module=smooth_module())
-    network, theta, batch = case.problem.network, case.draws.theta_P, case.data
-    lam = Stream(seed=1, name="lam").normal(len(theta), dtype=torch.float64)[0]
-    hessian, mixed = second_order_product(network, theta, batch, lam)
-    h = 1e-5
-    up, down = (inner_gradient(network, theta + s * h * lam, batch) for s in (1, -1))
-    assert relative_difference(hessian, (up - down) / (2 * h)) < 1e-7
-
-    def batch_gradients(at: Tensor) -> tuple[Tensor, ...]:
-        leaves = [x.clone().requires_grad_() for x in batch]
-        return torch.autograd.grad(cross_entropy(network, at, DistilledData(*leaves)), leaves)
-
-    for ours, a, b in zip(
-        mixed, batch_gradients(theta + h * lam), batch_gradients(theta - h * lam), strict=True
-    ):
-        assert relative_difference(ours, (a - b) / (2 * h)) < 1e-7
-
-
-def test_outer_loss_and_gradient(make_case: Callable, smooth_module: Callable) -> None:
-    case = make_case(module=smooth_module())
-    network, theta = case.problem.network, case.draws.theta_P
-    loss, grad = outer_loss_and_gradient(network, theta, case.real)
-    assert float(loss) == pytest.approx(float(cross_entropy(network, theta, case.real)), rel=1e-14)
-    assert torch.equal(grad, inner_gradient(network, theta, case.real))
 
 
 def test_pull_back_puts_each_cotangent_into_its_own_row(make_case: Callable) -> None:
@@ -306,7 +411,7 @@ def test_pull_back_undoes_the_steps_own_augmentation(make_case: Callable) -> Non
     """<c, batch(D')> - <c, batch(0)> = <pull back of c, D'>: the batch is linear in D."""
     case = make_case(ipc=3, inner_batch_per_class=2, augmentation=BOTH)
     draws, data = case.draws, case.data
-    assert {d.operation for d in draws.augments} == set(BOTH)
+    assert {d.operations for d in draws.augments} == {(name,) for name in BOTH}
     for t in range(len(draws.augments)):
         batch = inner_batch(data, draws, t)
         cotangent = DistilledData(

@@ -15,10 +15,10 @@ STREAM = Stream(seed=3, name="init")
 @pytest.mark.parametrize(
     ("name", "width", "norm", "image_shape", "num_classes", "expected"),
     [
-        ("convnet3", 128, "instance", (3, 32, 32), 10, 320_010),
+        ("convnet3", 128, "instance", (3, 32, 32), 10, 319_626),
         ("convnet3", 128, "none", (3, 32, 32), 10, 319_242),
-        ("convnet3", 128, "instance", (1, 28, 28), 10, 317_706),
-        ("convnet4", 128, "instance", (3, 64, 64), 200, 857_160),
+        ("convnet3", 128, "instance", (1, 28, 28), 10, 317_322),
+        ("convnet4", 128, "instance", (3, 64, 64), 200, 856_648),
         ("mlp2", 5, "none", (1, 3, 3), 4, 104),
     ],
 )
@@ -27,10 +27,11 @@ def test_parameter_counts(
 ) -> None:
     """Worked out by hand.
 
-    A 3x3 convolution c -> 128 has 1152 c + 128 parameters: 3584 (c = 3), 1280 (c = 1), 147,584 (c = 128);
-    a norm has 256; a map of 4x4 gives 2048 features. ConvNet-3, CIFAR-10: 3584 + 2 x 147,584 + 3 x 256 +
-    10 x 2048 + 10 = 320,010, less 768 without norm; 28x28 grey (padded to a 32x32 map): 3584 -> 1280.
-    ConvNet-4, 64x64, K = 200: 3584 + 3 x 147,584 + 4 x 256 + 200 x 2048 + 200 = 857,160.
+    A 3x3 convolution c -> 128 has 1152 c weights: 3456 (c = 3), 1152 (c = 1), 147,456 (c = 128), and 128
+    biases where no norm follows; a norm has 256; a map of 4x4 gives 2048 features. ConvNet-3, CIFAR-10:
+    3456 + 2 x 147,456 + 3 x 256 + 10 x 2048 + 10 = 319,626; without norm 3 x 128 biases for its 3 x 256;
+    28x28 grey (padded to a 32x32 map): 3456 -> 1152. ConvNet-4, 64x64, K = 200:
+    3456 + 3 x 147,456 + 4 x 256 + 200 x 2048 + 200 = 856,648.
     MLP, 9 -> 5 -> 5 -> 4: 50 + 30 + 24 = 104.
     """
     spec = NetworkSpec(name=name, width=width, norm=norm)
@@ -121,7 +122,7 @@ def test_the_function_is_the_module(name: str, norm: str) -> None:
     layers: list[nn.Module] = []
     if name == "convnet2":
         for channels in (2, 3):
-            layers.append(nn.Conv2d(channels, 3, 3, padding=1))
+            layers.append(nn.Conv2d(channels, 3, 3, padding=1, bias=norm != "instance"))
             layers += [nn.InstanceNorm2d(3, affine=True)] if norm == "instance" else []
             layers += [nn.ReLU(), nn.AvgPool2d(2)]
         layers += [nn.Flatten(), nn.Linear(12, 4)]
@@ -131,6 +132,16 @@ def test_the_function_is_the_module(name: str, norm: str) -> None:
     nn.utils.vector_to_parameters(theta, module.parameters())
     x = Stream(seed=1, name="x").normal(5 * 128, dtype=torch.float64).reshape(5, 2, 8, 8)
     torch.testing.assert_close(network(theta, x), module(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_bias_before_an_instance_norm_would_do_nothing() -> None:
+    """Why there is none: an ordinary convolution's bias moves the normed map by rounding alone."""
+    x = Stream(seed=1, name="x").normal(5 * 128, dtype=torch.float64).reshape(5, 2, 8, 8)
+    module = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.GroupNorm(3, 3)).double()
+    before = module(x)
+    with torch.no_grad():
+        module[0].bias += 10.0
+    torch.testing.assert_close(module(x), before, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Retraining: accuracy counted by hand, horizons as points of one training, draws by place."""
+"""Retraining: scores counted by hand, horizons as points of one training, draws by place."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from ray_distill.core.distilled import DistilledData, one_hot, random_batches
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.networks import NetworkSpec, build_network
-from ray_distill.core.retrain import accuracy, retrain
+from ray_distill.core.retrain import retrain, score
 from ray_distill.core.rng import Stream
-from ray_distill.core.unroll import draw_inner, run_steps
+from ray_distill.core.unroll import draw_inner, initial_state, run_steps
 
 STREAM = Stream(seed=4, name="batches")
 
@@ -28,14 +29,21 @@ def patterns(count: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
-def test_accuracy_is_the_fraction_right(batch: int) -> None:
-    """A one-layer network that passes its two inputs on as logits: the larger input wins. 3 of 4 right."""
+def test_a_score_is_the_fraction_right_and_the_mean_cross_entropy(batch: int) -> None:
+    """A one-layer network that passes its two inputs on as logits: the larger input wins. 3 of 4 right.
+
+    The cross entropy is log(1 + exp(other - own)) with other - own = -1, -1, .4, -9.
+    """
     network = build_network(NetworkSpec(name="mlp1", width=2, norm="none"), (1, 1, 2), 2)
     eye = torch.eye(2, dtype=torch.float64).flatten()
     zero = torch.zeros(2, dtype=torch.float64)
     theta = torch.cat((eye, zero, eye, zero))
-    images = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.5, 0.1], [0.0, 9.0]]).double()[:, None, None]
-    assert accuracy(network, theta, images, torch.tensor([1, 0, 1, 1]), batch=batch) == 0.75
+    pairs = [[1.0, 2.0], [2.0, 1.0], [0.5, 0.1], [0.0, 9.0]]
+    images = torch.tensor(pairs, dtype=torch.float64)[:, None, None]
+    measured = score(network, theta, images, torch.tensor([1, 0, 1, 1]), batch=batch)
+    assert measured.accuracy == 0.75
+    loss = sum(math.log1p(math.exp(d)) for d in (-1.0, -1.0, 0.4, -9.0)) / 4
+    assert measured.loss == pytest.approx(loss, rel=1e-12)
 
 
 def test_training_on_separable_classes_learns_them_and_renamed_classes_are_all_wrong(
@@ -46,20 +54,23 @@ def test_training_on_separable_classes_learns_them_and_renamed_classes_are_all_w
     x, y = patterns(60, 0.3)
     by_class = torch.arange(12).reshape(4, 3).T.flatten()
     train = DistilledData(x[:12][by_class], one_hot(y[:12][by_class], 3, torch.float64))
-    assert retrain(case.problem, train, x[12:], y[12:], [60], seed=1, index=0) == [1.0]
-    assert retrain(case.problem, train, x[12:], (y[12:] + 1) % 3, [60], seed=1, index=0) == [0.0]
+    (right,) = retrain(case.problem, train, x[12:], y[12:], [60], seed=1, index=0)
+    (wrong,) = retrain(case.problem, train, x[12:], (y[12:] + 1) % 3, [60], seed=1, index=0)
+    assert (right.accuracy, wrong.accuracy) == (1.0, 0.0)
+    assert right.loss < 0.1 < wrong.loss
 
 
 def test_horizons_are_points_of_one_training(make_case: Callable) -> None:
-    """Each accuracy is that of a straight run of so many steps, whatever the other horizons."""
+    """Each score is that of a straight run of so many steps, whatever the other horizons."""
     case = make_case(ipc=3, inner_batch_per_class=2, augmentation=("flip", "rotate"))
     x, y = patterns(90, 2.0)
     horizons = (1, 4, 11)
     together = retrain(case.problem, case.data, x, y, horizons, seed=7, index=2, outer_step=5)
     for horizon, measured in zip(horizons, together, strict=True):
         draws = draw_inner(case.problem, 7, 5, 2, horizon, case.data)
-        final = run_steps(case.problem, case.data, draws, case.problem.optimizer.init(draws.theta_P), horizon)
-        assert measured == accuracy(case.problem.network, final.theta_P, x, y)
+        start = initial_state(case.problem, [draws])
+        final = run_steps(case.problem, case.data, [draws], start, horizon)
+        assert measured == score(case.problem.network, final.theta_P[0], x, y)
     assert retrain(case.problem, case.data, x, y, horizons[:2], seed=7, index=2, outer_step=5) == together[:2]
     assert len(set(together)) > 1
 
@@ -114,7 +125,8 @@ def test_training_on_random_batches_takes_a_set_that_is_not_class_balanced(make_
     case = make_case(network="mlp1", norm="none", width=16)
     x, y = patterns(47, 0.3)
     train = DistilledData(x[:17], one_hot(y[:17], 3, torch.float64))
-    assert retrain(case.problem, train, x[17:], y[17:], [100], seed=1, index=0, batch=5) == [1.0]
+    (measured,) = retrain(case.problem, train, x[17:], y[17:], [100], seed=1, index=0, batch=5)
+    assert measured.accuracy == 1.0
 
 
 def test_retraining_leaves_its_arguments_and_the_global_generator_alone(make_case: Callable) -> None:

@@ -4,23 +4,30 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from ray_distill.core import augment
 from ray_distill.core.inner_optimizer import InnerState
+from ray_distill.core.step_functions import cross_entropy
 from ray_distill.core.unroll import (
     InnerDraws,
-    cross_entropy,
     draw_inner,
+    group_batches,
+    initial_state,
     inner_batch,
-    inner_gradient,
     run_steps,
     run_window,
 )
 
 
+def tensors(state: InnerState) -> tuple[Tensor, ...]:
+    return state.theta_P, *state.moments
+
+
 def same_state(a: InnerState, b: InnerState) -> bool:
-    return a.num_steps == b.num_steps and all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+    return a.num_steps == b.num_steps and all(
+        torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True)
+    )
 
 
 def same_draws(a: InnerDraws, b: InnerDraws) -> dict[str, bool]:
@@ -28,8 +35,8 @@ def same_draws(a: InnerDraws, b: InnerDraws) -> dict[str, bool]:
     return {
         "theta": torch.equal(a.theta_P, b.theta_P),
         "rows": torch.equal(a.rows_TB, b.rows_TB),
-        "operation": all(x.operation == y.operation for x, y in pairs),
-        "magnitude": all(torch.equal(x.magnitudes_B, y.magnitudes_B) for x, y in pairs),
+        "operation": all(x.operations == y.operations for x, y in pairs),
+        "magnitude": all(torch.equal(x.magnitudes[0], y.magnitudes[0]) for x, y in pairs),
     }
 
 
@@ -73,42 +80,15 @@ def test_inner_batch_takes_its_rows_and_its_augmentation(augmented: Callable) ->
         rows, drawn = draws.rows_TB[t].tolist(), draws.augments[t]
         batch = inner_batch(case.data, draws, t)
         images = torch.stack([case.data.images_NCHW[r] for r in rows])
-        assert torch.equal(batch.images_NCHW, augment.OPERATIONS[drawn.operation](images, drawn.magnitudes_B))
+        assert torch.equal(batch.images_NCHW, augment.apply(images, drawn))
         assert torch.equal(batch.labels_NK, torch.stack([case.data.labels_NK[r] for r in rows]))
-
-
-def test_cross_entropy_is_the_mean_over_images_of_the_weighted_log_probabilities(make_case: Callable) -> None:
-    """-(1/B) sum_b sum_k y_bk log p_bk, for any rows; with one-hot rows, torch's loss of indices."""
-    case = make_case()
-    network, theta, batch = case.problem.network, case.draws.theta_P, case.data
-    log_p = torch.log(torch.softmax(network(theta, batch.images_NCHW), dim=1))
-    expected = -sum(float(batch.labels_NK[b] @ log_p[b]) for b in range(6)) / 6
-    assert float(cross_entropy(network, theta, batch)) == pytest.approx(expected, rel=1e-12)
-    classes = torch.arange(3).repeat_interleave(2)
-    hard = batch._replace(labels_NK=F.one_hot(classes, 3).double())
-    by_index = F.cross_entropy(network(theta, batch.images_NCHW), classes)
-    assert float(cross_entropy(network, theta, hard)) == pytest.approx(float(by_index), rel=1e-12)
-
-
-def test_inner_gradient_is_the_directional_derivative_of_the_loss(
-    make_case: Callable, smooth_module: Callable
-) -> None:
-    """Central difference with h = 1e-5 on a smooth network: error about h^2 = 1e-10."""
-    case = make_case(module=smooth_module())
-    network, theta = case.problem.network, case.draws.theta_P
-    grad = inner_gradient(network, theta, case.data)
-    assert not grad.requires_grad
-    direction = torch.linspace(-1, 1, len(theta), dtype=torch.float64)
-    h = 1e-5
-    up, down = (float(cross_entropy(network, theta + sign * h * direction, case.data)) for sign in (1, -1))
-    assert float(grad @ direction) == pytest.approx((up - down) / (2 * h), rel=1e-8)
 
 
 @pytest.mark.parametrize("burn_in", [0, 1, 4])
 def test_burn_in_then_window_is_one_straight_run(augmented: Callable, burn_in: int) -> None:
     case = augmented()
-    problem, data, draws = case.problem, case.data, case.draws
-    initial = problem.optimizer.init(draws.theta_P)
+    problem, data, draws = case.problem, case.data, [case.draws]
+    initial = initial_state(problem, draws)
     straight = run_steps(problem, data, draws, initial, 9)
     middle = run_steps(problem, data, draws, initial, burn_in)
     unrolled = run_window(problem, data, draws, middle, 9 - burn_in)
@@ -119,31 +99,33 @@ def test_burn_in_then_window_is_one_straight_run(augmented: Callable, burn_in: i
 
 def test_a_window_keeps_the_state_before_each_step_and_its_gradient(augmented: Callable) -> None:
     case = augmented()
-    problem, data, draws = case.problem, case.data, case.draws
-    start = run_steps(problem, data, draws, problem.optimizer.init(draws.theta_P), 2)
+    problem, data, draws = case.problem, case.data, [case.draws]
+    start = run_steps(problem, data, draws, initial_state(problem, draws), 2)
     unrolled = run_window(problem, data, draws, start, 5)
     assert len(unrolled.states) == len(unrolled.grads) == 5
     for k, (state, grad) in enumerate(zip(unrolled.states, unrolled.grads, strict=True)):
         assert same_state(state, run_steps(problem, data, draws, start, k))
-        batch = inner_batch(data, draws, 2 + k)
-        assert torch.equal(grad, inner_gradient(problem.network, state.theta_P, batch))
+        batches = group_batches(data, draws, 2 + k)
+        assert torch.equal(grad, problem.functions.gradients(state.theta_P, batches)[0])
 
 
 def test_no_steps_change_nothing(make_case: Callable) -> None:
     case = make_case()
-    initial = case.problem.optimizer.init(case.draws.theta_P)
-    assert same_state(run_steps(case.problem, case.data, case.draws, initial, 0), initial)
-    unrolled = run_window(case.problem, case.data, case.draws, initial, 0)
+    draws = [case.draws]
+    initial = initial_state(case.problem, draws)
+    assert same_state(run_steps(case.problem, case.data, draws, initial, 0), initial)
+    unrolled = run_window(case.problem, case.data, draws, initial, 0)
     assert unrolled.states == unrolled.grads == []
 
 
 def test_inner_training_lowers_the_inner_loss(make_case: Callable) -> None:
     """Hard labels, whose smallest cross entropy is 0, start near log 3."""
     case = make_case(inner_steps=40)
-    problem, draws = case.problem, case.draws
+    problem, draws = case.problem, [case.draws]
     data = case.data._replace(labels_NK=torch.eye(3, dtype=torch.float64).repeat_interleave(2, dim=0))
-    final = run_steps(problem, data, draws, problem.optimizer.init(draws.theta_P), 40)
-    losses = [float(cross_entropy(problem.network, theta, data)) for theta in (draws.theta_P, final.theta_P)]
+    final = run_steps(problem, data, draws, initial_state(problem, draws), 40)
+    thetas = draws[0].theta_P, final.theta_P[0]
+    losses = [float(cross_entropy(problem.network, theta, data)) for theta in thetas]
     assert losses[1] < 0.8 * losses[0]
 
 
@@ -151,12 +133,13 @@ def test_inner_training_is_a_pure_function(augmented: Callable) -> None:
     """Same numbers twice; inputs and global generator untouched; no tape, even if the data asks for one."""
     case = augmented()
     data = type(case.data)(*(x.requires_grad_() for x in case.data))
-    draws, initial = case.draws, case.problem.optimizer.init(case.draws.theta_P)
+    draws = case.draws
+    initial = initial_state(case.problem, [draws])
     copies = [x.detach().clone() for x in (*data, draws.theta_P, draws.rows_TB)]
     generator = torch.get_rng_state()
-    first = run_window(case.problem, data, draws, initial, 4)
-    assert same_state(first.final, run_steps(case.problem, data, draws, initial, 4))
+    first = run_window(case.problem, data, [draws], initial, 4)
+    assert same_state(first.final, run_steps(case.problem, data, [draws], initial, 4))
     assert torch.equal(torch.get_rng_state(), generator)
     for value, copy in zip((*data, draws.theta_P, draws.rows_TB), copies, strict=True):
         assert torch.equal(value, copy)
-    assert not any(x.requires_grad for x in (*first.final[:3], *first.grads))
+    assert not any(x.requires_grad for x in (*tensors(first.final), *first.grads))

@@ -17,8 +17,9 @@ from PIL import Image
 from tiny import Bench, tiny_config
 
 from ray_distill.artifact import DistilledDataset
-from ray_distill.outer_loop import OneProcess, outer_loop
+from ray_distill.outer_loop import outer_loop
 from ray_distill.run_state import RunState
+from ray_distill.world import OneProcess
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]

@@ -11,10 +11,11 @@ from tiny import Bench, tiny_config, tiny_data
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.distill import DistillError, train
-from ray_distill.outer_loop import OneProcess, outer_loop
+from ray_distill.outer_loop import outer_loop
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
+from ray_distill.world import OneProcess
 
 Place = Callable[[Config], tuple[RunFolder, Tracker]]
 pytestmark = pytest.mark.usefixtures("ray_cluster")

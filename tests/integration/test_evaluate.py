@@ -43,7 +43,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     real = real_arrays(config, dataset, b.data.train_images_NCHW, b.data.train_labels_N)
     assert len(real.test_labels) == 359, "a fifth of each class of the 1,797 digits"
     jobs = jobs_of(config)
-    dtype = build.DTYPES[config.dtype]
+    dtype = build.dtype(config)
     distilled = DistilledData(dataset.images_NCHW.to(dtype), dataset.labels_NK.to(dtype))
     expected = numbers([run_job(config, distilled, real, job) for job in jobs])
     assert {(on, name) for on, name, _, _ in expected} == {

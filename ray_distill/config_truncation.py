@@ -1,0 +1,102 @@
+"""The section `truncation` of a configuration: which inner steps are differentiated.
+
+Each rule has a section type of its own, so that an option of another rule is an unknown key. Lengths may
+change over the run (`config_schedules`); that they fit at every outer step is checked before the first.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from ray_distill.config_schedules import ScheduledInt, misfits, schedule
+from ray_distill.config_strict import NonNegativeInt, Section
+from ray_distill.core.schedules import Constant, integer_at
+
+RULES = ("bptt", "t-bptt", "r-bptt", "rat-bptt", "forward")
+
+
+class _Unroll(Section):
+    unroll_length: ScheduledInt
+    """N: inner steps of a whole unroll."""
+
+
+class _Windowed(_Unroll):
+    window_length: ScheduledInt
+    """W: differentiated inner steps."""
+
+
+class BpttConfig(_Unroll):
+    """Differentiate the whole unroll."""
+
+    rule: Literal["bptt"]
+
+
+class TbpttConfig(_Windowed):
+    """Differentiate the last window of the unroll."""
+
+    rule: Literal["t-bptt"]
+
+
+class RbpttConfig(_Unroll):
+    """Differentiate the first steps, a random number of them."""
+
+    rule: Literal["r-bptt"]
+    redraw_every: PositiveInt = 1
+    """Outer steps that share a window, drawn with the lengths of the first of them."""
+
+
+class RatBpttConfig(_Windowed):
+    """Differentiate a window at a random place."""
+
+    rule: Literal["rat-bptt"]
+    min_window_start: NonNegativeInt = 0
+    """The earliest start of the window."""
+    redraw_every: PositiveInt = 1
+    """Outer steps that share a window, drawn with the lengths of the first of them."""
+
+
+class ForwardConfig(_Windowed):
+    """Differentiate a window that moves on whenever the validation loss stalls."""
+
+    rule: Literal["forward"]
+    min_window_start: NonNegativeInt = 0
+    """Where the window starts first."""
+    patience: PositiveInt
+    """Validations in a row without a new lowest loss, since the window moved last, that make it move on by
+    its length. It stays where it has come to the end of the unroll."""
+
+
+TruncationConfig = Annotated[
+    BpttConfig | TbpttConfig | RbpttConfig | RatBpttConfig | ForwardConfig, Field(discriminator="rule")
+]
+
+
+def truncation_misfits(section: TruncationConfig, outer_steps: int) -> Iterator[str]:
+    """What is wrong with the lengths in a run of so many outer steps, for people: the first step of each."""
+    found = list(misfits("truncation.unroll_length", section.unroll_length, outer_steps))
+    if isinstance(section, _Windowed):
+        found += misfits("truncation.window_length", section.window_length, outer_steps)
+        # A schedule that is wrong in itself has no values to look at.
+        found = found or list(_lengths_misfit(section, outer_steps))
+    yield from found
+
+
+def _lengths_misfit(section: _Windowed, outer_steps: int) -> Iterator[str]:
+    unrolls, windows = (schedule(x, outer_steps) for x in (section.unroll_length, section.window_length))
+    fixed = isinstance(unrolls, Constant) and isinstance(windows, Constant)
+    earliest = section.min_window_start if isinstance(section, RatBpttConfig | ForwardConfig) else 0
+    for step in range(1 if fixed else outer_steps):
+        unroll, window = integer_at(unrolls, step), integer_at(windows, step)
+        if window > unroll:
+            yield (
+                f"truncation.window_length: must be at most truncation.unroll_length at every outer step; "
+                f"at step {step} they are {window} and {unroll}; lower one or raise the other"
+            )
+            return
+        if earliest > unroll - window:
+            yield (
+                "truncation.min_window_start: must be at most unroll_length - window_length at every outer step, "
+                f"which at step {step} is {unroll} - {window} = {unroll - window} (found {earliest})"
+            )
+            return

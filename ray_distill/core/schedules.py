@@ -1,0 +1,77 @@
+"""Schedules: values that change over a run, as pure functions of the outer step.
+
+Outer steps count from 0. A linear or cosine schedule over n steps has its start at step 0, its end at
+step n - 1, the last of them, and stays at its end after that. Lengths are schedules too, rounded by
+`integer_at`.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at every step."""
+
+    value: float
+
+    def at(self, outer_step: int) -> float:
+        """The value at an outer step."""
+        return self.value
+
+
+def _progress(outer_step: int, steps: int) -> float:
+    """0 at the first of `steps` steps, 1 at the last one and after it."""
+    return min(1.0, outer_step / (steps - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """start + (end - start) p, p = step / (steps - 1)."""
+
+    start: float
+    end: float
+    steps: int
+    """At least 2."""
+
+    def at(self, outer_step: int) -> float:
+        """The value at an outer step."""
+        p = _progress(outer_step, self.steps)
+        return (1.0 - p) * self.start + p * self.end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """end + (start - end) (1 + cos(pi p)) / 2, p = step / (steps - 1): level at both ends."""
+
+    start: float
+    end: float
+    steps: int
+    """At least 2."""
+
+    def at(self, outer_step: int) -> float:
+        """The value at an outer step."""
+        weight = (1.0 + math.cos(math.pi * _progress(outer_step, self.steps))) / 2.0
+        return weight * self.start + (1.0 - weight) * self.end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piecewise:
+    """values[i] from step from_steps[i] on, until the next one."""
+
+    values: tuple[float, ...]
+    from_steps: tuple[int, ...]
+    """Increasing; the first one is 0. As many as values."""
+
+    def at(self, outer_step: int) -> float:
+        """The value at an outer step."""
+        begun = sum(first <= outer_step for first in self.from_steps)
+        return self.values[begun - 1]
+
+
+Schedule = Constant | Linear | Cosine | Piecewise
+
+
+def integer_at(schedule: Schedule, outer_step: int) -> int:
+    """The schedule's value rounded to the nearest integer, halves up."""
+    return math.floor(schedule.at(outer_step) + 0.5)

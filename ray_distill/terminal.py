@@ -1,0 +1,71 @@
+"""What all verbs share: where they print, how an error becomes a message and an exit code, what they check."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ray_distill.errors import FailedError, MistakeError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ray_distill.progress import Update
+
+stdout = Console(soft_wrap=not sys.stdout.isatty())
+stderr = Console(stderr=True, soft_wrap=True)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Lay a value over the configuration, e.g. `outer.lr=0.01`. Repeatable.",
+    ),
+]
+
+
+def bar(what: str, total: int) -> "AbstractContextManager[Update]":
+    """A progress bar on stdout."""
+    from ray_distill.progress import progress_bar
+
+    return progress_bar(stdout, what, total)
+
+
+@contextmanager
+def errors(on_interrupt: str) -> Iterator[None]:
+    """Exceptions that a person can do something about, as one message and an exit code.
+
+    A mistake of the user's: exit code 2. Work that failed: 1. Ctrl-C: 130, and what it leaves.
+    """
+    try:
+        yield
+    except MistakeError as e:
+        _say_error("error", e)
+        raise typer.Exit(2) from None
+    except FailedError as e:
+        _say_error("failed", e)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        stderr.print(f"stopped; {on_interrupt}")
+        raise typer.Exit(130) from None
+    except OSError as e:
+        _say_error("error", e)
+        raise typer.Exit(2) from None
+
+
+def _say_error(kind: str, error: Exception) -> None:
+    stderr.print(f"[red]{kind}:[/red] ", end="")
+    stderr.print(str(error), markup=False, highlight=False)
+
+
+def check_target(target: Path, option: str = "--out") -> None:
+    """Raises: MistakeError if a file could not be written there, or would be written over."""
+    if target.exists():
+        raise MistakeError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
+    if not target.parent.is_dir():
+        raise MistakeError(f"{target}: there is no folder {target.parent}")

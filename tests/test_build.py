@@ -1,0 +1,128 @@
+"""From the configuration to core: what reaches it, and what does not fit the data."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny import Bench, tiny_config
+
+from ray_distill import build
+from ray_distill.config import ConfigError
+from ray_distill.core.augment import Augmentation
+from ray_distill.core.inner_optimizer import SGD, Adam
+from ray_distill.outer_loop import draw_real_batch
+from ray_distill.progress import Update
+from ray_distill.run import prepare
+
+GREY, COLOUR = (1, 8, 8), (3, 8, 8)
+
+
+@contextmanager
+def silent(label: str, total: int) -> Iterator[Update]:
+    yield lambda *_: None
+
+
+def test_each_side_has_its_own_augmentation_in_core() -> None:
+    config = tiny_config(
+        inner={"augmentation": ["crop", "flip"], "augmentation_mode": "composed"},
+        outer={"augmentation": ["cutout", "color"]},
+    )
+    experiment = build.experiment(config, COLOUR, 10)
+    assert experiment.inner.augmentation == Augmentation(("crop", "flip"), "composed")
+    assert experiment.real_augmentation == Augmentation(("cutout", "color"), "single")
+
+
+@pytest.mark.parametrize("section", ["inner", "outer"])
+def test_saturation_is_refused_for_images_of_one_channel(section: str) -> None:
+    """Where it would do nothing. `color` is accepted: two of its three parts do something."""
+    config = tiny_config(**{section: {"augmentation": ["flip", "saturation"]}})
+    with pytest.raises(
+        ConfigError, match=rf"^{section}\.augmentation: saturation .* one channel .*flip.*remove"
+    ):
+        build.experiment(config, GREY, 10)
+    build.experiment(config, COLOUR, 10)
+    build.experiment(tiny_config(**{section: {"augmentation": ["color"]}}), GREY, 10)
+
+
+def test_more_classes_in_a_batch_than_the_data_have_are_refused() -> None:
+    """As many are accepted, and reach core."""
+    config = tiny_config(inner={"classes_per_batch": 7})
+    assert build.experiment(config, GREY, 7).inner.classes_per_inner_batch == 7
+    with pytest.raises(ConfigError, match=r"^inner\.classes_per_batch: .* 6 classes .*found 7.*remove"):
+        build.experiment(config, GREY, 6)
+    assert build.experiment(tiny_config(), GREY, 6).inner.classes_per_inner_batch is None
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [("outer", {"augmentation": ["saturation"]}), ("inner", {"classes_per_batch": 11})],
+)
+def test_what_does_not_fit_the_data_is_known_before_a_store_is_made(
+    section: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    """Read from the data, which are grey digits of ten classes, and not in a worker."""
+    config = tiny_config(**{section: changes})
+    with pytest.raises(ConfigError, match=rf"^{section}\."):
+        prepare(config, f"sqlite:///{tmp_path}/store.db", silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_real_batch_is_augmented_by_its_section_alone(bench: Callable[..., Bench]) -> None:
+    """A cutout on the real side leaves zeros in every image, at least 2 x 2; one on the distilled side none."""
+
+    def dark_images(**sections: object) -> int:
+        b = bench(data={"preprocessing": "normalise"}, **sections)
+        images = draw_real_batch(b.experiment, b.train, 10, 0, 0).images_NCHW
+        return int(((images == 0).flatten(1).sum(dim=1) >= 4).sum())
+
+    cutout, nothing = {"augmentation": ["cutout"]}, {"augmentation": []}
+    assert dark_images(inner=nothing, outer=cutout) == 32
+    assert dark_images(inner=cutout, outer=nothing) == 0
+
+
+def test_the_optimizer_is_the_configurations() -> None:
+    sgd = build.experiment(tiny_config(inner={"optimizer": "sgd", "lr": 0.1, "momentum": 0.5}), GREY, 10)
+    assert sgd.inner.optimizer == SGD(lr=0.1, momentum=0.5, weight_decay=5e-4)
+    adam = build.experiment(tiny_config(inner={"eps_convention": "higher"}), GREY, 10)
+    assert adam.inner.optimizer == Adam(lr=1e-3, eps_convention="higher")
+
+
+def test_only_long_runs_are_compiled_by_themselves() -> None:
+    """The tiny run is a matter of seconds; CIFAR-10 at 10 images per class for 10,000 steps, of hours.
+
+    Its largest map is 128x8x8 in float64, 64 KiB an image: 96 in 6 MiB, and 50 is the divisor of 100 below.
+    """
+    assert not build.experiment(tiny_config(), GREY, 10).inner.functions.compiled
+    large = {"network": {"name": "convnet3", "width": 128}, "distilled": {"ipc": 10}}
+    long = build.experiment(tiny_config(**large, outer={"steps": 10_000}), COLOUR, 10).inner.functions
+    assert (long.compiled, long.images_per_pass) == (True, 50)
+    never = tiny_config(**large, outer={"steps": 10_000}, compute={"compile": "never"})
+    assert not build.experiment(never, COLOUR, 10).inner.functions.compiled
+    assert build.experiment(tiny_config(compute={"compile": "always"}), GREY, 10).inner.functions.compiled
+
+
+def test_the_memory_for_states_bounds_the_window() -> None:
+    """Tiny ConvNet-1, width 4, one channel of 28x28: (2 + 2) vectors of 8 bytes for each state."""
+    problem = build.experiment(tiny_config(replicas=1, compute={"state_memory_gib": 1e-3}), GREY, 10).inner
+    bytes_per_state = 4 * 8 * problem.network.num_parameters
+    assert problem.most_states == int(1e-3 * 2**30 / bytes_per_state)
+    with pytest.raises(
+        ConfigError, match=r"compute.state_memory_gib: a window of 6 steps needs room for at least 5"
+    ):
+        build.experiment(
+            tiny_config(truncation={"window_length": 6}, compute={"state_memory_gib": 1e-6}), GREY, 10
+        )
+
+
+def test_small_networks_take_their_replicas_at_once() -> None:
+    """The tiny network's 5 replicas on 2 workers: 3 at once; a wide ConvNet-3 takes them one by one."""
+    cluster = {"num_workers": 2}
+    tiny = build.experiment(tiny_config(replicas=5, cluster=cluster), GREY, 10)
+    assert tiny.replicas_at_once == 3
+    chosen = tiny_config(replicas=5, cluster=cluster, compute={"replicas_at_once": 2})
+    assert build.experiment(chosen, GREY, 10).replicas_at_once == 2
+    assert build.experiment(tiny_config(replicas=9), GREY, 10).replicas_at_once == 5, "5 and 4, not 8 and 1"
+    wide = {"network": {"name": "convnet3", "width": 128}, "distilled": {"ipc": 10}}
+    assert build.experiment(tiny_config(replicas=5, **wide), (3, 32, 32), 10).replicas_at_once == 1
+    assert build.experiment(tiny_config(replicas=5, engine="higher"), GREY, 10).replicas_at_once == 1
