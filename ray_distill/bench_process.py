@@ -76,7 +76,7 @@ def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
         data = run.prepare(config, uri, silent)
         tracker = run.claim(config, place, uri, resume=False)
         with recorded(tracker), silent("distilling", config.outer.steps) as update:
-            end = train(config, data, place, tracker, update)
+            end = train(config, data, place, tracker, update).state
     return tracker.points(SECONDS), end
 
 

@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ray_distill import build, checkpoint
+from ray_distill import build
 from ray_distill.cluster import require
 from ray_distill.config import Config, parse
 from ray_distill.core.distilled import DistilledData
@@ -34,11 +33,12 @@ from ray_distill.outer_loop import (
     Report,
     outer_loop,
 )
+from ray_distill.points import Point
 from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState
+from ray_distill.run_state import KeptRun, RunState, keep, load_kept
 from ray_distill.tracking import Tracker
 from ray_distill.world import Distributed, OneProcess, World
 
@@ -82,33 +82,40 @@ def _device(config: Config) -> torch.device:
     return device
 
 
-def load_state(folder: Path, config: Config, device: torch.device) -> RunState:
-    """The run's state from a checkpoint folder. Raises: CheckpointError if it is not one of this run."""
-    tensors, record = checkpoint.load(folder / CHECKPOINT_FILE)
-    if record.pop("config_hash", None) != config.hash:
-        raise checkpoint.CheckpointError(f"{folder} is a checkpoint of another configuration")
-    return RunState.from_record(tensors, record, device)
+class _Reporter:
+    """What the outer loop's reports become: Ray Train reports, with rank 0's state where one is kept.
 
+    A checkpoint also holds the points that MLflow does not have for certain: the process that records them may
+    be killed between the two, or the store may be away.
+    """
 
-def _reporter(config: Config, rank: int) -> Callable[[Report], None]:
-    """What the outer loop's reports become: Ray Train reports, with rank 0's state where one is kept."""
+    def __init__(self, config: Config, rank: int, board: Any, unrecorded: list[Point]) -> None:
+        self._config_hash, self._rank, self._board = config.hash, rank, board
+        self._unrecorded = unrecorded
+        """Rank 0's matter."""
 
-    def on_report(report: Report) -> None:
+    def __call__(self, report: Report) -> None:
+        """Pass one report on; every rank must."""
         metrics = {"points": [tuple(p) for p in report.points]}
+        if self._rank == 0:
+            self._unrecorded = [*self._unrecorded, *report.points]
         if not report.checkpoint:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
             kept = None
-            if rank == 0:
-                tensors, record = report.state.to_record()
-                record["config_hash"] = config.hash
-                checkpoint.save(Path(folder) / CHECKPOINT_FILE, tensors, record)
+            if self._rank == 0:
+                self._forget_recorded()
+                keep(Path(folder) / CHECKPOINT_FILE, self._config_hash, report.state, self._unrecorded)
                 kept = ray.train.Checkpoint.from_directory(folder)
             name = f"step_{report.state.outer_step:08d}"
             ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
 
-    return on_report
+    def _forget_recorded(self) -> None:
+        # A board that is gone or slow costs a larger checkpoint.
+        with suppress(ray.exceptions.RayError):
+            recorded = ray.get(self._board.recorded.remote(), timeout=10)
+            self._unrecorded = [p for p in self._unrecorded if p.outer_step > recorded]
 
 
 def _quiet_reports() -> None:
@@ -153,20 +160,24 @@ def worker(setup: dict[str, Any]) -> str | None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     arrays = ray.get(setup["data"][0])
     experiment = build.experiment(config, setup["image_shape"], setup["num_classes"], device)
-    kept = ray.train.get_checkpoint()
+    kept, unrecorded = ray.train.get_checkpoint(), list[Point]()
     if kept is None:
         initial = DistilledData(*(torch.from_numpy(a.copy()).to(device) for a in setup["initial"]))
         state = RunState.start(initial, experiment.outer)
     else:
         with kept.as_directory() as folder:
-            state = load_state(Path(folder), config, device)
+            state, unrecorded = load_kept(Path(folder) / CHECKPOINT_FILE, config.hash, device)
+        # MLflow takes what it does not have.
+        ray.train.report({"points": [tuple(p) for p in unrecorded]})
     world: World = Distributed() if dist.is_initialized() else OneProcess()
     train, validation = (_real_data(config, arrays, split, device) for split in ("train", "validation"))
-    said = _compile(experiment, state, world, setup["board"][0])
+    (board,) = setup["board"]
+    said = _compile(experiment, state, world, board)
     if said:
         ray.train.report({"points": [], "computation": said})
+    reporter = _Reporter(config, world.rank, board, unrecorded)
     try:
-        outer_loop(experiment, train, validation, state, world, _reporter(config, world.rank))
+        outer_loop(experiment, train, validation, state, world, reporter)
     except NonFiniteError as e:
         # Every rank comes here. Raised, it would make Ray start the workers again, to fail the same way.
         return str(e)
@@ -246,8 +257,10 @@ def _last_lines(failures: dict[int, Exception]) -> list[str]:
 
 def train(
     config: Config, data: DevelopmentData, folder: RunFolder, tracker: Tracker, update: Update
-) -> RunState:
+) -> KeptRun:
     """Distil by Ray Train, from the folder's last checkpoint if there is one.
+
+    Returns: the end of the run, and the last points, which MLflow may not have if it was away.
 
     Needs a connection to Ray (`cluster`). Raises: ConfigError if the workers cannot be placed or the network
     does not fit the images; DistillError if the run could not be brought to its end.
@@ -266,4 +279,4 @@ def train(
     if result.checkpoint is None:
         raise DistillError("the run ended without a checkpoint")
     with result.checkpoint.as_directory() as kept:
-        return load_state(Path(kept), config, torch.device("cpu"))
+        return load_kept(Path(kept) / CHECKPOINT_FILE, config.hash)

@@ -278,12 +278,19 @@ def outer_loop(
     world: World,
     on_report: Callable[[Report], None],
 ) -> RunState:
-    """Outer steps from `state` to the end; reports and checkpoints on the cadence, and at the end."""
+    """Outer steps from `state` to the end; reports and checkpoints on the cadence, and at the end.
+
+    Raises: NonFiniteError, as `outer_step`, after the steps before it are reported.
+    """
     last, cadence = experiment.outer_steps, experiment.cadence
     points: list[Point] = []
     while state.outer_step < last:
         began = time.perf_counter()
-        state, values = outer_step(experiment, train, state, world)
+        try:
+            state, values = outer_step(experiment, train, state, world)
+        except NonFiniteError:
+            on_report(Report(state, points, checkpoint=False))
+            raise
         values["seconds_per_outer_step"] = time.perf_counter() - began
         step = state.outer_step
         values["clip_rate"] = state.clipped_total / max(1, state.outer.num_steps)

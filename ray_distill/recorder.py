@@ -37,7 +37,8 @@ class Recorder(ray.train.UserCallback):
     """Passes reports on to MLflow and to the progress board; runs in the trainer's controller.
 
     Ray ends a run whose callback raises, so nothing here may. What a store that is away does not take waits
-    here and is offered again with the next report; the progress bar says so.
+    here and is offered again with the next report; the progress bar says so. This process may be killed: until
+    the board says that the store has a point, the workers keep it with their checkpoints and report it again.
     """
 
     def __init__(self, tracker: Tracker, board: Any, picture: list[Any]) -> None:
@@ -62,7 +63,8 @@ class Recorder(ray.train.UserCallback):
             self._latest |= point.values
         said = describe(self._latest)
         try:
-            self._tracker.log_points(self._waiting)
+            if self._waiting:
+                self._board.post_recorded.remote(self._tracker.log_points(self._waiting))
             self._waiting = []
         except (TrackingError, StoreError) as e:
             said += f"  (MLflow is away, {len(self._waiting)} steps wait)"

@@ -158,7 +158,8 @@ def carry_out(
     warnings: list[str] = []
     with recorded(tracker):
         with bar("distilling", config.outer.steps) as update:
-            state = train(config, data, folder, tracker, update)
+            state, unrecorded = train(config, data, folder, tracker, update)
+        _tell(warnings, lambda: tracker.log_points(unrecorded))
         dataset = to_dataset(config, data, state, tracker)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
@@ -220,7 +221,7 @@ def sheet_of(dataset: DistilledDataset) -> Any:
     return pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
 
 
-def _tell(warnings: list[str], log: Callable[[], None]) -> None:
+def _tell(warnings: list[str], log: Callable[[], object]) -> None:
     """Try to log; what the store does not take becomes a warning."""
     try:
         log()

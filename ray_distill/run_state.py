@@ -1,19 +1,23 @@
 """The state of a run between two outer steps: all that the next step depends on, and nothing else.
 
 Randomness needs no state (`core.rng`), so D, the outer optimiser, the counters, the place of a forward
-curriculum and the best set so far are enough to go on bit for bit. The conversions to and from named tensors serve `checkpoint`.
+curriculum and the best set so far are enough to go on bit for bit. A checkpoint holds that, and the
+measurements that MLflow may not have yet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ray_distill import checkpoint
 from ray_distill.checkpoint import CheckpointError
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import Moments, OuterOptimizer, OuterState
 from ray_distill.core.truncation import CurriculumState
+from ray_distill.points import Point
 
 
 class Best(NamedTuple):
@@ -121,3 +125,34 @@ class RunState(NamedTuple):
             )
         except (KeyError, TypeError) as e:
             raise CheckpointError(f"the checkpoint lacks {e}") from e
+
+
+class KeptRun(NamedTuple):
+    """What a checkpoint of a run holds."""
+
+    state: RunState
+    unrecorded: list[Point]
+    """Points that MLflow may not have yet."""
+
+
+def keep(path: Path, config_hash: str, state: RunState, unrecorded: Sequence[Point]) -> None:
+    """Write a checkpoint of the run with this configuration."""
+    tensors, record = state.to_record()
+    record |= {"config_hash": config_hash, "unrecorded": list(unrecorded)}
+    checkpoint.save(path, tensors, record)
+
+
+def load_kept(path: Path, config_hash: str, device: torch.device | None = None) -> KeptRun:
+    """The inverse of `keep`, onto a device. Raises: CheckpointError if it is not a checkpoint of this run."""
+    tensors, record = checkpoint.load(path)
+    if record.get("config_hash") != config_hash:
+        raise CheckpointError(f"{path} is a checkpoint of another configuration")
+    state = RunState.from_record(tensors, record, device)
+    try:
+        points = [
+            Point(int(step), {str(name): float(value) for name, value in values.items()}, float(unix_s))
+            for step, values, unix_s in record["unrecorded"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise CheckpointError(f"{path}: its points are not points ({e})") from e
+    return KeptRun(state, points)

@@ -74,6 +74,8 @@ def _import_mlflow() -> Any:
     # After the import, which sets levels of its own.
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints the whole trace of what it raises, and we say it in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 
@@ -110,15 +112,18 @@ class Tracker:
         history = self.client.get_metric_history(self.run_id, WITNESS)
         return [max((m.step for m in history), default=0)]
 
-    def log_points(self, points: Sequence[Point]) -> None:
+    def log_points(self, points: Sequence[Point]) -> int:
         """Add measurements of outer steps, those that the store does not have yet, each at the time when its
-        step ended. Raises: TrackingError.
+        step ended. Of several points of one step, the last.
+
+        Returns: the last outer step that the store has. Raises: TrackingError.
         """
         client = self.client
         from mlflow.entities import Metric
 
         with _store(self.uri):
-            new = [p for p in points if p.outer_step > self._logged[0]]
+            by_step = {p.outer_step: p for p in points if p.outer_step > self._logged[0]}
+            new = [by_step[step] for step in sorted(by_step)]
             while new:
                 count, size = 0, 0
                 while count < len(new) and (count == 0 or size + len(new[count].values) <= MAX_METRICS):
@@ -132,6 +137,7 @@ class Tracker:
                 ]
                 client.log_batch(self.run_id, metrics=metrics)
                 self._logged[0] = part[-1].outer_step
+            return self._logged[0]
 
     def points(self, names: Sequence[str]) -> list[Point]:
         """What `log_points` has added, as far as it has these names, in order. Raises: TrackingError."""

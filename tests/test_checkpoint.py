@@ -11,7 +11,8 @@ from ray_distill.checkpoint import FORMAT, CheckpointError, _digest, load, save
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
-from ray_distill.run_state import RunState
+from ray_distill.points import Point
+from ray_distill.run_state import Best, RunState, keep, load_kept
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7,
@@ -125,3 +126,29 @@ def test_a_state_that_lacks_something_is_refused() -> None:
     """A record without the clip average is no state."""
     with pytest.raises(CheckpointError, match="lacks"):
         RunState.from_record({}, {"best": None})
+
+
+def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -> None:
+    """State and points, NaN and all; under another configuration the file is refused."""
+    data = DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2))
+    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).judge(Best(data, 0, 0.25))
+    points = [Point(3, {"loss": 0.1}, 1e9 + 0.125), Point(4, {"loss": float("inf"), "extra": 2.0}, 1e9 + 1)]
+    keep(tmp_path / "c.arrow", "abc", state, points)
+    kept = load_kept(tmp_path / "c.arrow", "abc")
+    assert kept.unrecorded == points
+    assert kept.state.to_record()[1] == state.to_record()[1]
+    assert torch.equal(kept.state.data.images_NCHW, data.images_NCHW)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        load_kept(tmp_path / "c.arrow", "abd")
+
+
+@pytest.mark.parametrize(
+    "forged", [7, [7], [[1, 2]], [["x", {}, 0.0]], [[1, {"a": "b"}, 0.0]], [[1, [], 0.0]]]
+)
+def test_what_is_no_point_is_refused(forged: object, tmp_path: Path) -> None:
+    """Whatever stands in the place of the points: a CheckpointError, and nothing else."""
+    data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
+    tensors, record = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).to_record()
+    save(tmp_path / "c.arrow", tensors, record | {"config_hash": "abc", "unrecorded": forged})
+    with pytest.raises(CheckpointError, match="not points"):
+        load_kept(tmp_path / "c.arrow", "abc")

@@ -274,10 +274,12 @@ def test_a_nan_never_reaches_the_distilled_set(bench: Make) -> None:
 
 
 def test_nans_in_a_row_end_the_run_and_name_their_place(bench: Make) -> None:
-    """The third skipped step in a row raises, naming step, window and replica, with D still finite."""
+    """The third skipped step in a row raises, naming step, window and replica, with D still finite; the steps
+    since the last report, which was after the fifth, are reported first."""
     b = bench(outer={"max_nonfinite_steps": 3})
     experiment = replace(b.experiment, engine=one_by_one(nan_engine({4: 0, 5: 1, 6: 1})))
     window = draw_window(experiment, 6, CurriculumState())
+    reports: list[Report] = []
     with pytest.raises(NonFiniteError, match="outer step 6") as caught:
         outer_loop(
             experiment,
@@ -285,8 +287,11 @@ def test_nans_in_a_row_end_the_run_and_name_their_place(bench: Make) -> None:
             b.validation,
             RunState.start(b.initial, experiment.outer),
             OneProcess(),
-            lambda _: None,
+            reports.append,
         )
+    assert [[p.outer_step for p in r.points] for r in reports] == [[1, 2, 3, 4, 5], [6]]
+    assert not reports[-1].checkpoint
+    assert reports[-1].state.data.images_NCHW.isfinite().all()
     assert f"window [{window.start}, {window.end}), replicas [1]" in str(caught.value)
 
 

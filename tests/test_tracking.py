@@ -42,12 +42,22 @@ def steps(tracker: Tracker, name: str = "loss") -> list[int]:
 
 
 def test_points_are_logged_once_whoever_logs_them(tracker: Tracker) -> None:
-    """A second tracker (a restarted controller) is given steps that overlap: each step stands once."""
-    tracker.log_points(points(1, 10))
-    tracker.log_points(points(6, 12))
+    """A second tracker (a restarted controller) is given steps that overlap: each step stands once; and the
+    last one that the store has is told."""
+    assert tracker.log_points(points(1, 10)) == 10
+    assert tracker.log_points(points(6, 12)) == 12
     again: Tracker = pickle.loads(pickle.dumps(tracker))
-    again.log_points(points(8, 15))
+    assert again.log_points(points(1, 9)) == 12
+    assert again.log_points(points(8, 15)) == 15
     assert steps(tracker) == list(range(1, 16))
+
+
+def test_points_of_one_step_that_waited_together_are_logged_once(tracker: Tracker) -> None:
+    """While the store was away, a restarted worker computed steps 4 to 6 again: the later points count."""
+    again = [p._replace(unix_s=p.unix_s + 100) for p in points(4, 8)]
+    tracker.log_points(points(1, 6) + again)
+    assert steps(tracker) == list(range(1, 9))
+    assert [p.unix_s - 1e9 for p in tracker.points(["loss"])] == [1, 2, 3, 104, 105, 106, 107, 108]
 
 
 def test_points_come_back_at_the_times_of_their_steps(tracker: Tracker) -> None:

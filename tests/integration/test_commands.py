@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from PIL import Image
+from processes import descendants_named
 from tiny import Bench, tiny_config
 
 from ray_distill.artifact import DistilledDataset
@@ -104,8 +108,12 @@ def test_the_demo_beats_random_real_images(tmp_path: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> int:
-    steps = [int(p.name.removeprefix("step_")) for p in (folder / "train" / "run").glob("step_*")]
-    return max(steps, default=0)
+    """The outer step that Ray Train would go on from."""
+    try:
+        known = (folder / "train" / "run" / "checkpoint_manager_snapshot.json").read_text()
+    except OSError:
+        return 0
+    return max((int(step) for step in re.findall(r"step_(\d+)", known)), default=0)
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int) -> None:
@@ -122,19 +130,42 @@ def logged_steps(folder: Path) -> list[int]:
     return [step for (step,) in rows]
 
 
+@contextmanager
+def store_away(folder: Path) -> Iterator[None]:
+    """MLflow's sqlite store under a lock, so that nobody can read or write it."""
+    store = sqlite3.connect(folder / "mlflow.db", isolation_level=None, timeout=30)
+    store.execute("begin exclusive")
+    try:
+        yield
+    finally:
+        store.close()
+
+
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
-    """SIGKILL for the driver and all that it started after a checkpoint, then --resume: the artefact holds the
-    D of a run that was never disturbed, bit for bit, in the same MLflow run, with each outer step once."""
-    sections = {"outer": {"steps": 400}, "validation": {"every": 50}, "checkpoint": {"every": 10}}
+    """SIGKILL for the driver and all that it started, with a checkpoint whose points MLflow's store, which was
+    away, has not got; then --resume: the artefact holds the D of a run that was never disturbed, bit for bit, in the same MLflow run,
+    with each outer step once, those that nobody could record before the kill among them."""
+    sections = {
+        "outer": {"steps": 400},
+        "validation": {"every": 50},
+        "checkpoint": {"every": 10},
+        "tracking": {"report_every": 10},
+    }
     config = tiny_config(**sections)
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     folder = tmp_path / "run"
     first = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
     wait_for_checkpoint(first, folder, 20)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    with store_away(folder):
+        wait_for_checkpoint(first, folder, last_checkpoint(folder) + 10)
+        # The controller too, which is no longer in the driver's process group: it waits for the store.
+        for pid in [first.pid, *descendants_named("", first.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        first.communicate()
     stopped_at = last_checkpoint(folder)
-    assert 20 <= stopped_at < 400
+    assert logged_steps(folder)[-1] < stopped_at, "the store was not away"
+    assert stopped_at < 400
     identity = json.loads((folder / "run.json").read_text())
 
     other = start(tmp_path, "distill", "tiny.yaml", "--out", "run", "--resume", "--set", "seed=5")
