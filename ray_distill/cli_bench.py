@@ -105,9 +105,11 @@ def workers(
         )
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False
-)
+STAND_ALONE = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""For verbs whose options belong to a module that runs without typer too."""
+
+
+@app.command(context_settings=STAND_ALONE, add_help_option=False)
 def metagradient(arguments: typer.Context) -> None:
     """The metagradient by each engine on the same work: seconds, memory, error against float64.
 
@@ -116,6 +118,18 @@ def metagradient(arguments: typer.Context) -> None:
     """
     with errors("nothing was written"):
         from ray_distill.bench_metagradient import main
+
+        main(arguments.args)
+
+
+@app.command(context_settings=STAND_ALONE, add_help_option=False)
+def replicas(arguments: typer.Context) -> None:
+    """Several replicas as one computation against the same ones one by one: where it pays, and that they agree.
+
+    Its options are those of `python -m ray_distill.bench_replicas --help`, which needs nothing but torch.
+    """
+    with errors("nothing was written"):
+        from ray_distill.bench_replicas import main
 
         main(arguments.args)
 

@@ -1,0 +1,293 @@
+"""The work that benches of the metagradient share: a problem, the ways to compute on it, a clock, arguments.
+
+Needs torch alone: these benches also run where nothing else is installed.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot, unit_noise
+from ray_distill.core.inner_optimizer import Adam
+from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
+from ray_distill.core.rng import Stream
+from ray_distill.core.step_functions import StepFunctions, images_per_pass
+from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
+from ray_distill.errors import MistakeError
+
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One way to compute the metagradient."""
+
+    note: str
+    higher: bool = False
+    product_form: str = "reverse"
+    passes: bool = True
+    """Whether a batch is cut into passes that the cache holds."""
+    compiled: bool = False
+    cuda_graphs: bool = False
+    replay: bool = False
+    """Whether a window is replayed in segments of about its square root."""
+    dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+    tf32: bool = False
+
+
+_COMPILED = EngineSpec(
+    note="compiled, forward over reverse", compiled=True, cuda_graphs=True, product_form="forward"
+)
+ENGINES: dict[str, EngineSpec] = {
+    "higher": EngineSpec(note="tape through the window, by `higher`", higher=True, passes=False),
+    "eager-whole": EngineSpec(note="reverse over reverse, whole batch at once", passes=False),
+    "eager": EngineSpec(note="reverse over reverse"),
+    "eager-forward": EngineSpec(note="forward over reverse", product_form="forward"),
+    "replay": EngineSpec(note="as eager, window replayed in segments", replay=True),
+    "compiled": replace(_COMPILED, note="compiled, reverse over reverse", product_form="reverse"),
+    "compiled-forward": _COMPILED,
+    "float64": EngineSpec(note="as eager, in float64", dtype=torch.float64),
+    "higher-tf32": EngineSpec(note="`higher`, TF32", higher=True, passes=False, tf32=True),
+    "compiled-tf32": replace(
+        _COMPILED, note="compiled, reverse over reverse, TF32", tf32=True, product_form="reverse"
+    ),
+    "eager-bf16": EngineSpec(note="as eager, networks under autocast to bf16", autocast=torch.bfloat16),
+    "compiled-bf16": replace(
+        _COMPILED,
+        note="compiled, reverse over reverse, bf16",
+        autocast=torch.bfloat16,
+        product_form="reverse",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What every engine of a bench does."""
+
+    device: str
+    image_shape: ImageShape
+    ipc: int
+    window_length: int
+    unroll_length: int
+    outer_batch_size: int
+    network: str
+    width: int
+    threads: int
+    repeats: int
+
+    @property
+    def burn_in(self) -> int:
+        """The mean burn-in of RaT-BPTT: half of what the window leaves of the unroll."""
+        return (self.unroll_length - self.window_length) // 2
+
+    def build(self) -> Network:
+        """The network; a convnet with instance norm. Raises: ValueError if there is no such network."""
+        norm = "instance" if self.network.startswith("convnet") else "none"
+        spec = NetworkSpec(name=self.network, width=self.width, norm=norm)
+        return build_network(spec, self.image_shape, NUM_CLASSES)
+
+    def record(self) -> dict[str, Any]:
+        """The work as fields of a record."""
+        return {
+            "device": device_name(self.device),
+            "image_shape": list(self.image_shape),
+            "ipc": self.ipc,
+            "window_length": self.window_length,
+            "unroll_length": self.unroll_length,
+            "burn_in": self.burn_in,
+            "outer_batch_size": self.outer_batch_size,
+            "network": f"{self.network} width {self.width}",
+            "threads": self.threads,
+            "repeats": self.repeats,
+        }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name; of the processor, as much as the system tells."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "cpu"
+
+
+class Problem(NamedTuple):
+    """The metagradient's arguments, for each of some replicas; those of the first n are the same whatever n."""
+
+    inner: InnerProblem
+    data: DistilledData
+    draws: list[InnerDraws]
+    real: list[DistilledData]
+
+
+def problem(work: Work, spec: EngineSpec, inner_steps: int, replicas: int = 1, at_once: int = 1) -> Problem:
+    """The work's problem: D and real images are noise.
+
+    Args:
+        inner_steps: how many there are draws for.
+        at_once: replicas that will be one computation: settles the size of its passes.
+    """
+    device, dtype, network = torch.device(work.device), spec.dtype, work.build()
+    batch = NUM_CLASSES * work.ipc
+    size = images_per_pass(network, work.image_shape, batch, dtype, device, at_once) if spec.passes else None
+    functions = StepFunctions(
+        network,
+        product_form=spec.product_form,
+        images_per_pass=size,
+        compiled=spec.compiled,
+        cuda_graphs=spec.cuda_graphs and work.device == "cuda",
+        autocast=spec.autocast,
+    )
+    inner = InnerProblem(
+        functions=functions,
+        optimizer=Adam(lr=1e-3),
+        inner_batch_per_class=work.ipc,
+        most_states=2 * round(work.window_length**0.5) + 1 if spec.replay else None,
+    )
+
+    def stream(name: str, replica: int = 0) -> Stream:
+        return Stream(seed=0, name=name, replica=replica, device=device)
+
+    def labelled(images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> DistilledData:
+        return DistilledData(images_NCHW, one_hot(labels_N, NUM_CLASSES, dtype))
+
+    images = unit_noise(stream("distilled"), batch, work.image_shape, dtype)
+    data = labelled(images, class_labels(NUM_CLASSES, work.ipc, device))
+    draws = [draw_inner(inner, 0, 0, r, inner_steps, data) for r in range(replicas)]
+    count = work.outer_batch_size
+    real_labels = torch.arange(count, device=device) % NUM_CLASSES
+    real = [
+        labelled(noise(stream("real", r), count, work.image_shape, dtype), real_labels)
+        for r in range(replicas)
+    ]
+    return Problem(inner, data, draws, real)
+
+
+def settle(work: Work, spec: EngineSpec) -> None:
+    """Make this process compute as the work and the engine want it: threads, and TF32 or not."""
+    torch.set_num_threads(work.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
+
+
+def seconds(device: str, *runs: Callable[[], object], repeats: int) -> list[float]:
+    """The median time of each of some calls; they take turns, so that a machine that slows down slows all."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, taken in zip(runs, times, strict=True):
+            _wait(device)
+            began = time.perf_counter()
+            run()
+            _wait(device)
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) for taken in times]
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """The function's result from a fresh process, so that no engine pays for another's memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def image_shape(text: str) -> ImageShape:
+    """`3x32x32` -> (3, 32, 32). Raises: ValueError."""
+    channels, height, width = (int(side) for side in text.split("x"))
+    if min(channels, height, width) < 1:
+        raise ValueError(text)
+    return channels, height, width
+
+
+def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:
+    """The arguments that describe the work, with these defaults, and where the records go."""
+    result = argparse.ArgumentParser(
+        prog=f"ray-distill bench {name}",
+        description=about,
+        epilog="engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items()),
+    )
+    cuda = torch.cuda.is_available()
+    result.add_argument("--ipc", type=int, nargs="+", default=ipc, help="images per class")
+    result.add_argument(
+        "--window",
+        type=int,
+        default=window,
+        help="differentiated inner steps, at least 2 (default %(default)s)",
+    )
+    result.add_argument(
+        "--unroll", type=int, default=unroll, help="inner steps of a whole unroll (default %(default)s)"
+    )
+    result.add_argument(
+        "--outer-batch", type=int, default=500, help="real images of the outer loss (default %(default)s)"
+    )
+    result.add_argument("--network", default="convnet3", help="a family and a depth (default %(default)s)")
+    result.add_argument("--width", type=int, default=128, help="(default %(default)s)")
+    result.add_argument(
+        "--image", default="3x32x32", help="channels x height x width of an image (default %(default)s)"
+    )
+    result.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    result.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of one engine (default: all cores)"
+    )
+    result.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        help="the median of this many runs is reported (default %(default)s)",
+    )
+    result.add_argument("--json", type=Path, metavar="FILE", help="write a list of records there")
+    return result
+
+
+def works(arguments: argparse.Namespace) -> list[Work]:
+    """One work for each --ipc. Raises: MistakeError for arguments that do not go together, or a file that exists."""
+    a = arguments
+    if not 2 <= a.window <= a.unroll:
+        raise MistakeError(f"--window: must be from 2 to --unroll, which is {a.unroll} (found {a.window})")
+    for name in ("ipc", "outer_batch", "width", "threads", "repeats"):
+        found = getattr(a, name)
+        if min(found) < 1 if isinstance(found, list) else found < 1:
+            raise MistakeError(f"--{name.replace('_', '-')}: must be at least 1 (found {found})")
+    try:
+        shape = image_shape(a.image)
+    except ValueError:
+        raise MistakeError(f"--image: must be like 3x32x32 (found {a.image})") from None
+    if a.device == "cuda" and not torch.cuda.is_available():
+        raise MistakeError("--device cuda: torch sees no GPU here; use --device cpu")
+    if a.json is not None and a.json.exists():
+        raise MistakeError(f"--json: {a.json} exists already; name another file or remove it")
+    result = [
+        Work(
+            device=a.device,
+            image_shape=shape,
+            ipc=ipc,
+            window_length=a.window,
+            unroll_length=a.unroll,
+            outer_batch_size=a.outer_batch,
+            network=a.network,
+            width=a.width,
+            threads=a.threads,
+            repeats=a.repeats,
+        )
+        for ipc in a.ipc
+    ]
+    try:
+        result[0].build()
+    except ValueError as e:
+        raise MistakeError(f"--network: {e}") from None
+    return result
