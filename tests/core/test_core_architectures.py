@@ -100,6 +100,22 @@ def test_the_function_is_the_module(name: str) -> None:
     torch.testing.assert_close(network(theta, images), module(images), rtol=1e-12, atol=1e-12)
 
 
+def test_alexnet_is_the_published_chain() -> None:
+    """Its layers written out, at width 4 for grey images of 8x8: 4, 6, 8, 6 and 6 channels."""
+    network, theta, images = narrow("alexnet")
+    layers: list[nn.Module] = []
+    for before, after, kernel, pooled in (
+        *((1, 4, 5, True), (4, 6, 5, True)),
+        *((6, 8, 3, False), (8, 6, 3, False), (6, 6, 3, True)),
+    ):
+        layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False))
+        layers += [nn.InstanceNorm2d(after, affine=True), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if pooled else []
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6, 2)).double()
+    nn.utils.vector_to_parameters(theta, module.parameters())
+    torch.testing.assert_close(network(theta, images), module(images), rtol=1e-12, atol=1e-12)
+
+
 def assert_twice_differentiable(
     network: Network, theta: Tensor, images: Tensor, relative_difference: Callable, form: str
 ) -> None:
