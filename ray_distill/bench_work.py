@@ -91,10 +91,8 @@ class Work:
         return (self.unroll_length - self.window_length) // 2
 
     def build(self) -> Network:
-        """The network; a convnet with instance norm. Raises: ValueError if there is no such network."""
-        norm = "instance" if self.network.startswith("convnet") else "none"
-        spec = NetworkSpec(name=self.network, width=self.width, norm=norm)
-        return build_network(spec, self.image_shape, NUM_CLASSES)
+        """The network. Raises: ValueError if there is no such network."""
+        return build_network(NetworkSpec(name=self.network, width=self.width), self.image_shape, NUM_CLASSES)
 
     def record(self) -> dict[str, Any]:
         """The work as fields of a record."""
@@ -236,7 +234,9 @@ def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -
         "--outer-batch", type=int, default=500, help="real images of the outer loss (default %(default)s)"
     )
     result.add_argument("--network", default="convnet3", help="a family and a depth (default %(default)s)")
-    result.add_argument("--width", type=int, default=128, help="(default %(default)s)")
+    result.add_argument(
+        "--width", type=int, default=128, help="(default %(default)s; a vgg or resnet as published: 64)"
+    )
     result.add_argument(
         "--image", default="3x32x32", help="channels x height x width of an image (default %(default)s)"
     )

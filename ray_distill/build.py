@@ -5,6 +5,7 @@
 
 import torch
 
+from ray_distill.build_networks import network_for
 from ray_distill.config import Config, ConfigError
 from ray_distill.config_schedules import ScheduledFloat, ScheduledInt, schedule
 from ray_distill.config_truncation import BpttConfig, ForwardConfig, RatBpttConfig, RbpttConfig, TbpttConfig
@@ -18,10 +19,11 @@ from ray_distill.core.distilled import (
 )
 from ray_distill.core.inner_optimizer import SGD, Adam, InnerOptimizer
 from ray_distill.core.metagradient import GroupEngine, adjoint_metagradients, one_by_one, segment_length
-from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
+from ray_distill.core.networks import ImageShape, Network
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Schedule, integer_at
+from ray_distill.core.side_by_side import check_side_by_side
 from ray_distill.core.step_functions import StepFunctions, images_per_pass
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Truncation
 from ray_distill.core.unroll import InnerProblem
@@ -46,18 +48,6 @@ def engine(config: Config) -> GroupEngine:
     from ray_distill.core.higher_reference import higher_metagradient
 
     return one_by_one(higher_metagradient)
-
-
-def network_for(
-    config: Config, name: str, image_shape: ImageShape, num_classes: int, key: str = "network.name"
-) -> Network:
-    """The named network at the configuration's width and norm. Raises: ConfigError if it does not fit."""
-    norm = (config.network.norm or "instance") if name.startswith("convnet") else "none"
-    spec = NetworkSpec(name=name, width=config.network.width, norm=norm)
-    try:
-        return build_network(spec, image_shape, num_classes)
-    except ValueError as e:
-        raise ConfigError(f"{key}: {e}") from None
 
 
 def check_fits(config: Config, image_shape: ImageShape, num_classes: int) -> None:
@@ -142,8 +132,16 @@ def replicas_at_once(
     A function of the experiment and not of the number of workers. In float32 a group rounds otherwise than its
     replicas alone, and an unroll makes much of that (LOG, 2026-11-25): groups that followed the workers would
     give another D on another cluster.
+
+    Raises: ConfigError if more than one are asked for, of a network that cannot be set side by side.
     """
     chosen, replicas = config.compute.replicas_at_once, config.replicas
+    try:
+        check_side_by_side(network.module)
+    except ValueError as e:
+        if chosen != "auto" and chosen > 1:
+            raise ConfigError(f"compute.replicas_at_once: {e} (found {chosen}); set it to 1") from None
+        return 1
     if chosen != "auto":
         return chosen
     forward = inner_batch_size(config, num_classes) * network.forward_flops(image_shape)
@@ -184,10 +182,12 @@ def step_functions(
     if form == "auto":
         # As measured on CPUs: forward over reverse wins once compiled, and loses by far before (LOG, 2026-11-24).
         form = "forward" if compiled and autocast is None and device.type == "cpu" else "reverse"
+    # A network that joins images takes whole batches, whatever is chosen for the others that judge D.
+    chosen = None if network.joins_images else compute.images_per_pass
     return StepFunctions(
         network,
         product_form=form,
-        images_per_pass=compute.images_per_pass
+        images_per_pass=chosen
         or images_per_pass(network, image_shape, batch, dtype(config), device, at_once),
         compiled=compiled,
         cuda_graphs=compiled and device.type == "cuda",
@@ -268,6 +268,11 @@ def experiment(
     """All that determines the numbers of the run. Raises: ConfigError if something does not fit the data."""
     check_fits(config, image_shape, num_classes)
     network = network_for(config, config.network.name, image_shape, num_classes)
+    if network.joins_images and config.compute.images_per_pass is not None:
+        raise ConfigError(
+            f"compute.images_per_pass: has no effect with network.name {config.network.name}, whose batch norm "
+            f"joins the images of a batch (found {config.compute.images_per_pass}); remove it"
+        )
     compiled = config.compute.compile == "always" or (
         config.compute.compile == "auto"
         and config.engine == "adjoint"

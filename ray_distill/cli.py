@@ -72,7 +72,7 @@ def _say_plan(config: Config, folder: Path) -> None:
     stdout.print(
         f"{config.name}: {config.data.source} to {config.distilled.ipc} image(s) per class"
         f"{' with learnt labels' if config.distilled.learn_labels else ''} through "
-        f"{config.network.name}, width {config.network.width}; {t.rule}"
+        f"{config.network.name}{f', width {config.network.width}' if config.network.width else ''}; {t.rule}"
         f"{f', window {window}' if window else ''}, unroll {t.unroll_length}; {config.outer.steps} outer steps x "
         f"{config.replicas} replica(s) on {config.cluster.num_workers} worker(s); results in {folder}",
         markup=False,

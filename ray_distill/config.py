@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
+from ray_distill.config_network import NetworkConfig
 from ray_distill.config_schedules import FORMS, misfits
 from ray_distill.config_sections import (
     CheckpointConfig,
@@ -25,7 +26,6 @@ from ray_distill.config_sections import (
     DistilledConfig,
     EvaluationConfig,
     InnerConfig,
-    NetworkConfig,
     OuterConfig,
     TrackingConfig,
     ValidationConfig,

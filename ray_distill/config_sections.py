@@ -1,15 +1,14 @@
 """The sections of a configuration: what every key means, and what it may be.
 
-Every field has its meaning below it; the section `truncation` is in `config_truncation`, values that may
-change over the run are in `config_schedules`. An option that
+Every field has its meaning below it; the sections `network` and `truncation` are in `config_network` and
+`config_truncation`, values that may change over the run in `config_schedules`. An option that
 would have no effect in the chosen mode is refused, as an unknown key is: it is checked against what was
 read before it.
 
-Names of networks and operations are spelt out here and not taken from `core`, since importing that means
-importing torch: a mistake in a file is told at once. A test holds the two against each other.
+Names of operations are spelt out here and not taken from `core`, since importing that means importing torch:
+a mistake in a file is told at once. A test holds the two against each other.
 """
 
-import re
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -25,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ray_distill.config_network import network_name
 from ray_distill.config_schedules import ScheduledFloat
 from ray_distill.config_strict import Fraction, NonNegativeInt, Section
 from ray_distill.config_strict import earlier as _earlier
@@ -42,7 +42,6 @@ ALWAYS_COMPOSED: tuple[Operation, ...] = (
     "cutout",
 )
 Mode = Literal["single", "composed"]
-NETWORK_FAMILIES = ("convnet", "mlp")
 
 
 class DataConfig(Section):
@@ -108,37 +107,6 @@ class DistilledConfig(Section):
         if value is not None and not learnt:
             raise _refuse("has no effect unless distilled.learn_labels is true; remove it")
         return 1.0 if learnt and value is None else value
-
-
-class NetworkConfig(Section):
-    """The network that D is distilled through."""
-
-    name: str = "convnet3"
-    """A family and a depth, such as convnet3 or mlp2."""
-    width: PositiveInt = 128
-    """Channels of each block, or units of each hidden layer."""
-    norm: Literal["instance", "none"] | None = Field(default=None, validate_default=True)
-    """Convnets only: the norm in each block. Default instance."""
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return _network_name(value)
-
-    @field_validator("norm")
-    @classmethod
-    def _convnet_only(cls, value: str | None, info: ValidationInfo) -> str | None:
-        convnet = str(_earlier(info, "name")).startswith("convnet")
-        if value is not None and not convnet:
-            raise _refuse("has no effect unless network.name is a convnet; remove it")
-        return "instance" if convnet and value is None else value
-
-
-def _network_name(value: str) -> str:
-    if not re.fullmatch(rf"({'|'.join(NETWORK_FAMILIES)})[1-9]", value):
-        known = ", ".join(f"{family}1 .. {family}9" for family in NETWORK_FAMILIES)
-        raise _refuse(f"unknown network {value!r}; known: {known} (the digit is the depth)")
-    return value
 
 
 def _operations(value: Any) -> Any:
@@ -255,7 +223,8 @@ class EvaluationConfig(Section):
     """Judging the finished set on the test split."""
 
     networks: tuple[str, ...] = Field(default=("convnet3",), min_length=1)
-    """Networks to retrain, at the width and norm of `network`."""
+    """Networks to retrain, named as network.name is. Those of its family take its width, activation and pooling
+    (convnets and mlps count as one family); the others are as published."""
     seeds: PositiveInt = 8
     """Fresh networks of each."""
     horizon: PositiveInt = 1000
@@ -276,7 +245,7 @@ class EvaluationConfig(Section):
             raise _refuse("allowed: a list of network names")
         if len(set(value)) != len(value):
             raise _refuse("names a network twice; remove one")
-        return tuple(_network_name(name) for name in value)
+        return tuple(network_name(name) for name in value)
 
 
 class CheckpointConfig(Section):
@@ -295,7 +264,8 @@ class ComputeConfig(Section):
     product: Literal["auto", "reverse", "forward"] = "auto"
     """The second-order product: reverse over reverse, or forward over reverse. Auto: what was the faster."""
     images_per_pass: PositiveInt | None = None
-    """Distilled images in one pass through the network. Default: as many as keep a CPU's caches or fill a GPU."""
+    """Distilled images in one pass through the network. Default: as many as keep a CPU's caches or fill a GPU. Not for
+    networks with batch norm, which take every batch whole, real ones too."""
     replicas_at_once: Literal["auto"] | PositiveInt = "auto"
     """Replicas that are one computation, as one wide network, and are shared out to workers together. Auto:
     half of them, and 8 at most, for networks so small that starting the operations is what takes the time;

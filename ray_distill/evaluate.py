@@ -18,6 +18,7 @@ import torch
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
+from ray_distill.build_networks import network_for
 from ray_distill.config import Config, parse
 from ray_distill.core.distilled import DistilledData, class_balanced_rows, one_hot
 from ray_distill.core.retrain import retrain
@@ -133,7 +134,7 @@ def run_job(config: Config, distilled: DistilledData, real: RealArrays, job: Job
         batch = min(config.evaluation.whole_train_batch, len(train_N))
         steps = config.evaluation.whole_train_epochs * (len(train_N) // batch)
     shape = (test_NCHW.shape[1], test_NCHW.shape[2], test_NCHW.shape[3])
-    network = build.network_for(config, job.network, shape, num_classes)
+    network = network_for(config, job.network, shape, num_classes)
     # The seed's stream is the evaluation's own: no network is one that D was distilled through.
     seed = Stream(seed=config.seed, name="evaluation").key()[0]
     problem = build.inner_problem(config, network, shape, num_classes)

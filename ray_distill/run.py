@@ -16,6 +16,7 @@ import torch
 
 from ray_distill import build, pictures, tracking
 from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.build_networks import network_for
 from ray_distill.config import Config, ConfigError
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
@@ -73,11 +74,10 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
 
 def _check(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
-    build.check_fits(config, data.image_shape, data.num_classes)
-    for name in dict.fromkeys((config.network.name, *config.evaluation.networks)):
-        key = "network.name" if name == config.network.name else "evaluation.networks"
-        build.network_for(config, name, data.image_shape, data.num_classes, key)
+    build.experiment(config, data.image_shape, data.num_classes)
     build.check_groups(config, data.image_shape, data.num_classes)
+    for name in config.evaluation.networks:
+        network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
     count, size = len(data.train_labels_N), config.outer.batch_size
     if size > count:
         raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +18,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def relative_difference() -> Callable[[Tensor, Tensor], float]:
+    """|a - b| / |b| in the L2 norm; b must not vanish."""
+
+    def measure(a: Tensor, b: Tensor) -> float:
+        assert a.shape == b.shape
+        scale = float(b.norm())
+        assert scale > 0.0, "the reference vanishes: the comparison would say nothing"
+        return float((a - b).norm()) / scale
+
+    return measure
 
 
 @pytest.fixture(scope="session")

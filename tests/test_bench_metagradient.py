@@ -129,7 +129,10 @@ def test_a_difference_between_the_two_would_be_seen() -> None:
         (["--image", "32x32"], "--image: must be like 3x32x32 (found 32x32)"),
         (["--image", "0x8x8"], "--image: must be like 3x32x32"),
         (["--network", "transformer3"], "--network: unknown network 'transformer3'"),
-        (["--network", "convnet5", "--image", "3x8x8"], "--network: convnet5 halves its map 5 times"),
+        (
+            ["--network", "convnet5", "--image", "3x8x8"],
+            "--network: convnet5 for 8x8 images: the images are too small",
+        ),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], says: str) -> None:

@@ -5,12 +5,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import Bench, tiny_config
 
-from ray_distill import build
+from ray_distill import build, build_networks
 from ray_distill.config import ConfigError
 from ray_distill.core.augment import Augmentation
+from ray_distill.core.distilled import DistilledData
 from ray_distill.core.inner_optimizer import SGD, Adam
+from ray_distill.core.networks import NetworkSpec
+from ray_distill.core.rng import Stream
+from ray_distill.evaluate import Job, RealArrays, run_job
 from ray_distill.outer_loop import draw_real_batch
 from ray_distill.progress import Update
 from ray_distill.run import prepare
@@ -137,3 +142,70 @@ def test_the_number_of_workers_does_not_change_the_groups() -> None:
         build.check_groups(tiny_config(replicas=4, cluster={"num_workers": 3}), GREY, 10)
     alone = {"replicas_at_once": 1}
     build.check_groups(tiny_config(replicas=4, cluster={"num_workers": 4}, compute=alone), GREY, 10)
+
+
+def spec(judge: str, /, **network: object) -> NetworkSpec:
+    return build_networks.network_spec(tiny_config(network={"width": None} | network), judge)
+
+
+def test_networks_that_judge_share_the_options_of_their_kin() -> None:
+    """Convnets and perceptrons the width and activation, a family's members all; a ResNet beside them is published."""
+    own = {"name": "convnet3", "width": 32, "activation": "gelu", "pooling": "max"}
+    convnet = NetworkSpec(name="convnet2-bn", width=32, activation="gelu", pooling="max")
+    assert spec("convnet2-bn", **own) == convnet
+    assert spec("mlp2", **own) == NetworkSpec(name="mlp2", width=32, activation="gelu")
+    assert spec("resnet18-bn", **own) == NetworkSpec(name="resnet18-bn")
+    assert spec("vgg11", **own) == NetworkSpec(name="vgg11")
+    assert spec("convnet3", name="mlp1", width=9) == NetworkSpec(name="convnet3", width=9, activation="relu")
+    assert spec("resnet18-bn", name="resnet34", width=8) == NetworkSpec(name="resnet18-bn", width=8)
+    assert spec("convnet3", name="torchvision:mobilenet_v2") == NetworkSpec(name="convnet3")
+
+
+def test_batch_norm_takes_whole_batches() -> None:
+    """By itself; asked for passes, it is an error of the own network, and left for a network that judges."""
+    batch_norm = {"network": {"name": "convnet1-bn"}}
+    functions = build.experiment(tiny_config(**batch_norm), GREY, 10).inner.functions
+    assert functions.network.joins_images
+    assert functions.images_per_pass is None
+    passes = {"compute": {"images_per_pass": 4}}
+    with pytest.raises(ConfigError, match=r"^compute\.images_per_pass: .*convnet1-bn.*found 4.*remove"):
+        build.experiment(tiny_config(**batch_norm, **passes), GREY, 10)
+    config = tiny_config(**passes)
+    judge = build_networks.network_for(config, "convnet1-bn", GREY, 10)
+    assert build.inner_problem(config, judge, GREY, 10).functions.images_per_pass is None
+
+
+def test_a_network_that_cannot_be_set_side_by_side_takes_its_replicas_one_by_one() -> None:
+    """By itself; asked for two at once, it is an error."""
+    own = {"network": {"name": "torchvision:squeezenet1_1", "width": None}}
+    assert build.experiment(tiny_config(**own), GREY, 10).replicas_at_once == 1
+    at_once = {"compute": {"replicas_at_once": 2}}
+    with pytest.raises(
+        ConfigError, match=r"^compute\.replicas_at_once: .*SqueezeNet does not say .*found 2.*set it to 1"
+    ):
+        build.experiment(tiny_config(**own, **at_once), GREY, 10)
+
+
+@pytest.mark.parametrize("key", ["network.name", "evaluation.networks"])
+def test_a_network_that_does_not_fit_is_told_by_its_key(key: str) -> None:
+    config = tiny_config()
+    with pytest.raises(ConfigError, match=rf"^{key}: vgg11 for 8x8 images: the images are too small"):
+        build_networks.network_for(config, "vgg11", GREY, 10, key)
+    with pytest.raises(ConfigError, match=rf"^{key}: torchvision has no classifier 'vgg12'"):
+        build_networks.network_for(config, "torchvision:vgg12", GREY, 10, key)
+
+
+@pytest.mark.parametrize("name", ["convnet3", "alexnet", "vgg11", "resnet18", "resnet18-bn"])
+def test_the_cross_architecture_table_is_computed(name: str) -> None:
+    """Each network of the usual table, retrained for two steps on ten 32x32 images and tested on twelve."""
+    config = tiny_config(
+        precision="float32", network={"width": 8}, evaluation={"networks": [name], "horizon": 2}
+    )
+    shape, stream = (3, 32, 32), Stream(seed=1, name="table")
+    images = stream.normal(22 * 3072, dtype=torch.float32).reshape(22, *shape)
+    labels = torch.arange(12) % 10
+    distilled = DistilledData(images[:10], torch.eye(10))
+    real = RealArrays(images[10:].numpy(), labels.numpy(), images[10:].numpy(), labels.numpy())
+    record = run_job(config, distilled, real, Job("distilled", name, 0))
+    assert (record.network, record.inner_steps) == (name, 2)
+    assert 0.0 <= record.test_accuracy <= 1.0

@@ -12,10 +12,9 @@ import pytest
 import yaml
 
 from ray_distill.config import ConfigError, apply_overrides, load, parse, read_yaml
-from ray_distill.config_sections import ALWAYS_COMPOSED, NETWORK_FAMILIES, Mode, Operation
+from ray_distill.config_sections import ALWAYS_COMPOSED, Mode, Operation
 from ray_distill.core import augment
 from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
-from ray_distill.core.networks import FAMILIES, NORMS
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
@@ -76,11 +75,25 @@ WRONG = [
     ("data.test_source=parquet:x", "data.test_source", "no effect"),
     ("data.zca_shrinkage=0.1", "data.zca_shrinkage", "no effect"),
     ("data.validation_fraction=0", "data.validation_fraction", "greater than 0"),
-    ("network.name=convnet", "network.name", "depth"),
+    ("network.name=convnet", "network.name", "known: convnet1 .. convnet9"),
+    ("network.name=resnet18-in", "network.name", "write resnet18, not resnet18-in"),
+    ("network.name=mlp2-bn", "network.name", "no place for a norm"),
+    ("network.name='torchvision:'", "network.name", "torchvision:NAME"),
+    ("network.norm=batch", "network.norm", "unknown key"),
     ("network.name=resnext9", "network.name", "convnet1"),
-    ("network={name: mlp2, norm: instance}", "network.norm", "no effect"),
+    ("network={name: mlp2, pooling: max}", "network.pooling", "no effect with network.name mlp2"),
+    (
+        "network={name: resnet18, activation: gelu}",
+        "network.activation",
+        "no effect with network.name resnet18",
+    ),
+    ("network={name: 'torchvision:resnet18', width: 8}", "network.width", "no effect"),
+    ("network.activation=tanh", "network.activation", "allowed: relu, leaky-relu"),
+    ("network.pooling=median", "network.pooling", "allowed: avg, max, none"),
+    ("network.width=0", "network.width", "greater than 0"),
     ("evaluation.networks=[]", "evaluation.networks", "at least 1"),
     ("evaluation.networks=[mlp2, mlp2]", "evaluation.networks", "twice"),
+    ("evaluation.networks=[mlp2, vgg12]", "evaluation.networks", "unknown network 'vgg12'"),
     ("evaluation.networks=mlp2", "evaluation.networks", "list"),
     ("cluster.num_workers=3", "cluster.num_workers", "replicas"),
     ("cluster.use_gpu=1", "cluster.use_gpu", "boolean"),
@@ -309,8 +322,6 @@ def test_names_are_those_of_core() -> None:
     assert set(get_args(Operation)) == set(augment.OPERATIONS)
     assert tuple(name for name, row in augment.OPERATIONS.items() if row.always) == ALWAYS_COMPOSED
     assert get_args(Mode) == get_args(augment.Mode)
-    assert set(NETWORK_FAMILIES) == set(FAMILIES)
-    assert {"instance", "none"} == set(NORMS)
     assert set(EPS_CONVENTIONS) == {"torch", "higher"}
 
 
@@ -330,10 +341,17 @@ def test_composed_is_accepted_where_it_differs_from_single(operations: str) -> N
 
 
 def test_defaults_that_depend_on_the_mode() -> None:
-    """Shrinkage appears with ZCA, a norm with a convnet, a scale with learnt labels; all absent otherwise."""
+    """Shrinkage appears with ZCA, a network's options with its family, a scale with learnt labels; all absent otherwise."""
     assert load(DEMO).distilled.label_lr_scale is None
     assert load(DEMO, ["distilled.learn_labels=true"]).distilled.label_lr_scale == 1.0
     assert load(DEMO).data.zca_shrinkage is None
     assert load(DEMO, ["data.preprocessing=zca"]).data.zca_shrinkage == 0.1
-    assert load(DEMO).network.norm == "instance"
-    assert load(DEMO, ["network.name=mlp2"]).network.norm is None
+
+    def options(network: str) -> tuple[object, ...]:
+        section = load(DEMO, [f"network={{name: '{network}'}}"]).network
+        return section.width, section.activation, section.pooling
+
+    assert options("convnet3-bn") == (128, "relu", "avg")
+    assert options("mlp2") == (128, "relu", None)
+    assert options("resnet18-bn") == (64, None, None)
+    assert options("torchvision:mobilenet_v2") == (None, None, None)

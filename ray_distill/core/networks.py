@@ -3,10 +3,15 @@
 The module that describes a network lives on the meta device: it holds no numbers and draws none. Its
 parameters are a vector theta_P, so that an inner optimiser step is one elementwise operation whatever
 the architecture, and the state of a window is a few vectors.
+
+Batch norm makes a network two functions. In training, and in the outer loss that a metagradient is of, it
+takes mean and variance from the batch at hand: a function of (theta, batch) like any other, but one that
+joins the images of a batch. What is trained is then judged by running statistics (`core.retrain` keeps them),
+which are numbers beside theta and have no part in any gradient.
 """
 
+import copy
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,31 +20,66 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_distill.core.alexnet_vgg import alexnet, vgg
+from ray_distill.core.convnet import convnet, mlp
+from ray_distill.core.network_names import FAMILIES, parse_name
+from ray_distill.core.resnet import resnet
 from ray_distill.core.rng import Stream
 
 ImageShape = tuple[int, int, int]
-NORMS = ("instance", "none")
+
+RunningStatistics = dict[str, Tensor]
+"""Mean, unbiased variance and number of batches of each batch norm; empty for networks without."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What to build: a name such as `convnet3` or `mlp2`, its width, and the norm of a convnet's blocks."""
+    """What to build: a name of `core.network_names`, and what its family leaves open; None is the usual."""
 
     name: str
-    width: int
-    norm: str = "instance"
+    width: int | None = None
+    activation: str | None = None
+    pooling: str | None = None
+
+
+def _without_statistics(module: nn.Module) -> nn.Module:
+    """A copy whose batch norms know the batch at hand alone."""
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return module
 
 
 class Network:
-    """A network as a function: `network(theta_P, images_NCHW) -> logits_NK`."""
+    """A network as a function: `network(theta_P, images_NCHW) -> logits_NK`, as it is in training."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        """Take a module, whose numbers, if it has any, are of no account.
+
+        Raises: ValueError for dropout, whose draws no stream would know; for buffers other than the running
+            statistics of batch norms; for layers whose initialisation is not known.
+        """
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0.0:
+                raise ValueError(
+                    f"{type(layer).__name__}({layer.p}) draws at random by itself; set its probability to 0"
+                )
+        joining = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        if not all(layer.track_running_stats for layer in joining):
+            raise ValueError("a batch norm without running statistics has no test mode")
+        self.module = _without_statistics(module.train()) if joining else module.train()
+        if buffers := [name for name, _ in self.module.named_buffers()]:
+            more = f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""
+            raise ValueError(f"a network with buffers has no functional form here (found {buffers[0]}{more})")
+        self.joins_images = bool(joining)
+        """Whether the logits of an image depend on the others of its batch."""
+        self._keeping_statistics, self._in_test_mode = module, copy.deepcopy(module).eval()
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.num_parameters = sum(self.sizes)
-        if any(True for _ in module.buffers()):
-            raise ValueError("a network with buffers (running statistics) has no functional form here yet")
+        self._init_laws = [_init_law_of(module, name) for name in self.shapes]
 
     def unflatten(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Named views of the parameter vector."""
@@ -53,15 +93,47 @@ class Network:
         logits: Tensor = torch.func.functional_call(self.module, self.unflatten(theta_P), (images_NCHW,))
         return logits
 
+    def initial_statistics(self, like: Tensor) -> RunningStatistics:
+        """Before the first batch: means 0 and variances 1, of the type and on the device of `like`."""
+        return {
+            name: torch.full(
+                buffer.shape,
+                1 if name.endswith("running_var") else 0,
+                dtype=like.dtype if buffer.is_floating_point() else buffer.dtype,
+                device=like.device,
+            )
+            for name, buffer in self._keeping_statistics.named_buffers()
+        }
+
+    @torch.no_grad()
+    def next_statistics(
+        self, statistics: RunningStatistics, theta_P: Tensor, images_NCHW: Tensor
+    ) -> RunningStatistics:
+        """The running statistics after one more training batch, by each norm's own momentum."""
+        if not self.joins_images:
+            return statistics
+        after = {name: value.clone() for name, value in statistics.items()}
+        # The module writes what it has seen into the buffers that it is given.
+        torch.func.functional_call(
+            self._keeping_statistics, {**self.unflatten(theta_P), **after}, (images_NCHW,)
+        )
+        return after
+
+    def judged(self, theta_P: Tensor, statistics: RunningStatistics, images_NCHW: Tensor) -> Tensor:
+        """Logits [N, K] in test mode: normalised by the running statistics, each image by itself."""
+        everything = {**self.unflatten(theta_P), **statistics}
+        logits: Tensor = torch.func.functional_call(self._in_test_mode, everything, (images_NCHW,))
+        return logits
+
     def largest_map(self, image_shape: ImageShape) -> int:
         """The most numbers that any layer puts out for one image of this shape."""
         sizes: list[int] = []
         hooks = [
             layer.register_forward_hook(lambda _module, _args, out: sizes.append(out.numel()))
-            for layer in self.module.modules()
+            for layer in self._in_test_mode.modules()
         ]
         try:
-            self.module(torch.empty(1, *image_shape, device="meta"))
+            self._in_test_mode(torch.empty(1, *image_shape, device="meta"))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -70,7 +142,7 @@ class Network:
     def forward_flops(self, image_shape: ImageShape) -> int:
         """Floating-point operations of the products in one image's forward pass, as torch counts them."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.module(torch.empty(1, *image_shape, device="meta"))
+            self._in_test_mode(torch.empty(1, *image_shape, device="meta"))
         return int(counter.get_total_flops())
 
     def init(self, stream: Stream, *, dtype: torch.dtype) -> Tensor:
@@ -85,87 +157,63 @@ class Network:
     @cached_property
     def _init_law(self) -> tuple[Tensor, Tensor]:
         """Half-width and centre of each parameter's uniform law: two float64 [P]."""
-        bounds, offsets = [], []
-        for name, shape in self.shapes.items():
-            owner = self.module.get_submodule(name.rpartition(".")[0])
-            match owner:
-                case nn.Conv2d() | nn.Linear():
-                    bound, offset = 1.0 / math.sqrt(owner.weight[0].numel()), 0.0
-                case nn.GroupNorm():
-                    bound, offset = 0.0, 1.0 if name.endswith("weight") else 0.0
-                case _:
-                    raise ValueError(
-                        f"no initialisation is known for {type(owner).__name__} (parameter {name})"
-                    )
-            bounds.append(torch.full((shape.numel(),), bound, dtype=torch.float64))
-            offsets.append(torch.full((shape.numel(),), offset, dtype=torch.float64))
-        return torch.cat(bounds), torch.cat(offsets)
-
-
-def convnet(spec: NetworkSpec, depth: int, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """ConvNet-d: d blocks of 3x3 convolution, norm, ReLU, 2x2 average pooling; then one linear layer.
-
-    The first convolution pads 28x28 images by 3, so that its map is 32x32, as the paper's does.
-
-    A convolution before an instance norm has no bias, unlike the authors': the norm subtracts it again, so
-    the function is the same, and in exact arithmetic its gradient is 0. In float32 that 0 is rounding noise;
-    Adam turns it into steps of size lr, and its adjoint, which divides by the root of the noise's square,
-    into an error of the metagradient (LOG, 2026-11-24: 7-18% with the bias, 0.1-2% without).
-    Raises: ValueError if the images are too small for the depth.
-    """
-    channels, height, width = image_shape
-    pad = 3 if (height, width) == (28, 28) else 1
-    height, width = height + 2 * pad - 2, width + 2 * pad - 2
-    if min(height, width) < 2**depth:
-        raise ValueError(
-            f"{spec.name} halves its map {depth} times, too often for {image_shape[1]}x{image_shape[2]} images"
+        of_each = zip(*self._init_laws, strict=True)
+        bounds, offsets = (
+            torch.cat(
+                [torch.full((n,), x, dtype=torch.float64) for n, x in zip(self.sizes, values, strict=True)]
+            )
+            for values in of_each
         )
-    layers: list[nn.Module] = []
-    for block in range(depth):
-        normed = spec.norm == "instance"
-        padding = pad if block == 0 else 1
-        layers.append(nn.Conv2d(channels, spec.width, 3, padding=padding, bias=not normed))
-        if normed:
-            layers.append(nn.GroupNorm(spec.width, spec.width))
-        layers += [nn.ReLU(), nn.AvgPool2d(2)]
-        channels, height, width = spec.width, height // 2, width // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, num_classes))
+        return bounds, offsets
 
 
-def mlp(spec: NetworkSpec, depth: int, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """A perceptron with `depth` hidden ReLU layers. Raises: ValueError for a norm, which it has no place for."""
-    if spec.norm != "none":
-        raise ValueError(f"{spec.name} has no norm; norm must be 'none', not {spec.norm!r}")
-    size = math.prod(image_shape)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for _ in range(depth):
-        layers += [nn.Linear(size, spec.width), nn.ReLU()]
-        size = spec.width
-    return nn.Sequential(*layers, nn.Linear(size, num_classes))
+def _init_law_of(module: nn.Module, name: str) -> tuple[float, float]:
+    """Half-width and centre of the uniform law of one parameter tensor. Raises: ValueError if none is known."""
+    owner = module.get_submodule(name.rpartition(".")[0])
+    match owner:
+        case nn.Conv2d() | nn.Linear():
+            return 1.0 / math.sqrt(owner.weight[0].numel()), 0.0
+        case nn.GroupNorm() | nn.LayerNorm() | nn.BatchNorm2d():
+            return 0.0, 1.0 if name.endswith("weight") else 0.0
+        case _:
+            raise ValueError(f"no initialisation is known for {type(owner).__name__} (parameter {name})")
 
 
-FAMILIES: dict[str, Callable[[NetworkSpec, int, ImageShape, int], nn.Module]] = {
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     "mlp": mlp,
+    "alexnet": alexnet,
+    "vgg": vgg,
+    "resnet": resnet,
 }
 
 
-def parse_name(name: str) -> tuple[str, int]:
-    """`convnet3` -> ("convnet", 3). Raises: ValueError that lists what can be built."""
-    match = re.fullmatch(r"([a-z]+)([1-9])", name)
-    if match is None or match[1] not in FAMILIES:
-        known = ", ".join(f"{family}1 .. {family}9" for family in FAMILIES)
-        raise ValueError(f"unknown network {name!r}; known: {known} (the digit is the depth)")
-    return match[1], int(match[2])
+def _module(spec: NetworkSpec, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    name = parse_name(spec.name)
+    usual = FAMILIES[name.family]
+    options: dict[str, int | str] = {"width": spec.width or usual.width}
+    if usual.depths:
+        options["depth"] = name.depth
+    if usual.norm is not None:
+        options["norm"] = name.norm
+    for option in ("activation", "pooling"):
+        chosen, default = getattr(spec, option), getattr(usual, option)
+        if default is not None:
+            options[option] = chosen or default
+        elif chosen is not None:
+            raise ValueError(f"there is no choice of {option} (found {chosen!r})")
+    return BUILDERS[name.family](image_shape, num_classes, **options)
 
 
 def build_network(spec: NetworkSpec, image_shape: ImageShape, num_classes: int) -> Network:
     """The network that the spec describes, for images of this shape.
 
-    Raises: ValueError for an unknown name or norm, or a depth that the images are too small for.
+    Raises: ValueError for an unknown name, an option that the family does not have, or images that are too small.
     """
-    family, depth = parse_name(spec.name)
-    if spec.norm not in NORMS:
-        raise ValueError(f"unknown norm {spec.norm!r}; known: {', '.join(NORMS)}")
-    with torch.device("meta"):
-        return Network(FAMILIES[family](spec, depth, image_shape, num_classes))
+    parse_name(spec.name)
+    try:
+        with torch.device("meta"):
+            return Network(_module(spec, image_shape, num_classes))
+    except ValueError as e:
+        size = f"{image_shape[1]}x{image_shape[2]}"
+        raise ValueError(f"{spec.name} for {size} images: {e}") from None

@@ -2,6 +2,10 @@
 
 The same function serves validation during a run, the evaluation of a distilled set, and its baselines:
 random real images (a set like any other) and the whole training set (in random batches).
+
+Networks are judged in test mode. For those with batch norm that means by running statistics, kept during the
+training as torch keeps them: at each step, before the parameters move, from its batch. That takes a forward
+pass more, since the gradient's own are inside a function that has nothing but the gradient to give.
 """
 
 from collections.abc import Sequence
@@ -12,8 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.networks import Network
-from ray_distill.core.unroll import InnerProblem, draw_inner, initial_state, run_steps
+from ray_distill.core.inner_optimizer import InnerState
+from ray_distill.core.networks import Network, RunningStatistics
+from ray_distill.core.unroll import (
+    InnerDraws,
+    InnerProblem,
+    draw_inner,
+    initial_state,
+    inner_batch,
+    run_steps,
+)
 
 
 class Score(NamedTuple):
@@ -27,15 +39,41 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def score(
-    network: Network, theta_P: Tensor, images_NCHW: Tensor, labels_N: Tensor, *, batch: int = 1000
+    network: Network,
+    theta_P: Tensor,
+    statistics: RunningStatistics,
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    *,
+    batch: int = 1000,
 ) -> Score:
-    """The network's accuracy and loss on images of the classes labels_N."""
+    """The accuracy and loss, on images of the classes labels_N, of the network in test mode."""
     right, loss = 0, 0.0
     for images, labels in zip(images_NCHW.split(batch), labels_N.split(batch), strict=True):
-        logits = network(theta_P, images)
+        logits = network.judged(theta_P, statistics, images)
         right += int((logits.argmax(dim=1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return Score(right / len(labels_N), loss / len(labels_N))
+
+
+@torch.no_grad()
+def train_steps(
+    problem: InnerProblem,
+    data: DistilledData,
+    draws: InnerDraws,
+    state: InnerState,
+    statistics: RunningStatistics,
+    num_steps: int,
+) -> tuple[InnerState, RunningStatistics]:
+    """`run_steps` of one network, with the running statistics of its batch norms."""
+    network = problem.network
+    if not network.joins_images:
+        return run_steps(problem, data, [draws], state, num_steps), statistics
+    for t in range(state.num_steps, state.num_steps + num_steps):
+        images = inner_batch(data, draws, t).images_NCHW
+        statistics = network.next_statistics(statistics, state.theta_P[0], images)
+        state = run_steps(problem, data, [draws], state, 1)
+    return state, statistics
 
 
 def retrain(
@@ -66,9 +104,9 @@ def retrain(
     if list(horizons) != sorted(set(horizons)) or not horizons or horizons[0] < 1:
         raise ValueError(f"horizons must be increasing positive numbers of inner steps, not {list(horizons)}")
     draws = draw_inner(problem, seed, outer_step, index, horizons[-1], data, batch=batch)
-    state = initial_state(problem, [draws])
+    state, statistics = initial_state(problem, [draws]), problem.network.initial_statistics(draws.theta_P)
     scores = []
     for horizon in horizons:
-        state = run_steps(problem, data, [draws], state, horizon - state.num_steps)
-        scores.append(score(problem.network, state.theta_P[0], images_NCHW, labels_N))
+        state, statistics = train_steps(problem, data, draws, state, statistics, horizon - state.num_steps)
+        scores.append(score(problem.network, state.theta_P[0], statistics, images_NCHW, labels_N))
     return scores

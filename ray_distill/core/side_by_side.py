@@ -1,10 +1,13 @@
 """Several networks of one architecture as one: their channels side by side.
 
 R networks, each with its own parameters and its own images, are one network with R times the channels:
-convolutions and group norms take R times the groups, linear layers become R of them, and what works on
-each channel by itself stays as it is. Nothing joins channels of different networks, so neither does a
-NaN. Any module built of such layers will do, with branches and skip connections too, as long as it keeps
-the channels apart outside of them.
+convolutions and group norms take R times the groups, linear layers and layer norms become R of them, batch
+norms have statistics for each channel anyway, and what works on each channel by itself stays as it is. Nothing
+joins channels of different networks, so neither does a NaN.
+
+Any chain of such layers will do. A module with a forward of its own must say that it keeps the channels apart
+outside of its layers (`keeps_channels_apart`), as a sum of two branches does: one that concatenates channels
+would mix the networks without an error.
 
 Axes, beside those of the package: R replicas; F the features of one network.
 """
@@ -13,10 +16,14 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ray_distill.core.networks import Network
 
-BY_CHANNEL = (nn.ReLU, nn.Softplus, nn.Identity, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Flatten)
+BY_CHANNEL = (
+    *(nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Softplus, nn.Identity),
+    *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Flatten),
+)
 """Layers that treat each channel alone; flattening keeps the order of the channels."""
 
 
@@ -45,6 +52,23 @@ class LinearSideBySide(nn.Module):
         return outputs
 
 
+class LayerNormSideBySide(nn.Module):
+    """R layer norms over maps: [N, R * C, H, W] -> the same, with the rows of their parameters one after another."""
+
+    def __init__(self, layer: nn.LayerNorm, replicas: int) -> None:
+        super().__init__()
+        self.replicas, self.shape, self.eps = replicas, layer.normalized_shape, layer.eps
+        channels, *size = layer.normalized_shape
+        self.weight = nn.Parameter(torch.empty(replicas * channels, *size))
+        self.bias = nn.Parameter(torch.empty(replicas * channels, *size))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """One mean and variance for each image of each replica."""
+        maps_NRCHW = maps.unflatten(1, (self.replicas, -1))
+        normed = F.layer_norm(maps_NRCHW, self.shape, eps=self.eps).flatten(1, 2)
+        return normed * self.weight + self.bias
+
+
 def _widened(layer: nn.Module, replicas: int) -> nn.Module:
     """R copies of one layer, side by side. Raises: ValueError for a layer that is not known to allow it."""
     match layer:
@@ -63,6 +87,11 @@ def _widened(layer: nn.Module, replicas: int) -> nn.Module:
         case nn.GroupNorm():
             groups, channels = replicas * layer.num_groups, replicas * layer.num_channels
             return nn.GroupNorm(groups, channels, layer.eps, layer.affine)
+        case nn.BatchNorm2d():
+            channels, own = replicas * layer.num_features, {"track_running_stats": layer.track_running_stats}
+            return nn.BatchNorm2d(channels, layer.eps, layer.momentum, layer.affine, **own)
+        case nn.LayerNorm() if len(layer.normalized_shape) == 3 and layer.elementwise_affine:
+            return LayerNormSideBySide(layer, replicas)
         case nn.Linear():
             return LinearSideBySide(layer, replicas)
         case _ if isinstance(layer, BY_CHANNEL):
@@ -74,11 +103,26 @@ def _widened(layer: nn.Module, replicas: int) -> nn.Module:
             )
 
 
+def check_side_by_side(module: nn.Module) -> None:
+    """Raises: ValueError if the module cannot be set side by side with others of its kind."""
+    with torch.device("meta"):
+        for layer in module.modules():
+            if not any(True for _ in layer.children()):
+                _widened(layer, 2)
+            elif type(layer) is not nn.Sequential and not getattr(layer, "keeps_channels_apart", False):
+                raise ValueError(
+                    f"replicas at once: {type(layer).__name__} does not say that it keeps channels apart; "
+                    "compute the replicas one by one"
+                )
+
+
 def side_by_side(module: nn.Module, replicas: int) -> nn.Module:
     """R networks like `module` as one: images [N, R * C, H, W] -> logits [N, R * K], on the meta device.
 
     Its parameters have the names of the module's, and R times the rows, those of one network after another.
+    Raises: ValueError if the module joins channels, or might.
     """
+    check_side_by_side(module)
     module = copy.deepcopy(module)
     with torch.device("meta"):
         for name, layer in list(module.named_modules()):

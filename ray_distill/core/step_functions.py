@@ -1,11 +1,13 @@
 """The arithmetic of one inner step, as pure functions of tensors: the gradient and the second-order product.
 
 Both work on passes: the batch is cut into equal parts whose contributions are added up. The inner loss is
-a sum over images (instance norm does not join images, and no other norm is admitted), so this is exact; it
-keeps a pass's maps in the cache of a CPU, where a batch of 100 takes half the time, and bounds the memory
-of large real batches. The functions themselves take labels that are already divided by the batch size, and
-sum; so a part that is filled up with rows of zero labels gives the right sum too, and one shape is enough
-for everything that is compiled.
+a sum over images, so this is exact; it keeps a pass's maps in the cache of a CPU, where a batch of 100 takes
+half the time, and bounds the memory of large real batches. The functions themselves take labels that are
+already divided by the batch size, and sum; so a part that is filled up with rows of zero labels gives the right
+sum too, and one shape is enough for everything that is compiled.
+
+A network with batch norm joins the images of a batch: its loss is no such sum. It takes every batch whole, and
+is compiled for each size of batch.
 
 The second-order product comes in two forms with the same value: "reverse" differentiates the scalar
 <lam, grad_theta l> once more; "forward" takes the tangent of grad_{(theta, D)} l along lam in theta.
@@ -164,12 +166,16 @@ def images_per_pass(
     dtype: torch.dtype,
     device: torch.device,
     replicas: int = 1,
-) -> int:
+) -> int | None:
     """A good size of the passes over batches of `batch` images: equal parts, of maps that the cache holds.
+
+    None, which is the whole batch, for a network that joins images.
 
     Args:
         replicas: how many are computed at once, each on so many images.
     """
+    if network.joins_images:
+        return None
     bytes_per_image = replicas * network.largest_map(image_shape) * dtype.itemsize
     return equal_part(batch, max(1, _MAP_BYTES.get(device.type, batch * bytes_per_image) // bytes_per_image))
 
@@ -232,12 +238,14 @@ class StepFunctions:
             autocast: computing type of convolutions and matrix products, where it is not that of the data.
 
         Raises: ValueError for an unknown form of the product, and for "forward" under autocast, whose casts
-            forward-mode differentiation in torch 2.14 does not see.
+            forward-mode differentiation in torch 2.14 does not see; for passes of a network that joins images.
         """
         if product_form not in PRODUCTS:
             raise ValueError(f"unknown product {product_form!r}; known: {', '.join(PRODUCTS)}")
         if product_form == "forward" and autocast is not None:
             raise ValueError("the product 'forward' does not go with autocast; use 'reverse'")
+        if images_per_pass is not None and network.joins_images:
+            raise ValueError("batch norm joins the images of a batch: it cannot be computed in passes")
         self.network = network
         self.product_form = product_form
         self.images_per_pass = images_per_pass

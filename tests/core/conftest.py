@@ -21,7 +21,6 @@ class Case:
     """One inner problem with its data, its draws and a real batch, by the fields that matter to a test."""
 
     network: str = "convnet1"
-    norm: str = "instance"
     width: int = 4
     image_shape: tuple[int, int, int] = (2, 8, 8)
     num_classes: int = 3
@@ -47,7 +46,7 @@ class Case:
 
     @property
     def problem(self) -> InnerProblem:
-        spec = NetworkSpec(name=self.network, width=self.width, norm=self.norm)
+        spec = NetworkSpec(name=self.network, width=self.width)
         network = (
             build_network(spec, self.image_shape, self.num_classes)
             if self.module is None
@@ -109,16 +108,3 @@ def smooth_module() -> Callable[[], nn.Module]:
             )
 
     return build
-
-
-@pytest.fixture
-def relative_difference() -> Callable[[Tensor, Tensor], float]:
-    """|a - b| / |b| in the L2 norm; b must not vanish."""
-
-    def measure(a: Tensor, b: Tensor) -> float:
-        assert a.shape == b.shape
-        scale = float(b.norm())
-        assert scale > 0.0, "the reference vanishes: the comparison would say nothing"
-        return float((a - b).norm()) / scale
-
-    return measure

@@ -47,8 +47,8 @@ def both_engines(case: object, window: Window) -> tuple[Metagradient, Metagradie
     [
         {"network": "convnet1", "augmentation": BOTH, "ipc": 3, "inner_batch_per_class": 2},
         {"network": "convnet2", "augmentation": ("rotate",), "ipc": 2, "inner_batch_per_class": 1},
-        {"network": "convnet2", "norm": "none", "ipc": 1},
-        {"network": "mlp2", "norm": "none", "width": 12, "augmentation": ("flip",), "ipc": 2},
+        {"network": "convnet2-none", "ipc": 1},
+        {"network": "mlp2", "width": 12, "augmentation": ("flip",), "ipc": 2},
     ],
     ids=["convnet1-flip-rotate", "convnet2-rotate", "convnet2-no-norm", "mlp2-flip"],
 )
@@ -221,9 +221,7 @@ def test_dead_units_give_a_finite_metagradient_and_highers(
     make_case: Callable, relative_difference: Callable, eps_convention: str
 ) -> None:
     """Half of the first ReLUs are dead on every image (bias -100): their gradients and v are 0 throughout."""
-    case = make_case(
-        network="mlp2", norm="none", width=6, optimizer=Adam(lr=1e-2, eps_convention=eps_convention)
-    )
+    case = make_case(network="mlp2", width=6, optimizer=Adam(lr=1e-2, eps_convention=eps_convention))
     draws = case.draws
     case.problem.network.unflatten(draws.theta_P)["1.bias"][:3] = -100.0
     arguments = (case.problem, case.data, draws, Window(1, 4), case.real)
@@ -236,7 +234,7 @@ def test_dead_units_give_a_finite_metagradient_and_highers(
 
 def test_a_network_dead_throughout_has_a_zero_image_metagradient(make_case: Callable) -> None:
     """Every ReLU is dead: logits are the last bias, which the labels move and the images do not."""
-    case = make_case(network="mlp1", norm="none", width=6)
+    case = make_case(network="mlp1", width=6)
     draws = case.draws
     case.problem.network.unflatten(draws.theta_P)["1.bias"][:] = -100.0
     arguments = (case.problem, case.data, draws, Window(0, 3), case.real)

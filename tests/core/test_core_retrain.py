@@ -34,13 +34,13 @@ def test_a_score_is_the_fraction_right_and_the_mean_cross_entropy(batch: int) ->
 
     The cross entropy is log(1 + exp(other - own)) with other - own = -1, -1, .4, -9.
     """
-    network = build_network(NetworkSpec(name="mlp1", width=2, norm="none"), (1, 1, 2), 2)
+    network = build_network(NetworkSpec(name="mlp1", width=2), (1, 1, 2), 2)
     eye = torch.eye(2, dtype=torch.float64).flatten()
     zero = torch.zeros(2, dtype=torch.float64)
     theta = torch.cat((eye, zero, eye, zero))
     pairs = [[1.0, 2.0], [2.0, 1.0], [0.5, 0.1], [0.0, 9.0]]
     images = torch.tensor(pairs, dtype=torch.float64)[:, None, None]
-    measured = score(network, theta, images, torch.tensor([1, 0, 1, 1]), batch=batch)
+    measured = score(network, theta, {}, images, torch.tensor([1, 0, 1, 1]), batch=batch)
     assert measured.accuracy == 0.75
     loss = sum(math.log1p(math.exp(d)) for d in (-1.0, -1.0, 0.4, -9.0)) / 4
     assert measured.loss == pytest.approx(loss, rel=1e-12)
@@ -50,7 +50,7 @@ def test_training_on_separable_classes_learns_them_and_renamed_classes_are_all_w
     make_case: Callable,
 ) -> None:
     """Accuracy 1 on the classes as named; with each class called by the next one's name, 0."""
-    case = make_case(network="mlp1", norm="none", width=16, ipc=4, optimizer=Adam(lr=1e-2))
+    case = make_case(network="mlp1", width=16, ipc=4, optimizer=Adam(lr=1e-2))
     x, y = patterns(60, 0.3)
     by_class = torch.arange(12).reshape(4, 3).T.flatten()
     train = DistilledData(x[:12][by_class], one_hot(y[:12][by_class], 3, torch.float64))
@@ -70,14 +70,14 @@ def test_horizons_are_points_of_one_training(make_case: Callable) -> None:
         draws = draw_inner(case.problem, 7, 5, 2, horizon, case.data)
         start = initial_state(case.problem, [draws])
         final = run_steps(case.problem, case.data, [draws], start, horizon)
-        assert measured == score(case.problem.network, final.theta_P[0], x, y)
+        assert measured == score(case.problem.network, final.theta_P[0], {}, x, y)
     assert retrain(case.problem, case.data, x, y, horizons[:2], seed=7, index=2, outer_step=5) == together[:2]
     assert len(set(together)) > 1
 
 
 @pytest.mark.parametrize("place", [{"seed": 8}, {"index": 1}, {"outer_step": 1}], ids=str)
 def test_another_place_is_another_network(make_case: Callable, place: dict[str, int]) -> None:
-    case = make_case(network="mlp1", norm="none", width=8)
+    case = make_case(network="mlp1", width=8)
     x, y = patterns(300, 3.0)
     where = {"seed": 7, "index": 0, "outer_step": 0}
     first = retrain(case.problem, case.data, x, y, [1, 2, 3], **where)
@@ -122,7 +122,7 @@ def test_random_batches_cannot_be_larger_than_the_set() -> None:
 
 
 def test_training_on_random_batches_takes_a_set_that_is_not_class_balanced(make_case: Callable) -> None:
-    case = make_case(network="mlp1", norm="none", width=16)
+    case = make_case(network="mlp1", width=16)
     x, y = patterns(47, 0.3)
     train = DistilledData(x[:17], one_hot(y[:17], 3, torch.float64))
     (measured,) = retrain(case.problem, train, x[17:], y[17:], [100], seed=1, index=0, batch=5)

@@ -146,7 +146,7 @@ def test_autocast_is_near_and_keeps_the_type_of_the_data(
 def test_without_a_compiler_the_functions_go_on_and_say_why(make_case: Callable) -> None:
     """No C++ compiler is found under the name that torch looks for: the numbers are those without one."""
     torch._dynamo.reset()
-    case = make_case(network="mlp1", norm="none", ipc=2, dtype=torch.float32)
+    case = make_case(network="mlp1", ipc=2, dtype=torch.float32)
     theta, batch = case.draws.theta_P, case.data
     functions = StepFunctions(case.problem.network, images_per_pass=3, compiled=True, product_form="forward")
     config = torch._inductor.config
@@ -163,7 +163,7 @@ def test_without_a_compiler_the_functions_go_on_and_say_why(make_case: Callable)
 @pytest.mark.slow
 def test_with_a_compiler_there_is_nothing_to_say(make_case: Callable) -> None:
     torch._dynamo.reset()
-    case = make_case(network="mlp1", norm="none", ipc=2, dtype=torch.float32)
+    case = make_case(network="mlp1", ipc=2, dtype=torch.float32)
     functions = StepFunctions(case.problem.network, images_per_pass=3, compiled=True)
     assert functions.compile_now(case.draws.theta_P, case.data) == ""
     assert functions.compiled
