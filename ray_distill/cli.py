@@ -239,7 +239,7 @@ def evaluate(
             _say_outcome(outcome, {"all numbers": target})
 
 
-JUDGING = ("evaluation", "tracking", "data.source", "data.test_source")
+JUDGING = ("evaluation", "tracking", "data.source", "data.test_source", "data.root", "data.cache")
 """What `evaluate` can change; the rest is the set's own."""
 
 

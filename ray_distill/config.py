@@ -16,12 +16,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
+from ray_distill.config_data import DataConfig
 from ray_distill.config_schedules import FORMS, misfits
 from ray_distill.config_sections import (
     CheckpointConfig,
     ClusterConfig,
     ComputeConfig,
-    DataConfig,
     DistilledConfig,
     EvaluationConfig,
     InnerConfig,
@@ -92,7 +92,9 @@ class Config(Section):
 
     def experiment(self) -> dict[str, Any]:
         """What the run is, as plain data, without where it runs and is recorded: what may be shared."""
-        return {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
+        values = {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
+        values["data"] = {k: v for k, v in values["data"].items() if k not in ("root", "cache")}
+        return values
 
     @property
     def hash(self) -> str:
