@@ -96,7 +96,9 @@ class File(NamedTuple):
 
     def read(self) -> bytes:
         """All of it. Raises: DataError."""
-        with reading(self.place), self.place.filesystem.open_input_stream(self.place.path) as stream:
+        # Left to itself, pyarrow unpacks what is called .gz.
+        opened = self.place.filesystem.open_input_stream
+        with reading(self.place), opened(self.place.path, compression=None) as stream:
             content: bytes = stream.read()
         return content
 
