@@ -126,6 +126,8 @@ def redeem(ticket: Ticket, load: Load, fitted: Callable[[], Preprocessing]) -> L
             f"{ticket.spec.source} holds other images on this machine than where the run was started; put the same "
             "files there, or let data.cache name a folder that all machines share"
         )
+    if ticket.applied is not None:
+        return images
     return preprocessed(images, fitted(), ticket.spec.cache)[0]
 
 
