@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ray_distill.config import Config
+from ray_distill.config import Config, DataRequest
 from ray_distill.data.spec import DataSpec, default_cache, default_root
 
 
-def data_spec(config: Config) -> DataSpec:
+def data_spec(config: Config | DataRequest) -> DataSpec:
     """The run's real data, with absolute paths: its workers have other current folders."""
     section = config.data
     return DataSpec(

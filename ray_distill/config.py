@@ -189,6 +189,22 @@ def _patience_misfits(config: Config) -> Iterator[str]:
         )
 
 
+class DataRequest(Section):
+    """The part of a distillation that says which data, and how they are split."""
+
+    seed: NonNegativeInt = 0
+    """As in the configuration."""
+    data: DataConfig
+
+
+def parse_data(values: Mapping[str, Any]) -> DataRequest:
+    """Plain data with `data` and `seed` alone. Raises: ConfigError with one line for each mistake."""
+    try:
+        return DataRequest.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError("\n".join(_explain(error) for error in e.errors())) from None
+
+
 def parse(values: Mapping[str, Any]) -> Config:
     """Plain data -> a checked Config. Raises: ConfigError with one line for each mistake."""
     try:

@@ -4,11 +4,13 @@ What a source is, and where its files lie, is told in `data/sources.py`; the nam
 importing that means importing torch, and a test holds the two against each other.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from ray_distill.config_strict import Fraction, NonNegativeInt, Section, earlier, refuse
+from ray_distill.config_strict import Section, earlier, refuse
 
 NAMED_SIZES: dict[str, int | None] = {
     "digits": 8,
@@ -28,9 +30,25 @@ DEFAULT_SIZES = {"imagenet": 64}
 FEWEST_CLASSES = 2
 
 
-def _listed(value: object) -> object:
-    """A YAML list as a tuple."""
-    return tuple(value) if isinstance(value, list) else value
+def _class_list(value: Any) -> Any:
+    """A YAML list as a tuple; what is neither name nor index refused."""
+    if value is None:
+        return None
+    plain = isinstance(value, list | tuple) and all(type(v) is int or isinstance(v, str) for v in value)
+    if not plain or len(value) < FEWEST_CLASSES or len(set(value)) != len(value):
+        raise refuse("allowed: a list of two or more classes by name or index, each once")
+    return tuple(value)
+
+
+def _without_password(uri: str, value: str) -> str:
+    """The value, unless the URI in it holds a password."""
+    if "://" in uri and urlsplit(uri).password:
+        raise PydanticCustomError(
+            "secret",
+            "holds a password, and configurations are kept and shared; give it to the store's own variables, as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    return value
 
 
 def _kind(source: str) -> str:
@@ -55,7 +73,7 @@ class DataConfig(Section):
     image_size: PositiveInt | None = Field(default=None, validate_default=True)
     """Scale the shorter side to this and cut a square out of the middle. Default: 64 for imagenet; to be given for
     cub200; otherwise the images as they are, which must then have one size."""
-    classes: Annotated[tuple[str | NonNegativeInt, ...] | None, BeforeValidator(_listed)] = None
+    classes: Annotated[tuple[str | int, ...] | None, BeforeValidator(_class_list)] = None
     """Keep these classes, by name or index, numbered in this order. Default: all."""
     preprocessing: Literal["none", "normalise", "zca"] = "normalise"
     """Fitted on the training split: nothing, mean and std of each channel, or ZCA whitening."""
@@ -65,8 +83,9 @@ class DataConfig(Section):
     """The part of the training images held out for choosing and early stopping."""
     limit: PositiveInt | None = None
     """Keep this many development images (class-balanced) for a small trial."""
-    max_broken: NonNegativeInt | Fraction = 0
-    """Images that may be left out because they cannot be decoded: a count, or a fraction of them. They are named."""
+    max_broken: Annotated[float, Field(ge=0.0)] = 0.0
+    """Images that may be left out because they cannot be decoded: how many, or, below 1, which fraction of them. They
+    are counted and named."""
 
     @field_validator("source")
     @classmethod
@@ -75,7 +94,7 @@ class DataConfig(Section):
         if not (kind in PATH_KINDS and path if separator else value in NAMED_SIZES):
             kinds = ", ".join(f"'{kind}:PATH'" for kind in PATH_KINDS)
             raise refuse(f"allowed: {', '.join(map(repr, NAMED_SIZES))}, {kinds}")
-        return value
+        return _without_password(path, value)
 
     @field_validator("test_source")
     @classmethod
@@ -88,7 +107,7 @@ class DataConfig(Section):
         kind, _, path = value.partition(":")
         if kind != _kind(source) or not path:
             raise refuse(f"allowed: '{_kind(source)}:PATH', of the same kind as data.source")
-        return value
+        return _without_password(path, value)
 
     @field_validator("root")
     @classmethod
@@ -96,7 +115,7 @@ class DataConfig(Section):
         source = earlier(info, "source")
         if value is not None and source is not None and (source not in NAMED_SIZES or source == "digits"):
             raise refuse(f"has no effect with data.source {source}, whose files lie elsewhere; remove it")
-        return value
+        return value if value is None else _without_password(value, value)
 
     @field_validator("cache")
     @classmethod
@@ -115,13 +134,6 @@ class DataConfig(Section):
             raise refuse(f"has no effect with data.source {source}, whose images have this size; remove it")
         return DEFAULT_SIZES.get(source) if value is None else value
 
-    @field_validator("classes")
-    @classmethod
-    def _several(cls, value: tuple[str | int, ...] | None) -> tuple[str | int, ...] | None:
-        if value is not None and (len(value) < FEWEST_CLASSES or len(set(value)) != len(value)):
-            raise refuse("allowed: a list of two or more classes, each once")
-        return value
-
     @field_validator("zca_shrinkage")
     @classmethod
     def _zca_only(cls, value: float | None, info: ValidationInfo) -> float | None:
@@ -134,6 +146,8 @@ class DataConfig(Section):
     @classmethod
     def _of_files_only(cls, value: float, info: ValidationInfo) -> float:
         source = earlier(info, "source")
+        if value >= 1 and value != int(value):
+            raise refuse("allowed: a number of images, or a fraction below 1")
         if value > 0 and source is not None and _kind(source) not in OF_FILES:
             raise refuse(
                 f"has no effect with data.source {_kind(source)}, whose images are one block; remove it"

@@ -11,7 +11,8 @@ of them are refused. Which keys are read is decided by `sources` and `held_out`.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,41 +30,69 @@ MOST_CHANNELS = 64
 """Beyond it an axis is taken for a side of the image, stored in another order than expected."""
 
 
-def read_arrays(kind: str, path: str, keys: Keys) -> Listing:
+def read_arrays(kind: str, path: str, keys: Keys, class_names: Sequence[str] | None = None) -> Listing:
     """The images of an `npz` or `torch` file under the first pair of keys that it has.
+
+    Args:
+        class_names: for a file that names no classes. None: the numbers up to the largest label.
 
     Raises: DataError for a file without such keys, or with arrays of another shape or type.
     """
     file = file_at(place_of(path))
     arrays = _open(kind, file)
-    pair = next((pair for pair in keys if pair[0] in arrays and pair[1] in arrays), None)
-    if pair is None:
-        wanted = ", or ".join(f"`{images}` and `{labels}`" for images, labels in keys)
-        raise DataError(f"{file} has the arrays {', '.join(map(str, arrays)) or 'none'}; needed are {wanted}")
+    pair = _pair(file, list(arrays), keys)
     images_NCHW = _images(arrays[pair[0]], f"{file}, `{pair[0]}`", channels_last=kind == "npz")
     labels_N = _labels(arrays[pair[1]], f"{file}, `{pair[1]}`")
     names = arrays.get("class_names")
     if names is None:
-        # The numbers up to the largest label, which both splits of one file share.
-        largest = max(int(_labels(arrays[key], str(file)).max(initial=0)) for key in _label_keys(arrays))
-        names = range(largest + 1)
+        names = range(int(labels_N.max(initial=0)) + 1) if class_names is None else class_names
     return listing_of_arrays(images_NCHW, labels_N, [str(name) for name in names], [file])
 
 
-def _label_keys(arrays: Mapping[str, Any]) -> list[str]:
-    return [key for key in arrays if key.startswith("y_") or key == "labels" or key.endswith("_labels")]
+def check_arrays(kind: str, path: str, keys: Keys) -> None:
+    """Raises: DataError for a file without any of the pairs of keys. Makes no use of the arrays."""
+    file = file_at(place_of(path))
+    if kind != "npz":
+        _pair(file, list(_open(kind, file)), keys)
+        return
+    with (
+        _errors_named(kind, file),
+        _seekable(file) as content,
+        np.load(content, allow_pickle=False) as arrays,
+    ):
+        names = list(arrays.files)
+    _pair(file, names, keys)
+
+
+def _pair(file: File, names: Sequence[str], keys: Keys) -> tuple[str, str]:
+    """The first pair of keys that is there. Raises: DataError if none is."""
+    pair = next((pair for pair in keys if pair[0] in names and pair[1] in names), None)
+    if pair is None:
+        wanted = ", or ".join(f"`{images}` and `{labels}`" for images, labels in keys)
+        raise DataError(f"{file} has the arrays {', '.join(names) or 'none'}; needed are {wanted}")
+    return pair
+
+
+@contextmanager
+def _errors_named(kind: str, file: File) -> Iterator[None]:
+    """What a file that is no archive raises is many things: all become a DataError that names it."""
+    try:
+        yield
+    except Exception as e:
+        what = "an .npz file of plain arrays" if kind == "npz" else "a file of tensors that torch.save wrote"
+        raise DataError(f"{file} is not {what}: {str(e).splitlines()[0] if str(e) else repr(e)}") from e
+
+
+def _seekable(file: File) -> Any:
+    return file.place.filesystem.open_input_file(file.place.path)
 
 
 def _open(kind: str, file: File) -> Mapping[str, Any]:
-    content = io.BytesIO(file.read())
-    try:
+    with _errors_named(kind, file):
         if kind == "npz":
-            with np.load(content, allow_pickle=False) as arrays:
+            with _seekable(file) as content, np.load(content, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
-        loaded = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as e:  # what a file that is no archive raises is many things
-        what = "an .npz file of plain arrays" if kind == "npz" else "a file of tensors that torch.save wrote"
-        raise DataError(f"{file} is not {what}: {str(e).splitlines()[0] if str(e) else e!r}") from e
+        loaded = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
         raise DataError(f"{file} holds a {type(loaded).__name__}; it must be a dict of tensors")
     return {str(key): v.numpy() if isinstance(v, torch.Tensor) else v for key, v in loaded.items()}

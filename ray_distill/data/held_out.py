@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ray_distill.data.array_files import Keys, read_arrays
+from ray_distill.data.array_files import Keys, check_arrays, read_arrays
 from ray_distill.data.cifar_files import cifar_files, read_cifar
 from ray_distill.data.class_folders import class_folder_names, read_class_folders
 from ray_distill.data.cub_folder import cub_lists, read_cub
@@ -24,6 +24,7 @@ from ray_distill.data.places import File, Place, file_at, files_of, place_of
 from ray_distill.data.sources import (
     BY_PATH,
     class_folders_of,
+    development_listing,
     imagenet,
     parquet_files,
     reader_of,
@@ -68,7 +69,8 @@ def check_test(spec: DataSpec) -> None:
         case "parquet":
             _test_files(spec)
         case "npz" | "torch":
-            _array_file(spec)
+            path, keys = _array_file(spec)
+            check_arrays(spec.kind, path, keys)
 
 
 def _reader(spec: DataSpec) -> Callable[[DataSpec], Listing]:
@@ -189,7 +191,7 @@ def _array_file(spec: DataSpec) -> tuple[str, Keys]:
 
 def _arrays(spec: DataSpec) -> Listing:
     path, keys = _array_file(spec)
-    return read_arrays(spec.kind, path, keys)
+    return read_arrays(spec.kind, path, keys, development_listing(spec).class_names)
 
 
 _READERS: dict[str, Callable[[DataSpec], Listing]] = {

@@ -44,7 +44,7 @@ class DataSpec:
     """The classes that are kept, by name or index; they are numbered in this order. None: all."""
     limit: int | None = None
     """Development images that are kept, with class counts as equal as can be. None: all."""
-    max_broken: float = 0
+    max_broken: float = 0.0
     """Images that may be left out because they cannot be decoded: a count, or a fraction where below 1."""
     preprocessing: str = "none"
     """`none`, `normalise` or `zca`."""

@@ -255,8 +255,9 @@ def test_class_folders_alone_with_a_test_source(tmp_path: Path) -> None:
     class_folders(tmp_path / "theirs", 100, ("ant", "cow"))
     spec = DataSpec(source=f"folder:{tmp_path / 'mine'}")
     assert load_development(spec).class_names == ("ant", "bee", "cow")
-    with pytest.raises(DataError, match="no folder test or val"):
-        load_test(spec)
+    for look in (load_test, check_test):
+        with pytest.raises(DataError, match="no folder test or val"):
+            look(spec)
     test = load_test(DataSpec(source=spec.source, test_source=f"folder:{tmp_path / 'theirs'}"))
     assert test.labels_N.tolist() == [0, 0, 0, 2, 2, 2]
     with pytest.raises(DataError, match="as test data and as development data"):
@@ -281,6 +282,24 @@ def test_folders_of_test_data_are_refused_as_development_data(tmp_path: Path) ->
         load_development(DataSpec(source=f"folder:{tmp_path / 'empty'}"))
 
 
+def test_arrays_of_a_test_split_may_miss_the_last_class(tmp_path: Path) -> None:
+    """Its classes are those of the development data, whose labels alone say how many there are."""
+    images = np.zeros((3, 2, 2), np.uint8)
+    arrays = {
+        "x_train": images,
+        "y_train": np.array([0, 1, 2]),
+        "x_test": images,
+        "y_test": np.array([0, 1, 1]),
+    }
+    np.savez(tmp_path / "set.npz", **arrays)
+    spec = DataSpec(source=f"npz:{tmp_path}/set.npz")
+    assert load_test(spec).class_names == load_development(spec).class_names == ("0", "1", "2")
+    np.savez(tmp_path / "set.npz", **arrays | {"y_test": np.array([0, 1, 3])})
+    with pytest.raises(DataError, match="row 2: the label is 3; with 3 classes"):
+        load_test(spec)
+    assert load_development(spec).num_classes == 3
+
+
 @pytest.mark.parametrize("kind", ["npz", "torch"])
 def test_arrays_in_one_file_or_two(kind: str, tmp_path: Path) -> None:
     """`images` and `labels` alone are development data; a second file is named for testing."""
@@ -297,8 +316,9 @@ def test_arrays_in_one_file_or_two(kind: str, tmp_path: Path) -> None:
     assert loaded.image_shape == ((3, 2, 3) if kind == "npz" else (2, 3, 3))
     expected = images.transpose(0, 3, 1, 2) if kind == "npz" else images
     assert np.array_equal(loaded.images_NCHW.numpy(), expected)
-    with pytest.raises(DataError, match="needed are `x_test` and `y_test`"):
-        load_test(spec)
+    for look in (load_test, check_test):
+        with pytest.raises(DataError, match="needed are `x_test` and `y_test`"):
+            look(spec)
     assert len(load_test(DataSpec(source=spec.source, test_source=f"{kind}:{paths[1]}"))) == 4
     with pytest.raises(DataError, match="as test data and as development data"):
         load_test(DataSpec(source=spec.source, test_source=spec.source))
