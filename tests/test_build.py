@@ -15,7 +15,8 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.inner_optimizer import SGD, Adam
 from ray_distill.core.networks import NetworkSpec
 from ray_distill.core.rng import Stream
-from ray_distill.evaluate import Job, RealArrays, run_job
+from ray_distill.data.real_data import RealData
+from ray_distill.evaluate import Job, RealSets, run_job
 from ray_distill.outer_loop import draw_real_batch
 from ray_distill.progress import Update
 from ray_distill.run import prepare
@@ -78,7 +79,7 @@ def test_the_real_batch_is_augmented_by_its_section_alone(bench: Callable[..., B
 
     def dark_images(**sections: object) -> int:
         b = bench(data={"preprocessing": "normalise"}, **sections)
-        images = draw_real_batch(b.experiment, b.train, 10, 0, 0).images_NCHW
+        images = draw_real_batch(b.experiment, b.train, 0, 0).images_NCHW
         return int(((images == 0).flatten(1).sum(dim=1) >= 4).sum())
 
     cutout, nothing = {"augmentation": ["cutout"]}, {"augmentation": []}
@@ -203,9 +204,15 @@ def test_the_cross_architecture_table_is_computed(name: str) -> None:
     )
     shape, stream = (3, 32, 32), Stream(seed=1, name="table")
     images = stream.normal(22 * 3072, dtype=torch.float32).reshape(22, *shape)
-    labels = torch.arange(12) % 10
+    real = RealData(
+        stored_NCHW=images[10:],
+        rows_N=torch.arange(12),
+        labels_N=torch.arange(12) % 10,
+        num_classes=10,
+        white=1,
+        preprocessing=None,
+    )
     distilled = DistilledData(images[:10], torch.eye(10))
-    real = RealArrays(images[10:].numpy(), labels.numpy(), images[10:].numpy(), labels.numpy())
-    record = run_job(config, distilled, real, Job("distilled", name, 0))
+    record = run_job(config, distilled, RealSets(real, real), Job("distilled", name, 0))
     assert (record.network, record.inner_steps) == (name, 2)
     assert 0.0 <= record.test_accuracy <= 1.0
