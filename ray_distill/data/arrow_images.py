@@ -13,6 +13,7 @@ target first, which is then copied behind Arrow's header: twice the disk for a w
 
 import hashlib
 import json
+import mmap
 import os
 import warnings
 from pathlib import Path
@@ -75,7 +76,9 @@ class Spool:
             [pa.ExtensionArray.from_storage(tensor, stored), pa.array(labels)], schema=schema
         )
         with self._path.open("wb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
+            # ImageNet at 64x64 is six times as many values as 32 bits count.
+            options = pa.ipc.IpcWriteOptions(allow_64bit=True)
+            with pa.ipc.new_file(file, schema, options=options) as writer:
                 writer.write_batch(batch)
             file.flush()
             os.fsync(file.fileno())
@@ -91,7 +94,9 @@ def open_images(path: Path) -> LabelledImages:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.ipc.open_file(pa.py_buffer(mapping)) as reader:
             header = json.loads(reader.schema.metadata[_KEY])
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}")
@@ -109,6 +114,7 @@ def open_images(path: Path) -> LabelledImages:
             white=header["white"],
             digest=header["digest"],
             path=path,
+            mapping=mapping,
             broken=tuple(header.get("broken", ())),
         )
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as e:

@@ -6,6 +6,7 @@ what is not read costs nothing. `pixel_chunks` makes floats of a few rows at a t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 
 import torch
@@ -36,6 +37,8 @@ class LabelledImages:
     """Of the pixels, the labels and the names: the same for the same images wherever they come from."""
     path: Path
     """The file that they lie in."""
+    mapping: mmap
+    """That file in memory."""
     broken: tuple[str, ...] = ()
     """Images of the source that could not be decoded and were left out: where they are, and why."""
 

@@ -5,8 +5,10 @@ holds: a batch is copied out, the rest belongs to the operating system, which sh
 it back when it needs the room. On a GPU that has the room they are copied there once.
 """
 
+import mmap as mmap_module
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from mmap import mmap
 
 import torch
 from torch import Tensor
@@ -15,8 +17,15 @@ from ray_distill.core.distilled import DistilledData, one_hot
 from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
 from ray_distill.data.preprocessing import Preprocessing
 
+MADV_DONTNEED: int | None = getattr(mmap_module, "MADV_DONTNEED", None)
+"""Not every operating system has it."""
+
 SHARE_OF_GPU = 0.5
 """Of a GPU's free memory that real images may take."""
+
+LARGE_BYTES = 2**30
+"""A file from which pages are handed back after each batch: a process of 15 GB looks like one that needs them, to
+people and to what watches over the memory of a cluster. They stay in the operating system's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +42,8 @@ class RealData:
     white: int
     preprocessing: Preprocessing | None
     """What is still to be applied to the pixels in [0, 1]; None if the stored images are preprocessed."""
+    mapping: mmap | None
+    """The file that the stored images are mapped from; None if they are on a GPU."""
     dtype: torch.dtype = torch.float32
     """Of what is taken."""
 
@@ -46,6 +57,7 @@ class RealData:
             num_classes=images.num_classes,
             white=images.white,
             preprocessing=preprocessing,
+            mapping=images.mapping,
         )
 
     @property
@@ -68,6 +80,8 @@ class RealData:
         """The preprocessed images at these rows, on the device in the dtype: [n, C, H, W]."""
         chosen = self.rows_N[rows_N.to(self.rows_N.device)]
         images_NCHW = self.stored_NCHW[chosen].to(self.device)
+        if self.mapping is not None and len(self.mapping) >= LARGE_BYTES and MADV_DONTNEED is not None:
+            self.mapping.madvise(MADV_DONTNEED)
         if self.preprocessing is not None:
             # A tensor on the device: dividing by a number of Python's rounds otherwise on GPUs.
             white = torch.tensor(float(self.white), device=self.device)
@@ -93,7 +107,8 @@ class RealData:
         stored = torch.empty(shape, dtype=self.stored_NCHW.dtype, device=device)
         for out, rows_N in zip(stored.split(CHUNK_IMAGES), self.rows_N.split(CHUNK_IMAGES), strict=True):
             out.copy_(self.stored_NCHW[rows_N])
-        return replace(moved, stored_NCHW=stored, rows_N=torch.arange(self.num_images, device=device))
+        rows_N = torch.arange(self.num_images, device=device)
+        return replace(moved, stored_NCHW=stored, rows_N=rows_N, mapping=None)
 
 
 def _has_room(data: RealData, device: torch.device) -> bool:

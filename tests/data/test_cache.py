@@ -140,10 +140,11 @@ import sys, torch
 from pathlib import Path
 from ray_distill.data.arrow_images import open_images
 from ray_distill.data.preprocessing import NoPreprocessing
+from ray_distill.data import real_data
 from ray_distill.data.real_data import RealData
-def private():
+def memory():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+    return [int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty:", "Rss:"))]
 def take_all(path):
     images = open_images(Path(path))
     data = RealData.of(images, torch.arange(len(images)), NoPreprocessing())
@@ -152,25 +153,49 @@ def take_all(path):
     return data
 torch.set_num_threads(1)
 small = take_all(sys.argv[1])
-before = private()
+real_data.LARGE_BYTES = int(sys.argv[3])
+before = memory()
 large = take_all(sys.argv[2])
-print(private() - before)
+print(*(after - b for after, b in zip(memory(), before)))
 """
-"""A process that takes all images of a small file and of a large one, and tells what the large one took, in kB."""
+"""A process that takes all images of a small file and of a large one, and tells what the large one took, in kB: in all,
+and of memory of its own."""
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no private memory is told here")
 def test_a_file_is_opened_without_being_copied(tmp_path: Path) -> None:
-    """All of 128 MB are taken, 100 at a time, with less than 48 MB more that nobody could take back."""
+    """All of 128 MB are taken, 100 at a time, with less than 48 MB more that nobody could take back; from the size
+    on that counts as large, with less than 48 MB more of whatever kind."""
     for name, parts in (("small", 1), ("large", 128)):
         spool = Spool(tmp_path / name)
         for _ in range(parts):
             spool.add(np.full((100, 1, 100, 100), 7, np.uint8))
         spool.finish(torch.zeros(100 * parts, dtype=torch.int64), {"class_names": ["a"], "white": 255})
         spool.close()
-    arguments = [sys.executable, "-c", TAKE_ALL, str(tmp_path / "small"), str(tmp_path / "large")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 48_000
+    for large_bytes in (2**30, 0):
+        files = [str(tmp_path / "small"), str(tmp_path / "large")]
+        arguments = [sys.executable, "-c", TAKE_ALL, *files, str(large_bytes)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        resident, own = map(int, done.stdout.split())
+        assert own < 48_000
+        assert (resident < 48_000) == (large_bytes == 0)
+
+
+@pytest.mark.slow
+def test_more_values_than_32_bits_count(tmp_path: Path) -> None:
+    """2.3e9 values, above 2^31: the last image is found where it should be."""
+    spool = Spool(tmp_path / "images.arrow")
+    try:
+        for i in range(190):
+            spool.add(np.full((1000, 3, 64, 64), i, np.uint8))
+        spool.finish(torch.arange(190_000) % 7, {"class_names": list("abcdefg"), "white": 255})
+    finally:
+        spool.close()
+    images = open_images(tmp_path / "images.arrow")
+    assert images.images_NCHW.numel() > 2**31
+    assert images.images_NCHW[::1000, 2, 63, 63].tolist() == list(range(190))
+    assert images.labels_N[-1] == 189_999 % 7
+    images.path.unlink()
 
 
 @pytest.mark.parametrize("kind", ["none", "normalise", "zca"])
