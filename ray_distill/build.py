@@ -130,21 +130,41 @@ def worth_compiling(
 SMALL_FORWARD_FLOPS = 2e8
 """Of one replica's inner batch: below it several replicas at once were faster on a CPU (LOG, 2026-11-24)."""
 MOST_AT_ONCE = 8
+AUTO_GROUPS = 2
+"""At least so many groups, so that two workers can share them."""
 
 
 def replicas_at_once(
     config: Config, network: Network, image_shape: ImageShape, num_classes: int, device: torch.device
 ) -> int:
-    """How many of a worker's replicas are computed as one."""
-    chosen = config.compute.replicas_at_once
-    own = -(-config.replicas // config.cluster.num_workers)
+    """How many replicas are computed as one: the size of the groups that workers share out.
+
+    A function of the experiment and not of the number of workers. In float32 a group rounds otherwise than its
+    replicas alone, and an unroll makes much of that (LOG, 2026-11-25): groups that followed the workers would
+    give another D on another cluster.
+    """
+    chosen, replicas = config.compute.replicas_at_once, config.replicas
     if chosen != "auto":
-        return min(chosen, own)
+        return chosen
     forward = inner_batch_size(config, num_classes) * network.forward_flops(image_shape)
     small = device.type == "cpu" and forward < SMALL_FORWARD_FLOPS
     if not small or config.engine != "adjoint":
         return 1
-    return -(-own // -(-own // MOST_AT_ONCE))  # groups of nearly one size
+    groups = max(AUTO_GROUPS, -(-replicas // MOST_AT_ONCE))
+    return -(-replicas // groups)
+
+
+def check_groups(config: Config, image_shape: ImageShape, num_classes: int) -> None:
+    """Raises: ConfigError if there are more workers than groups of replicas to share out."""
+    network = network_for(config, config.network.name, image_shape, num_classes)
+    device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+    at_once = replicas_at_once(config, network, image_shape, num_classes, device)
+    groups, workers = -(-config.replicas // at_once), config.cluster.num_workers
+    if workers > groups:
+        raise ConfigError(
+            f"cluster.num_workers: must be at most {groups}, since the {config.replicas} replicas are computed "
+            f"in groups of {at_once} (found {workers}); lower it, or set compute.replicas_at_once to 1"
+        )
 
 
 def step_functions(

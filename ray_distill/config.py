@@ -143,6 +143,11 @@ def _check_across_sections(config: Config) -> None:
             f"cluster.num_workers: must be at most replicas, which is {replicas} (found {workers}); "
             "a worker without a replica would idle"
         )
+    at_once = config.compute.replicas_at_once
+    if at_once != "auto" and at_once > replicas:
+        raise ConfigError(
+            f"compute.replicas_at_once: must be at most replicas, which is {replicas} (found {at_once})"
+        )
     _check_arithmetic(config)
 
 

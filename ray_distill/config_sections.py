@@ -297,8 +297,9 @@ class ComputeConfig(Section):
     images_per_pass: PositiveInt | None = None
     """Distilled images in one pass through the network. Default: as many as keep a CPU's caches or fill a GPU."""
     replicas_at_once: Literal["auto"] | PositiveInt = "auto"
-    """A worker's replicas that are one computation, as one wide network. Auto: several for networks so small
-    that starting the operations is what takes the time, otherwise one by one."""
+    """Replicas that are one computation, as one wide network, and are shared out to workers together. Auto:
+    half of them, and 8 at most, for networks so small that starting the operations is what takes the time;
+    otherwise one by one."""
     state_memory_gib: PositiveFloat = 4.0
     """For the states of a window, for each worker. Longer windows are replayed in segments, at the cost of one
     more gradient for each step."""
@@ -310,7 +311,7 @@ class ClusterConfig(Section):
     num_workers: PositiveInt = 1
     """Ray Train workers."""
     cpus_per_worker: PositiveInt = 1
-    """CPU cores of each: threads of its arithmetic."""
+    """CPU cores of each: threads of its arithmetic. Another number of threads may round otherwise."""
     use_gpu: bool = False
     """One GPU for each worker. The evaluation runs on CPUs."""
     max_failures: NonNegativeInt = 3

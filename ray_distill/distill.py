@@ -133,9 +133,8 @@ def _compile(experiment: Experiment, state: RunState, world: World, board: Any) 
     board.post.remote(state.outer_step, "compiling the step functions")
     began = time.perf_counter()
     draws = draw_inner(experiment.inner, experiment.seed, state.outer_step, 0, 1, state.data)
-    own, at_once = len(range(world.rank, experiment.replicas, world.size)), experiment.replicas_at_once
     # Validation networks are trained one by one.
-    sizes = {1, min(own, at_once), own % at_once or 1}
+    sizes = {1, *(len(group) for group in experiment.groups[world.rank :: world.size])}
     why = functions.compile_now(draws.theta_P, inner_batch(state.data, draws, 0), sorted(sizes))
     said = f"not compiled ({why})" if why else f"compiled in {time.perf_counter() - began:.0f} s"
     board.post.remote(state.outer_step, said)

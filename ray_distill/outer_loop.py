@@ -1,7 +1,7 @@
 """The loop over outer steps. It knows ranks only as a `World`: one process, or torch.distributed.
 
-The experiment fixes the number of replicas; the world only shares them out. Rank r of w computes the
-metagradients of replicas r, r + w, ..; one all-reduce of a tensor of the size of D joins them, and every
+The experiment fixes the replicas and which of them are one computation; the world only shares them out. Rank
+r of w computes the metagradients of groups r, r + w, ..; one all-reduce of a tensor of the size of D joins them, and every
 rank takes the same outer step. Nothing here knows Ray, MLflow or a configuration.
 """
 
@@ -69,14 +69,22 @@ class Experiment:
     redraw_every: int
     engine: GroupEngine
     replicas_at_once: int = 1
-    """How many of a rank's replicas are one computation: the speed and the memory, not the numbers. The last
-    group may be smaller; where functions are compiled, that is one more size to compile for."""
+    """How many replicas are one computation, and go to a rank together. The last group may be smaller; where
+    functions are compiled, that is one more size to compile for."""
     outer: OuterOptimizer
     outer_batch_size: int
     real_augmentation: augment.Augmentation
     max_nonfinite_steps: int
     validation: Validation
     cadence: Cadence
+
+    @property
+    def groups(self) -> list[range]:
+        """The replicas that are computed together: the same groups whatever the number of ranks."""
+        return [
+            range(first, min(first + self.replicas_at_once, self.replicas))
+            for first in range(0, self.replicas, self.replicas_at_once)
+        ]
 
 
 class Report(NamedTuple):
@@ -182,8 +190,7 @@ def mean_metagradient(
     replicas = experiment.replicas
     sizes = [1, *(x.numel() for x in data), replicas, replicas, diagnostics.POSITIONS]
     total = torch.zeros(sum(sizes), dtype=torch.float64, device=data.images_NCHW.device)
-    own, at_once = range(world.rank, replicas, world.size), experiment.replicas_at_once
-    for group in (own[i : i + at_once] for i in range(0, len(own), at_once)):
+    for group in experiment.groups[world.rank :: world.size]:
         metagradients = replica_metagradients(experiment, train, data, window, outer_step, group)
         for replica, one in zip(group, metagradients, strict=True):
             total += _summary(one, replica, replicas)

@@ -76,6 +76,7 @@ def _check(config: Config, data: DevelopmentData) -> None:
     for name in dict.fromkeys((config.network.name, *config.evaluation.networks)):
         key = "network.name" if name == config.network.name else "evaluation.networks"
         build.network_for(config, name, data.image_shape, data.num_classes, key)
+    build.check_groups(config, data.image_shape, data.num_classes)
     count, size = len(data.train_labels_N), config.outer.batch_size
     if size > count:
         raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")

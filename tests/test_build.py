@@ -116,13 +116,24 @@ def test_the_memory_for_states_bounds_the_window() -> None:
 
 
 def test_small_networks_take_their_replicas_at_once() -> None:
-    """The tiny network's 5 replicas on 2 workers: 3 at once; a wide ConvNet-3 takes them one by one."""
-    cluster = {"num_workers": 2}
-    tiny = build.experiment(tiny_config(replicas=5, cluster=cluster), GREY, 10)
-    assert tiny.replicas_at_once == 3
-    chosen = tiny_config(replicas=5, cluster=cluster, compute={"replicas_at_once": 2})
+    """The tiny network's 5 replicas: 3 and 2; a wide ConvNet-3 takes them one by one."""
+    tiny = build.experiment(tiny_config(replicas=5), GREY, 10)
+    assert tiny.groups == [range(3), range(3, 5)]
+    chosen = tiny_config(replicas=5, compute={"replicas_at_once": 2})
     assert build.experiment(chosen, GREY, 10).replicas_at_once == 2
-    assert build.experiment(tiny_config(replicas=9), GREY, 10).replicas_at_once == 5, "5 and 4, not 8 and 1"
+    for replicas, at_once in ((1, 1), (2, 1), (3, 2), (4, 2), (9, 5), (16, 8), (17, 6)):
+        assert build.experiment(tiny_config(replicas=replicas), GREY, 10).replicas_at_once == at_once
     wide = {"network": {"name": "convnet3", "width": 128}, "distilled": {"ipc": 10}}
     assert build.experiment(tiny_config(replicas=5, **wide), (3, 32, 32), 10).replicas_at_once == 1
     assert build.experiment(tiny_config(replicas=5, engine="higher"), GREY, 10).replicas_at_once == 1
+
+
+def test_the_number_of_workers_does_not_change_the_groups() -> None:
+    """It would change the rounding, and by it the run; more workers than groups are refused."""
+    one, two = (tiny_config(replicas=4, cluster={"num_workers": n}) for n in (1, 2))
+    assert build.experiment(one, GREY, 10).groups == build.experiment(two, GREY, 10).groups
+    build.check_groups(two, GREY, 10)
+    with pytest.raises(ConfigError, match="at most 2, since the 4 replicas are computed in groups of 2"):
+        build.check_groups(tiny_config(replicas=4, cluster={"num_workers": 3}), GREY, 10)
+    alone = {"replicas_at_once": 1}
+    build.check_groups(tiny_config(replicas=4, cluster={"num_workers": 4}, compute=alone), GREY, 10)
