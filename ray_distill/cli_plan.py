@@ -118,7 +118,7 @@ def _limits(probed: "Probed", every: "list[Row]") -> list[str]:
     lines = []
     if idle := [r.workers for r in every if r.idle]:
         lines.append(
-            f"with {_list(idle)} workers some have no replica, which is refused: raise replicas to use them"
+            f"with {_list(idle)} workers some have none of the {len(probed.sizes)} group(s) of replicas, which is refused"
         )
     each = probed.config.cluster.cpus_per_worker
     if large := [r.workers for r in every if not probed.on_gpu and (r.workers - r.idle) * each > cores]:
@@ -134,7 +134,7 @@ def _list(numbers: list[int]) -> str:
 
 def _memory(probed: "Probed") -> list[str]:
     """The parts of a worker's memory."""
-    memory = probed.memory(min(probed.config.cluster.num_workers, probed.config.replicas))
+    memory = probed.memory
     parts = {
         "libraries": memory.libraries,
         "real images of its own": memory.data,

@@ -102,7 +102,7 @@ class Row:
     replicas_each: int
     """Of the worker that has most."""
     idle: int
-    """Workers without a replica; the configuration refuses such a number."""
+    """Workers without a group of replicas; such a number is refused."""
     outer_step_s: float
     validation_s: float
     run_s: float
@@ -121,10 +121,10 @@ class Probed:
 
     config: Config
     images: RealImages
-    at_once: dict[int, int]
-    """For each number of workers, how many of a worker's replicas are one computation."""
+    sizes: list[int]
+    """Replicas of each group that is one computation, in the order in which workers share them out."""
     groups: dict[int, Group]
-    """By the number of replicas."""
+    """By the number of replicas; a group of one, as which validation networks are trained, is always there."""
     validation: ValidationProbe
     memory_bytes: int
     """Of this machine, or of each GPU."""
@@ -139,18 +139,14 @@ class Probed:
         """Whether each worker has a copy: on its GPU, or because it converts what the workers of a node share."""
         return self.on_gpu or build.dtype(self.config) != torch.float32
 
-    def group_sizes(self, workers: int) -> list[int]:
-        """The sizes of the groups of the worker that has most replicas."""
-        own, size = self.replicas_each(workers), self.at_once[workers]
-        return [size] * (own // size) + ([own % size] if own % size else [])
+    def shares(self, workers: int) -> list[list[int]]:
+        """The groups of each of so many workers."""
+        return [self.sizes[rank::workers] for rank in range(workers)]
 
-    def replicas_each(self, workers: int) -> int:
-        """Of the worker that has most."""
-        return -(-self.config.replicas // workers)
-
-    def memory(self, workers: int) -> WorkerMemory:
-        """Of a worker among so many."""
-        group, validation = self.groups[self.at_once[workers]], self.validation
+    @property
+    def memory(self) -> WorkerMemory:
+        """Of a worker, however many there are."""
+        group, validation = self.groups[self.sizes[0]], self.validation
         return WorkerMemory(
             libraries=CUDA_CONTEXT_BYTES if self.on_gpu else validation.library_bytes,
             data=self.own_image_bytes * self.num_images if self.own_data else 0,
@@ -184,14 +180,13 @@ class Probed:
 
     def needed_bytes(self, workers: int) -> int:
         """Of a GPU that one of so many workers has; of a machine that has all of them."""
-        each = self.memory(workers).total
+        each = self.memory.total
         return each if self.on_gpu else self.shared_bytes() + workers * each
 
     def room(self, workers: int) -> int:
         """The bytes that a worker may take for its work."""
-        memory = self.memory(workers)
         each = (self.memory_bytes - self.shared_bytes()) // (1 if self.on_gpu else workers)
-        return each - memory.libraries - memory.data
+        return each - self.memory.libraries - self.memory.data
 
 
 def num_validations(config: Config) -> int:
@@ -202,25 +197,28 @@ def num_validations(config: Config) -> int:
 def row(probed: Probed, workers: int) -> Row:
     """The run with so many workers, each on a device like the one that was probed."""
     config = probed.config
-    used = min(workers, config.replicas)
-    step_s = sum(probed.groups[size].seconds(config.outer.batch_size) for size in probed.group_sizes(used))
+    used = min(workers, len(probed.sizes))
+    shares = probed.shares(used)
+    step_s = max(
+        sum(probed.groups[size].seconds(config.outer.batch_size) for size in share) for share in shares
+    )
     of_images = (
         probed.images.num_validation / probed.validation.images * probed.validation.score_s
         + config.validation.horizon * probed.groups[1].steps.burn_in_step_s
     )
     validation_s = -(-config.validation.num_networks // used) * of_images
-    compile_s = sum(probed.groups[size].steps.compile_s for size in {1, *probed.group_sizes(used)})
+    compile_s = sum(probed.groups[size].steps.compile_s for size in {1, *shares[0]})
     run_s = compile_s + config.outer.steps * step_s + num_validations(config) * validation_s
     needed = probed.needed_bytes(used)
     return Row(
         workers=workers,
-        replicas_each=probed.replicas_each(used),
+        replicas_each=max(sum(share) for share in shares),
         idle=workers - used,
         outer_step_s=step_s,
         validation_s=validation_s,
         run_s=run_s,
         device_s=workers * run_s,
-        worker_bytes=probed.memory(used).total,
+        worker_bytes=probed.memory.total,
         needed_bytes=needed,
         fits=needed <= probed.memory_bytes,
     )
@@ -247,17 +245,10 @@ def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> Pro
     """
     images = real_images(config)
     _check(config, images)
-    numbers = {min(workers, config.replicas) for workers in (*WORKERS, config.cluster.num_workers)}
-    at_once = {workers: _at_once(config, images, workers) for workers in sorted(numbers)}
-    probed_sizes = {1} | {
-        size
-        for workers, most in at_once.items()
-        for size in (most, -(-config.replicas // workers) % most)
-        if size
-    }
+    sizes = _sizes(config, images)
     groups: dict[int, Group] = {}
-    with bar("probing", 1 + 2 * len(probed_sizes)) as update:
-        for size in sorted(probed_sizes):
+    with bar("probing", 1 + 2 * len({1, *sizes})) as update:
+        for size in sorted({1, *sizes}):
             setting = Setting(config=config.to_dict(), images=images, at_once=size, compiled=compiled)
             update(2 * len(groups), "inner steps")
             steps = in_own_process(probe_steps, setting)
@@ -270,7 +261,7 @@ def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> Pro
     return Probed(
         config=config,
         images=images,
-        at_once=at_once,
+        sizes=sizes,
         groups=groups,
         validation=validation,
         memory_bytes=memory_bytes,
@@ -281,6 +272,7 @@ def _check(config: Config, images: RealImages) -> None:
     """Raises: ConfigError for what cannot be planned."""
     device_of(config)
     build.check_fits(config, images.shape, images.num_classes)
+    build.check_groups(config, images.shape, images.num_classes)
     if config.engine == "higher":
         raise ConfigError(
             "engine: plans are made for the adjoint; what `higher` takes is measured by `ray-distill bench metagradient`"
@@ -291,11 +283,10 @@ def _check(config: Config, images: RealImages) -> None:
         )
 
 
-def _at_once(config: Config, images: RealImages, workers: int) -> int:
-    cluster = config.cluster.model_copy(update={"num_workers": workers})
-    network = build.network_for(config, config.network.name, images.shape, images.num_classes)
-    of_so_many = config.model_copy(update={"cluster": cluster})
-    return build.replicas_at_once(of_so_many, network, images.shape, images.num_classes, device_of(config))
+def _sizes(config: Config, images: RealImages) -> list[int]:
+    """Of the groups that the replicas are computed in."""
+    experiment = build.experiment(config, images.shape, images.num_classes, device_of(config))
+    return [len(group) for group in experiment.groups]
 
 
 def _group(setting: Setting, steps: StepProbe, batch: BatchProbe) -> Group:

@@ -29,13 +29,12 @@ def setting_to_lower(probed: Probed) -> Lever | None:
 
     None: they fit as they are, or no setting is enough alone.
     """
-    workers = min(probed.config.cluster.num_workers, probed.config.replicas)
+    workers = probed.config.cluster.num_workers
     if probed.needed_bytes(workers) <= probed.memory_bytes:
         return None
-    memory = probed.memory(workers)
-    room = probed.room(workers)
+    memory, room = probed.memory, probed.room(workers)
     levers = [
-        *_of_the_unroll(probed, probed.groups[probed.at_once[workers]], memory, room),
+        *_of_the_unroll(probed, probed.groups[probed.sizes[0]], memory, room),
         *_of_the_real_images(probed, workers, memory, room),
     ]
     if levers:
@@ -116,6 +115,7 @@ def record(probed: Probed, lever: Lever | None) -> dict[str, Any]:
         "name": config.name,
         "config_hash": config.hash,
         "images": asdict(probed.images),
+        "group_sizes": probed.sizes,
         "groups": {
             str(size): {
                 "steps": group.steps._asdict(),
@@ -128,7 +128,7 @@ def record(probed: Probed, lever: Lever | None) -> dict[str, Any]:
         "validation": probed.validation._asdict(),
         "num_validations": num_validations(config),
         "memory_bytes": probed.memory_bytes,
-        "memory_of_a_worker": asdict(probed.memory(min(config.cluster.num_workers, config.replicas))),
+        "memory_of_a_worker": asdict(probed.memory),
         "rows": [asdict(r) for r in rows(probed)],
         "setting_to_lower": lever._asdict() if lever else None,
     }

@@ -117,7 +117,7 @@ def test_the_bytes_of_a_state_are_those_that_a_window_keeps(bench: Make) -> None
 IMAGES = RealImages(shape=(3, 32, 32), num_classes=10, num_train=900, num_validation=100, known_by="made up")
 
 
-def probed(config: Config, memory_gib: float = 100.0, **changes: int) -> Probed:
+def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **changes: int) -> Probed:
     """A burn-in step takes 1 s, a window step 3 s, draws 0.5 s, a pass of 10 real images 2 s; 50 scores 5 s; a group of
     two as long as one. States of 0.01 GiB; parts that take 1 GiB unless said."""
     sizes = {"pass_bytes": GIB, "draw_bytes": GIB, "held_bytes": GIB, "score_bytes": GIB} | changes
@@ -131,11 +131,11 @@ def probed(config: Config, memory_gib: float = 100.0, **changes: int) -> Probed:
         mean=mean_steps(rule, config.outer.steps, most),
         states=states_kept(build.longest_window(config), most),
     )
-    workers = range(1, config.replicas + 1)
+    in_twos = [2] * (config.replicas // 2) + [1] * (config.replicas % 2)
     return Probed(
         config=config,
         images=IMAGES,
-        at_once=dict.fromkeys(workers, 1) | {1: min(2, config.replicas)},
+        sizes=in_twos if at_once == 2 else [1] * config.replicas,
         groups={1: group, 2: group},
         validation=ValidationProbe(5.0, 50, sizes["score_bytes"], GIB // 2),
         memory_bytes=int(memory_gib * GIB),
@@ -143,29 +143,38 @@ def probed(config: Config, memory_gib: float = 100.0, **changes: int) -> Probed:
 
 
 def test_seconds_are_shared_out_like_replicas() -> None:
-    """Unroll 6, window 3: 1.5 burn-in steps. A group: 1.5 + 9 + 0.5 + 2 x 40 / 10 = 19 s. Three replicas: on one worker a
-    group of two and one of one, on two workers two groups of one, on four one, and one worker has none.
+    """Unroll 6, window 3: 1.5 burn-in steps. A group: 1.5 + 9 + 0.5 + 2 x 40 / 10 = 19 s. Three replicas one by one: three
+    groups on one worker, two on two, one on four, of which one has none. In twos: two groups, as long as two, whichever
+    number of workers there is.
 
     A network of a validation: 6 burn-in steps + 5 s x 100 / 50 = 16 s; two of them; 20 steps with 4 validations.
     """
     config = tiny_config(replicas=3, outer={"batch_size": 40})
     by_workers = {r.workers: r for r in rows(probed(config))}
     assert list(by_workers) == [1, 2, 4, 8]
-    assert [r.outer_step_s for r in by_workers.values()] == [38.0, 38.0, 19.0, 19.0]
+    assert [r.outer_step_s for r in by_workers.values()] == [57.0, 38.0, 19.0, 19.0]
     assert [r.validation_s for r in by_workers.values()] == [32.0, 16.0, 16.0, 16.0]
     assert [r.idle for r in by_workers.values()] == [0, 0, 1, 5]
     assert [r.replicas_each for r in by_workers.values()] == [3, 2, 1, 1]
     assert by_workers[2].run_s == 20 * 38.0 + 4 * 16.0
     assert by_workers[4].device_s == 4 * (20 * 19.0 + 4 * 16.0)
+    in_twos = rows(probed(config, at_once=2))
+    assert [(r.outer_step_s, r.replicas_each, r.idle) for r in in_twos] == [
+        (38.0, 3, 0),
+        (19.0, 2, 0),
+        (19.0, 2, 2),
+        (19.0, 2, 6),
+    ]
 
 
 def test_compiling_counts_for_every_size_of_group() -> None:
-    """One worker compiles for two replicas at once and for one, which validation needs; two workers for one."""
-    p = probed(tiny_config(replicas=3))
-    groups = {n: replace(g, steps=g.steps._replace(compile_s=60.0)) for n, g in p.groups.items()}
-    compiled = replace(p, groups=groups)
-    assert row(compiled, 1).run_s - row(p, 1).run_s == pytest.approx(120.0)
-    assert row(compiled, 2).run_s - row(p, 2).run_s == pytest.approx(60.0)
+    """In twos: a worker compiles for two replicas at once and for one, which validation needs; one by one for one."""
+    for at_once, expected in ((2, 120.0), (1, 60.0)):
+        p = probed(tiny_config(replicas=4), at_once=at_once)
+        groups = {n: replace(g, steps=g.steps._replace(compile_s=60.0)) for n, g in p.groups.items()}
+        for workers in (1, 2):
+            took = row(replace(p, groups=groups), workers).run_s - row(p, workers).run_s
+            assert took == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("steps", "every", "expected"), [(20, 5, 4), (21, 5, 5), (3, 5, 1)])
@@ -179,7 +188,7 @@ def test_the_memory_of_a_node_has_the_real_images_once() -> None:
     single = probed(tiny_config(precision="float32", replicas=2))
     once = 1000 * 3072 * 4 + GIB // 2
     work = 3 * (GIB // 100) + 2 * GIB
-    assert single.memory(2).total == GIB // 2 + work
+    assert single.memory.total == GIB // 2 + work
     assert row(single, 2).needed_bytes == once + 2 * (GIB // 2 + work)
     double = probed(tiny_config(replicas=2))
     assert row(double, 2).needed_bytes == row(single, 2).needed_bytes + 2 * 1000 * 3072 * 8
@@ -188,9 +197,7 @@ def test_the_memory_of_a_node_has_the_real_images_once() -> None:
 def test_a_gpu_counts_its_own_memory() -> None:
     """Whatever the number of workers: its context, the real images, and the work of one worker."""
     p = probed(tiny_config(precision="float32", replicas=2, cluster={"use_gpu": True}))
-    assert (
-        row(p, 2).needed_bytes == p.memory(2).total == GIB // 2 + 1000 * 3072 * 4 + 3 * (GIB // 100) + 2 * GIB
-    )
+    assert row(p, 2).needed_bytes == p.memory.total == GIB // 2 + 1000 * 3072 * 4 + 3 * (GIB // 100) + 2 * GIB
     assert row(p, 1).needed_bytes == row(p, 2).needed_bytes
 
 
@@ -342,6 +349,6 @@ def test_what_does_not_go_is_said() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("os.cpu_count", lambda: 2)
         idle, cores, memory = _limits(p, rows(p))
-    assert idle.startswith("with 4, 8 workers some have no replica")
+    assert idle.startswith("with 4, 8 workers some have none of the 3 group(s)")
     assert cores.startswith("4, 8 workers have more cores than the 2")
     assert memory.startswith("with 2, 4, 8 workers on one machine")

@@ -1,6 +1,6 @@
 """The experiments of the paper's public code, for real: network, window and unroll as they are written, on few and small data.
 
-Images have their datasets' shape and are made on the spot, of three classes; inner and outer batches are as small as
+Images have their datasets' shape and are made on the spot, of two classes; inner and outer batches are as small as
 that. Two outer steps, through the outer loop of a worker; one of the six through the whole command, and one on real
 CIFAR-10 where that lies beside the repository, or where CIFAR10_PARQUET says.
 """
@@ -29,7 +29,7 @@ from ray_distill.world import OneProcess
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CIFAR10 = Path(os.environ.get("CIFAR10_PARQUET", ROOT.parent / "shared" / "data" / "cifar10"))
-NUM_CLASSES = 3
+NUM_CLASSES = 2
 # side of an image, window, unroll, learnt labels
 EXPERIMENTS = {
     "cifar10_ipc10": (32, 60, 200, False),
@@ -52,12 +52,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def two_threads(one_thread: None) -> None:
-    """These networks are large enough to gain by them."""
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(scope="module")
 def data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """By the side of their images: 20 noisy images of each class to train on and 4 to test, as the hubs lay them out."""
@@ -74,7 +68,7 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 WHITENING: dict[int, Preprocessing] = {}
-"""Whitenings by the side of the images that they are fitted on: half a minute each, so three experiments share one."""
+"""Whitenings by the side of the images that they are fitted on: many seconds each, so the two experiments share one."""
 
 
 def small(name: str, *overrides: str) -> Config:
@@ -151,7 +145,7 @@ def test_the_command_distils_and_judges(data_folders: dict[int, Path], tmp_path:
     """CIFAR-100's stabilised experiment by `ray-distill distill`: Ray's worker, the artefact, the evaluation."""
     name = "cifar100_ipc1_stabilised"
     side, window, unroll, _ = EXPERIMENTS[name]
-    config = small(name, f"data.source=parquet:{data_folders[side]}", "cluster.cpus_per_worker=2")
+    config = small(name, f"data.source=parquet:{data_folders[side]}")
     assert (config.truncation.window_length, config.truncation.unroll_length) == (window, unroll)
     (tmp_path / "small.yaml").write_text(config.to_yaml())
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
