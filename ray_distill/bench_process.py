@@ -53,8 +53,8 @@ def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     cpu = torch.device("cpu")
     data = build.development_data(config)
     experiment = build.experiment(config, data.image_shape, data.num_classes)
-    train = build.real_data(config, data.train_images_NCHW, data.train_labels_N, cpu)
-    validation = build.real_data(config, data.validation_images_NCHW, data.validation_labels_N, cpu)
+    train = build.real_data(config, data.train, cpu)
+    validation = build.real_data(config, data.validation, cpu)
     state = RunState.start(build.initial_data(config, data, cpu), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, validation, state, OneProcess(), reports.append)

@@ -5,6 +5,7 @@
 
 import torch
 
+from ray_distill.build_data import data_spec
 from ray_distill.config import Config, ConfigError
 from ray_distill.config_schedules import ScheduledFloat, ScheduledInt, schedule
 from ray_distill.config_truncation import BpttConfig, ForwardConfig, RatBpttConfig, RbpttConfig, TbpttConfig
@@ -25,10 +26,11 @@ from ray_distill.core.schedules import Constant, Schedule, integer_at
 from ray_distill.core.step_functions import StepFunctions, images_per_pass
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Truncation
 from ray_distill.core.unroll import InnerProblem
+from ray_distill.data.decoding import Progress
 from ray_distill.data.preprocessing import Preprocessing
-from ray_distill.data.sources import Progress
+from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData, prepare_development
-from ray_distill.outer_loop import Cadence, Experiment, RealData, Validation
+from ray_distill.outer_loop import Cadence, Experiment, Validation
 
 CPU = torch.device("cpu")
 
@@ -326,25 +328,14 @@ def development_data(
 
     Args:
         fitted: a preprocessing to use in place of one that is fitted here.
-        progress: told how much is decoded.
+        progress: told what is being prepared, and how much of it is done.
     """
-    section = config.data
-    return prepare_development(
-        section.source,
-        preprocessing=fitted or section.preprocessing,
-        zca_shrinkage=section.zca_shrinkage or 0.0,
-        validation_fraction=section.validation_fraction,
-        limit=section.limit,
-        seed=config.seed,
-        progress=progress,
-    )
+    return prepare_development(data_spec(config), fitted, progress)
 
 
-def real_data(
-    config: Config, images_NCHW: torch.Tensor, labels_N: torch.Tensor, device: torch.device
-) -> RealData:
-    """Preprocessed real images in the run's dtype on the run's device."""
-    return RealData(images_NCHW.to(device, dtype(config)), labels_N.to(device))
+def real_data(config: Config, data: RealData, device: torch.device) -> RealData:
+    """Real images as the run takes them: in its dtype, on its device."""
+    return data.to(device, dtype(config))
 
 
 def initial_data(config: Config, data: DevelopmentData, device: torch.device) -> DistilledData:
@@ -353,10 +344,10 @@ def initial_data(config: Config, data: DevelopmentData, device: torch.device) ->
     stream = Stream(seed=config.seed, name="distilled")
     if config.distilled.init == "real":
         try:
-            rows = class_balanced_rows(stream, data.train_labels_N, num_classes, ipc)
+            rows = class_balanced_rows(stream, data.train.labels_N, num_classes, ipc)
         except ValueError as e:
             raise ConfigError(f"distilled.ipc: {e}") from None
-        images_NCHW = data.train_images_NCHW[rows].to(kind)
+        images_NCHW = data.train.images(rows).to(kind)
     else:
         images_NCHW = NOISE[config.distilled.init](stream, num_classes * ipc, data.image_shape, kind)
     labels_NK = one_hot(class_labels(num_classes, ipc, torch.device("cpu")), num_classes, kind)

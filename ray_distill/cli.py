@@ -1,4 +1,4 @@
-"""The command line: demo, distill, evaluate, show; and plan and bench, in modules of their own.
+"""The command line: demo, distill, evaluate, show; and plan, bench and data, in modules of their own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
+from ray_distill.cli_data import app as data
 from ray_distill.cli_plan import plan
 from ray_distill.config import Config, ConfigError
 from ray_distill.terminal import Set, bar, check_target, errors, stderr, stdout
@@ -44,6 +45,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.command()(plan)
 
 Out = Annotated[
@@ -130,10 +132,10 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -
 
         return prepare(config, uri, bar)
 
-    with _beside_ray(prepare) as data:
+    with _beside_ray(prepare) as real:
         from ray_distill.run import carry_out
 
-        outcome = carry_out(config, data, place, uri, bar, resume=resume, began=BEGAN)
+        outcome = carry_out(config, real, place, uri, bar, resume=resume, began=BEGAN)
         files = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,
@@ -234,14 +236,14 @@ def evaluate(
 
             return prepare(config, uri, bar, dataset.preprocessing)
 
-        with _beside_ray(prepare) as data:
+        with _beside_ray(prepare) as real:
             from ray_distill.run import evaluate_artifact
 
-            outcome = evaluate_artifact(config, dataset, artifact, target, uri, data, bar)
+            outcome = evaluate_artifact(config, dataset, artifact, target, uri, real, bar)
             _say_outcome(outcome, {"all numbers": target})
 
 
-JUDGING = ("evaluation", "tracking", "data.source", "data.test_source")
+JUDGING = ("evaluation", "tracking", "data.source", "data.test_source", "data.root", "data.cache")
 """What `evaluate` can change; the rest is the set's own."""
 
 

@@ -137,7 +137,7 @@ def _memory(probed: "Probed") -> list[str]:
     memory = probed.memory
     parts = {
         "libraries": memory.libraries,
-        "real images of its own": memory.data,
+        "real images": memory.data,
         "states of a window": memory.states,
         "activations of a pass": memory.passes,
         "real batch": memory.batch_held,
@@ -146,7 +146,10 @@ def _memory(probed: "Probed") -> list[str]:
     }
     said = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
     shared = f"; on the machine once: {_gib(probed.shared_bytes())}" if probed.shared_bytes() else ""
-    return [f"GiB of a worker, not all at one time: {said}{shared}"]
+    mapped = (
+        "" if memory.data else f"; beside it, mapped from a file, the real images: {_gib(probed.data_bytes)}"
+    )
+    return [f"GiB of a worker, not all at one time: {said}{shared}{mapped}"]
 
 
 def _notes(probed: "Probed") -> list[str]:

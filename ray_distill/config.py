@@ -16,12 +16,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
+from ray_distill.config_data import DataConfig
 from ray_distill.config_schedules import FORMS, misfits
 from ray_distill.config_sections import (
     CheckpointConfig,
     ClusterConfig,
     ComputeConfig,
-    DataConfig,
     DistilledConfig,
     EvaluationConfig,
     InnerConfig,
@@ -92,7 +92,9 @@ class Config(Section):
 
     def experiment(self) -> dict[str, Any]:
         """What the run is, as plain data, without where it runs and is recorded: what may be shared."""
-        return {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
+        values = {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
+        values["data"] = {k: v for k, v in values["data"].items() if k not in ("root", "cache")}
+        return values
 
     @property
     def hash(self) -> str:
@@ -190,6 +192,22 @@ def _patience_misfits(config: Config) -> Iterator[str]:
             f"are {validations} before the last outer step (found {config.truncation.patience}); lower it or "
             "validation.every, or raise outer.steps"
         )
+
+
+class DataRequest(Section):
+    """The part of a distillation that says which data, and how they are split."""
+
+    seed: NonNegativeInt = 0
+    """As in the configuration."""
+    data: DataConfig
+
+
+def parse_data(values: Mapping[str, Any]) -> DataRequest:
+    """Plain data with `data` and `seed` alone. Raises: ConfigError with one line for each mistake."""
+    try:
+        return DataRequest.model_validate(values)
+    except ValidationError as e:
+        raise ConfigError("\n".join(_explain(error) for error in e.errors())) from None
 
 
 def parse(values: Mapping[str, Any]) -> Config:

@@ -1,9 +1,8 @@
 """The sections of a configuration: what every key means, and what it may be.
 
-Every field has its meaning below it; the section `truncation` is in `config_truncation`, values that may
-change over the run are in `config_schedules`. An option that
-would have no effect in the chosen mode is refused, as an unknown key is: it is checked against what was
-read before it.
+Every field has its meaning below it; the section `data` is in `config_data`, `truncation` in `config_truncation`,
+values that may change over the run are in `config_schedules`. An option that would
+have no effect in the chosen mode is refused, as an unknown key is: it is checked against what was read before it.
 
 Names of networks and operations are spelt out here and not taken from `core`, since importing that means
 importing torch: a mistake in a file is told at once. A test holds the two against each other.
@@ -43,49 +42,6 @@ ALWAYS_COMPOSED: tuple[Operation, ...] = (
 )
 Mode = Literal["single", "composed"]
 NETWORK_FAMILIES = ("convnet", "mlp")
-
-
-class DataConfig(Section):
-    """The real data."""
-
-    source: str
-    """`digits` (comes with scikit-learn) or `parquet:PATH` (a folder of train*.parquet and test*.parquet
-    in the hubs' image layout, or the training files alone)."""
-    test_source: str | None = None
-    """`parquet:PATH` of the test split where `source` is the training files alone."""
-    preprocessing: Literal["none", "normalise", "zca"] = "normalise"
-    """Fitted on the training split: nothing, mean and std of each channel, or ZCA whitening."""
-    zca_shrinkage: PositiveFloat | None = Field(default=None, validate_default=True)
-    """ZCA only: added to each eigenvalue, as a fraction of their mean. Default 0.1."""
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """The part of the training images held out for choosing and early stopping."""
-    limit: PositiveInt | None = None
-    """Keep this many development images (class-balanced) for a small trial."""
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, value: str) -> str:
-        if value != "digits" and not (value.startswith("parquet:") and len(value) > len("parquet:")):
-            raise _refuse("allowed: 'digits' or 'parquet:PATH'")
-        return value
-
-    @field_validator("test_source")
-    @classmethod
-    def _test_source(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None:
-            if _earlier(info, "source") == "digits":
-                raise _refuse("has no effect with data.source digits, whose test split is fixed; remove it")
-            if not value.startswith("parquet:"):
-                raise _refuse("allowed: 'parquet:PATH'")
-        return value
-
-    @field_validator("zca_shrinkage")
-    @classmethod
-    def _zca_only(cls, value: float | None, info: ValidationInfo) -> float | None:
-        zca = _earlier(info, "preprocessing") == "zca"
-        if value is not None and not zca:
-            raise _refuse("has no effect unless data.preprocessing is zca; remove it")
-        return 0.1 if zca and value is None else value
 
 
 class DistilledConfig(Section):

@@ -9,13 +9,11 @@ import logging
 import tempfile
 import threading
 import time
-import warnings
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -24,12 +22,11 @@ from ray_distill.cluster import require
 from ray_distill.config import Config, parse
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.unroll import draw_inner, inner_batch
-from ray_distill.data.splits import DevelopmentData
+from ray_distill.data.splits import DevelopmentData, redeem_development
 from ray_distill.errors import FailedError
 from ray_distill.outer_loop import (
     Experiment,
     NonFiniteError,
-    RealData,
     Report,
     outer_loop,
 )
@@ -53,24 +50,6 @@ TRAIN_RUN = "run"
 
 class DistillError(FailedError):
     """A run that could not be brought to its end."""
-
-
-def _shared(data: DevelopmentData) -> dict[str, np.ndarray]:
-    """The real images and labels as arrays that Ray's object store shares without copies."""
-    return {
-        "train_images": data.train_images_NCHW.numpy(),
-        "train_labels": data.train_labels_N.numpy(),
-        "validation_images": data.validation_images_NCHW.numpy(),
-        "validation_labels": data.validation_labels_N.numpy(),
-    }
-
-
-def _real_data(config: Config, arrays: dict[str, np.ndarray], split: str, device: torch.device) -> RealData:
-    """A split out of the object store. It is read-only there, and nothing here writes to real images."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        images, labels = (torch.from_numpy(arrays[f"{split}_{part}"]) for part in ("images", "labels"))
-    return build.real_data(config, images, labels, device)
 
 
 def _device(config: Config) -> torch.device:
@@ -145,9 +124,9 @@ def worker(setup: dict[str, Any]) -> str | None:
     """What each Ray Train worker does: the outer loop from the last checkpoint, or from the start.
 
     Args:
-        setup: `config` (plain data), `data` (a list of one reference to the shared arrays), `initial`
-            (D before the first step, as arrays), `image_shape`, `num_classes`, and `board` (a list of one
-            handle of the progress board).
+        setup: `config` (plain data), `data` (the ticket for the real images), `fitted` (a list of one reference to
+            their preprocessing and class names), `initial` (D before the first step, as arrays), `image_shape`,
+            `num_classes`, and `board` (a list of one handle of the progress board).
 
     Returns: why the run had to end early, or None.
     """
@@ -157,7 +136,10 @@ def worker(setup: dict[str, Any]) -> str | None:
     device = _device(config)
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    arrays = ray.get(setup["data"][0])
+    train, validation = (
+        build.real_data(config, data, device)
+        for data in redeem_development(setup["data"], lambda: ray.get(setup["fitted"][0])[0])
+    )
     experiment = build.experiment(config, setup["image_shape"], setup["num_classes"], device)
     kept, unrecorded = ray.train.get_checkpoint(), list[Point]()
     if kept is None:
@@ -169,7 +151,6 @@ def worker(setup: dict[str, Any]) -> str | None:
         # MLflow takes what it does not have.
         ray.train.report({"points": [tuple(p) for p in unrecorded]})
     world: World = Distributed() if dist.is_initialized() else OneProcess()
-    train, validation = (_real_data(config, arrays, split, device) for split in ("train", "validation"))
     (board,) = setup["board"]
     said = _compile(experiment, state, world, board)
     if said:
@@ -187,15 +168,16 @@ def _trainer(
     config: Config, data: DevelopmentData, folder: RunFolder, tracker: Tracker, board: Any
 ) -> TorchTrainer:
     initial = build.initial_data(config, data, torch.device("cpu"))
+    fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
         "config": config.to_dict(),
-        "data": [ray.put(_shared(data))],
+        "data": data.ticket,
+        "fitted": fitted,
         "initial": [x.numpy() for x in initial],
         "image_shape": data.image_shape,
         "num_classes": data.num_classes,
         "board": [board],
     }
-    picture = [ray.put((data.preprocessing, data.class_names))]
     cluster = config.cluster
     return TorchTrainer(
         worker,
@@ -208,7 +190,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=TRAIN_RUN,
             storage_path=str(folder.train.resolve()),
-            callbacks=[Recorder(tracker, board, picture)],
+            callbacks=[Recorder(tracker, board, fitted)],
             # Without a limit for the controller, Ray waits for ever for resources that never come.
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=5

@@ -9,21 +9,25 @@ images of the same budget, and the whole training set.
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
+from ray_distill.build_data import data_spec
 from ray_distill.config import Config, parse
-from ray_distill.core.distilled import DistilledData, class_balanced_rows, one_hot
+from ray_distill.core.distilled import DistilledData, TrainingSet, class_balanced_rows
 from ray_distill.core.retrain import retrain
 from ray_distill.core.rng import Stream
+from ray_distill.data.decoding import Progress
 from ray_distill.data.held_out import check_test, load_test
 from ray_distill.data.labelled_images import DataError
+from ray_distill.data.preprocessing import Preprocessing
+from ray_distill.data.real_data import RealData
+from ray_distill.data.splits import DevelopmentData, Ticket, issue, redeem, redeem_development
 from ray_distill.errors import FailedError
 from ray_distill.progress import Update
 
@@ -73,34 +77,46 @@ class Row:
     n: int
 
 
-class RealArrays(NamedTuple):
-    """Preprocessed training and test images, as arrays that Ray shares without copies."""
+class Tickets(NamedTuple):
+    """For what networks are trained and tested on: each process redeems them for itself."""
 
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train: Ticket
+    test: Ticket
 
 
-def real_arrays(
-    config: Config, dataset: DistilledDataset, train_NCHW: torch.Tensor, train_N: torch.Tensor
-) -> RealArrays:
-    """Training images, already preprocessed, and the source's test split with the set's preprocessing."""
-    test = load_test(config.data.source, config.data.test_source)
+class RealSets(NamedTuple):
+    """Preprocessed training and test images."""
+
+    train: RealData
+    test: RealData
+
+
+def tickets_for(
+    config: Config, dataset: DistilledDataset, data: DevelopmentData, progress: Progress | None = None
+) -> Tickets:
+    """The training images, and the source's test split with the set's preprocessing. Raises: DataError."""
+    spec = data_spec(config)
+    test = load_test(spec, progress)
     if test.class_names != dataset.class_names or test.image_shape != tuple(dataset.images_NCHW.shape[1:]):
         raise DataError(
             f"the test split has {test.image_shape} images of the classes {', '.join(test.class_names)}; the set has "
             f"{tuple(dataset.images_NCHW.shape[1:])} images of {', '.join(dataset.class_names)}"
         )
-    test_NCHW = torch.cat(
-        [dataset.preprocessing.apply(c) for c in test.pixel_chunks(torch.arange(len(test)))]
-    )
-    return RealArrays(train_NCHW.numpy(), train_N.numpy(), test_NCHW.numpy(), test.labels_N.numpy())
+    ticket, _ = issue(spec, test, dataset.preprocessing, progress)
+    return Tickets(data.ticket, ticket)
+
+
+def real_sets(config: Config, tickets: Tickets, fitted: Callable[[], Preprocessing]) -> RealSets:
+    """The images that the tickets are for, as the evaluation takes them. Raises: DataError."""
+    train, _ = redeem_development(tickets.train, fitted)
+    images = redeem(tickets.test, load_test, fitted)
+    test = RealData.of(images, torch.arange(len(images)), tickets.test.applied)
+    return RealSets(*(build.real_data(config, data, build.CPU) for data in (train, test)))
 
 
 def check_test_source(config: Config) -> None:
     """Raises: DataError if there is no test split to evaluate on. Opens none of its files."""
-    check_test(config.data.source, config.data.test_source)
+    check_test(data_spec(config))
 
 
 def jobs_of(config: Config) -> list[Job]:
@@ -117,28 +133,25 @@ def jobs_of(config: Config) -> list[Job]:
     ]
 
 
-def run_job(config: Config, distilled: DistilledData, real: RealArrays, job: Job) -> Record:
+def run_job(config: Config, distilled: DistilledData, real: RealSets, job: Job) -> Record:
     """Train one fresh network as the job says, and test it once."""
     began = time.perf_counter()
-    dtype, num_classes = build.dtype(config), distilled.labels_NK.shape[1]
-    train_N = torch.from_numpy(real.train_labels)
-    train_NCHW, test_NCHW = (torch.from_numpy(a).to(dtype) for a in (real.train_images, real.test_images))
-    data, batch, steps = distilled, None, config.evaluation.horizon
+    train, num_classes = real.train, distilled.num_classes
+    data: TrainingSet = distilled
+    batch, steps = None, config.evaluation.horizon
     if job.trained_on == RANDOM_REAL:
         stream = Stream(seed=config.seed, name="random-real", replica=job.index)
-        rows = class_balanced_rows(stream, train_N, num_classes, config.distilled.ipc)
-        data = DistilledData(train_NCHW[rows], one_hot(train_N[rows], num_classes, dtype))
+        data = train.rows(class_balanced_rows(stream, train.labels_N, num_classes, config.distilled.ipc))
     elif job.trained_on == WHOLE_TRAIN:
-        data = DistilledData(train_NCHW, one_hot(train_N, num_classes, dtype))
-        batch = min(config.evaluation.whole_train_batch, len(train_N))
-        steps = config.evaluation.whole_train_epochs * (len(train_N) // batch)
-    shape = (test_NCHW.shape[1], test_NCHW.shape[2], test_NCHW.shape[3])
+        data = train
+        batch = min(config.evaluation.whole_train_batch, train.num_images)
+        steps = config.evaluation.whole_train_epochs * (train.num_images // batch)
+    shape = real.test.image_shape
     network = build.network_for(config, job.network, shape, num_classes)
     # The seed's stream is the evaluation's own: no network is one that D was distilled through.
     seed = Stream(seed=config.seed, name="evaluation").key()[0]
     problem = build.inner_problem(config, network, shape, num_classes)
-    labels_N = torch.from_numpy(real.test_labels)
-    (score,) = retrain(problem, data, test_NCHW, labels_N, [steps], seed=seed, index=job.index, batch=batch)
+    (score,) = retrain(problem, data, real.test.batches, [steps], seed=seed, index=job.index, batch=batch)
     return Record(
         **asdict(job), inner_steps=steps, test_accuracy=score.accuracy, seconds=time.perf_counter() - began
     )
@@ -150,9 +163,9 @@ class _Retrainer:
     def __init__(self, config: dict[str, Any], references: list[Any]) -> None:
         torch.set_num_threads(1)
         self._config = parse(config)
-        distilled, real = ray.get(references)
-        self._distilled = DistilledData(*(torch.from_numpy(a.copy()) for a in distilled))
-        self._real = real
+        distilled, tickets, fitted = references
+        self._distilled = DistilledData(*(torch.from_numpy(a.copy()) for a in ray.get(distilled)))
+        self._real = real_sets(self._config, tickets, lambda: ray.get(fitted))
 
     def ready(self) -> None:
         """Answers once the actor has started and holds the data."""
@@ -166,7 +179,7 @@ Retrainer: Any = ray.remote(num_cpus=1)(_Retrainer)
 
 
 def run_pool(
-    config: Config, dataset: DistilledDataset, real: RealArrays, jobs: Sequence[Job], update: Update
+    config: Config, dataset: DistilledDataset, tickets: Tickets, jobs: Sequence[Job], update: Update
 ) -> list[Record]:
     """All jobs' records, in the order of the jobs. Actors that die are replaced and their jobs done again.
 
@@ -175,7 +188,7 @@ def run_pool(
     """
     dtype = build.dtype(config)
     arrays = [x.to(dtype).numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
-    references = [ray.put(arrays), ray.put(real)]
+    references = [ray.put(arrays), tickets, ray.put(dataset.preprocessing)]
     size = min(len(jobs), max(1, int(ray.cluster_resources().get("CPU", 1))))
     busy: dict[Any, tuple[Any, Job | None]] = {}
     tries: dict[Job, int] = {}
@@ -232,6 +245,6 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
     ]
 
 
-def evaluate(config: Config, dataset: DistilledDataset, real: RealArrays, update: Update) -> list[Record]:
+def evaluate(config: Config, dataset: DistilledDataset, tickets: Tickets, update: Update) -> list[Record]:
     """The records of a whole evaluation on the connected Ray cluster. Raises: EvaluationError."""
-    return run_pool(config, dataset, real, jobs_of(config), update)
+    return run_pool(config, dataset, tickets, jobs_of(config), update)

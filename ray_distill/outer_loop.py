@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.core import augment, diagnostics
-from ray_distill.core.distilled import DistilledData, one_hot
+from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metagradient import GroupEngine, Metagradient
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.retrain import Score, retrain
@@ -22,6 +22,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Schedule, integer_at
 from ray_distill.core.truncation import CurriculumState, ForwardCurriculum, Truncation, Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
+from ray_distill.data.real_data import RealData
 from ray_distill.points import Point
 from ray_distill.run_state import Best, RunState
 from ray_distill.world import World
@@ -29,13 +30,6 @@ from ray_distill.world import World
 
 class NonFiniteError(ArithmeticError):
     """Too many outer steps in a row had a metagradient with NaN or infinite values."""
-
-
-class RealData(NamedTuple):
-    """Real images, preprocessed, and their classes."""
-
-    images_NCHW: Tensor
-    labels_N: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +119,17 @@ def scheduled_values(experiment: Experiment, outer_step: int) -> dict[str, float
     }
 
 
-def draw_real_batch(
-    experiment: Experiment, train: RealData, num_classes: int, outer_step: int, replica: int
-) -> DistilledData:
+def draw_real_batch(experiment: Experiment, train: RealData, outer_step: int, replica: int) -> DistilledData:
     """A replica's batch of real training images, without replacement, augmented."""
 
     def stream(name: str) -> Stream:
-        device = train.images_NCHW.device
+        device = train.device
         return Stream(seed=experiment.seed, name=name, outer_step=outer_step, replica=replica, device=device)
 
-    size, dtype = experiment.outer_batch_size, train.images_NCHW.dtype
-    rows = stream("real-batch").permutation(len(train.labels_N))[0, :size]
-    (drawn,) = augment.draw(experiment.real_augmentation, stream("real-augment"), range(1), size, dtype)
-    images = augment.apply(train.images_NCHW[rows], drawn)
-    return DistilledData(images, one_hot(train.labels_N[rows], num_classes, dtype))
+    size = experiment.outer_batch_size
+    real = train.rows(stream("real-batch").permutation(train.num_images)[0, :size])
+    (drawn,) = augment.draw(experiment.real_augmentation, stream("real-augment"), range(1), size, train.dtype)
+    return real._replace(images_NCHW=augment.apply(real.images_NCHW, drawn))
 
 
 def replica_metagradients(
@@ -150,9 +141,9 @@ def replica_metagradients(
     replicas: Sequence[int],
 ) -> list[Metagradient]:
     """The replicas' metagradients as one computation: own initialisations, own inner batches, own real batches."""
-    inner, classes = inner_at(experiment, outer_step), data.labels_NK.shape[1]
+    inner = inner_at(experiment, outer_step)
     draws = [draw_inner(inner, experiment.seed, outer_step, r, window.end, data) for r in replicas]
-    real = [draw_real_batch(experiment, train, classes, outer_step, r) for r in replicas]
+    real = [draw_real_batch(experiment, train, outer_step, r) for r in replicas]
     return experiment.engine(inner, data, draws, window, real)
 
 
@@ -260,8 +251,7 @@ def validate(experiment: Experiment, validation: RealData, state: RunState, worl
         (score,) = retrain(
             experiment.inner,
             state.data,
-            validation.images_NCHW,
-            validation.labels_N,
+            validation.batches,
             [experiment.validation.horizon],
             seed=experiment.seed,
             # Beyond the replicas' indices: validation networks are never the ones that D was trained through.

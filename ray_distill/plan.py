@@ -17,10 +17,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
-
 from ray_distill import build
 from ray_distill.config import Config, ConfigError
+from ray_distill.data.real_data import SHARE_OF_GPU
 from ray_distill.plan_images import RealImages, real_images
 from ray_distill.plan_probe import (
     BatchProbe,
@@ -71,7 +70,7 @@ class WorkerMemory:
 
     libraries: int
     data: int
-    """Real images of its own."""
+    """Real images on its GPU, if that has the room. On a machine they are mapped from a file, and do not count."""
     states: int
     passes: int
     batch_held: int
@@ -134,11 +133,6 @@ class Probed:
         """Whether each worker has a GPU, whose memory is the one that counts."""
         return self.config.cluster.use_gpu
 
-    @property
-    def own_data(self) -> bool:
-        """Whether each worker has a copy: on its GPU, or because it converts what the workers of a node share."""
-        return self.on_gpu or build.dtype(self.config) != torch.float32
-
     def shares(self, workers: int) -> list[list[int]]:
         """The groups of each of so many workers."""
         return [self.sizes[rank::workers] for rank in range(workers)]
@@ -149,7 +143,9 @@ class Probed:
         group, validation = self.groups[self.sizes[0]], self.validation
         return WorkerMemory(
             libraries=CUDA_CONTEXT_BYTES if self.on_gpu else validation.library_bytes,
-            data=self.own_image_bytes * self.num_images if self.own_data else 0,
+            data=self.data_bytes
+            if self.on_gpu and self.data_bytes <= SHARE_OF_GPU * self.memory_bytes
+            else 0,
             states=group.states * group.steps.bytes_per_state,
             passes=group.steps.pass_bytes,
             batch_held=group.batch.held_bytes,
@@ -163,20 +159,14 @@ class Probed:
         return self.images.num_train + self.images.num_validation
 
     @property
-    def own_image_bytes(self) -> int:
-        """Of one real image in a copy of a worker's own."""
-        return math.prod(self.images.shape) * build.dtype(self.config).itemsize
-
-    def bytes_per_image(self, workers: int) -> int:
-        """What one more real image would add to the memory that counts."""
-        own = self.own_image_bytes if self.own_data else 0
-        return own if self.on_gpu else 4 * math.prod(self.images.shape) + workers * own
+    def data_bytes(self) -> int:
+        """Of the file of real images that workers map: whitened numbers, or pixels."""
+        size = 4 if self.config.data.preprocessing == "zca" else 1
+        return size * math.prod(self.images.shape) * self.num_images
 
     def shared_bytes(self) -> int:
-        """Of a machine, whatever the number of its workers: the real images in float32, once, and the driver."""
-        if self.on_gpu:
-            return 0
-        return 4 * math.prod(self.images.shape) * self.num_images + self.validation.library_bytes
+        """Of a machine, whatever the number of its workers: the driver."""
+        return 0 if self.on_gpu else self.validation.library_bytes
 
     def needed_bytes(self, workers: int) -> int:
         """Of a GPU that one of so many workers has; of a machine that has all of them."""

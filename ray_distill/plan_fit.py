@@ -35,7 +35,7 @@ def setting_to_lower(probed: Probed) -> Lever | None:
     memory, room = probed.memory, probed.room(workers)
     levers = [
         *_of_the_unroll(probed, probed.groups[probed.sizes[0]], memory, room),
-        *_of_the_real_images(probed, workers, memory, room),
+        *_of_the_real_images(probed, memory, room),
     ]
     if levers:
         return max(levers, key=lambda lever: lever.part_bytes)
@@ -67,8 +67,8 @@ def _can_replay(probed: Probed, group: Group, gib: float) -> bool:
     return True
 
 
-def _of_the_real_images(probed: Probed, workers: int, memory: WorkerMemory, room: int) -> Iterator[Lever]:
-    """The real batch, the held-out images that are scored at once, and how many real images there are."""
+def _of_the_real_images(probed: Probed, memory: WorkerMemory, room: int) -> Iterator[Lever]:
+    """The real batch, and the held-out images that are scored at once."""
     config, images = probed.config, probed.images
     size, held, drawn = config.outer.batch_size, memory.batch_held, memory.batch_drawn
     count = images.num_train + images.num_validation
@@ -89,10 +89,6 @@ def _of_the_real_images(probed: Probed, workers: int, memory: WorkerMemory, room
                 now,
                 math.floor(fewer / count * digits) / digits,
             )
-    over = probed.needed_bytes(workers) - probed.memory_bytes
-    fewer = count - -(-over // probed.bytes_per_image(workers))
-    if size < fewer < count:
-        yield Lever("data.limit", "the real images", count * probed.bytes_per_image(workers), count, fewer)
 
 
 def _fewer_workers(probed: Probed, workers: int, memory: WorkerMemory) -> Lever | None:

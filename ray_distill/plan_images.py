@@ -4,13 +4,16 @@ Named datasets are what they are, so a plan needs none of their files; of other 
 looked at.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow.parquet as pq
+import torch
 
+from ray_distill.build_data import data_spec
 from ray_distill.config import Config
 from ray_distill.core.networks import ImageShape
-from ray_distill.data.sources import files_of, load_development, parquet_path
+from ray_distill.data.decoding import Broken, decoded
+from ray_distill.data.sources import development_listing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +40,56 @@ _NAMED = {
 }
 """Sides are those of `data.image_size` where the configuration has one."""
 
-_LOOKED_AT = 2_000
-"""Images that are decoded of a source that is no named dataset: at least one of each class."""
+_LOOKED_AT = 64
+"""Images that are decoded of a source that is no named dataset."""
 
 
-def named(source: str, image_size: int | None = None) -> RealImages:
-    """The images of a named dataset, before validation is held out. Raises: KeyError for another name."""
-    channels, side, classes, count = _NAMED[source]
+def named(
+    source: str, image_size: int | None = None, classes: Sequence[str | int] | None = None
+) -> RealImages:
+    """The images of a named dataset, or of some of its classes, before validation is held out.
+
+    Raises: KeyError for another name.
+    """
+    channels, side, num_classes, count = _NAMED[source]
+    kept = len(classes) if classes is not None else num_classes
     side = image_size or side
     return RealImages(
-        shape=(channels, side, side), num_classes=classes, num_train=count, known_by=f"{source} has them"
+        shape=(channels, side, side),
+        num_classes=kept,
+        num_train=count * kept // num_classes,
+        known_by=f"{source} has them",
     )
 
 
-def _looked_at(source: str) -> RealImages:
+def _looked_at(config: Config) -> RealImages:
     """The images of a source that is there. Raises: DataError."""
-    few = load_development(source, limit=_LOOKED_AT)
-    path, count = parquet_path(source), len(few)
-    if path is not None:
-        count = sum(pq.read_metadata(file).num_rows for file in files_of(path, "train*.parquet"))
+    spec = data_spec(config)
+    listing = development_listing(spec)
+    if spec.classes is not None:
+        listing = listing.take_classes(spec.classes)
+    few = listing.take(torch.arange(min(_LOOKED_AT, len(listing))))
+    broken = Broken.up_to(spec.max_broken, len(listing))
+    pixels = [image.pixels_CHW for image in decoded(few, image_size=spec.image_size, broken=broken)]
+    _, height, width = pixels[0].shape
+    # Grey images beside colour are spread to it.
+    channels = max(len(image) for image in pixels)
     return RealImages(
-        shape=few.image_shape, num_classes=few.num_classes, num_train=count, known_by="as they are there"
+        shape=(channels, height, width),
+        num_classes=len(listing.class_names),
+        num_train=len(listing),
+        known_by="as they are there",
     )
 
 
 def real_images(config: Config) -> RealImages:
     """The images of the configuration's source, with validation held out. Raises: DataError."""
     section = config.data
-    size: int | None = getattr(section, "image_size", None)
-    every = named(section.source, size) if section.source in _NAMED else _looked_at(section.source)
+    every = (
+        named(section.source, section.image_size, section.classes)
+        if section.source in _NAMED
+        else _looked_at(config)
+    )
     count = min(every.num_train, section.limit or every.num_train)
     held_out = round(count * section.validation_fraction)
     return replace(every, num_train=count - held_out, num_validation=held_out)

@@ -34,15 +34,16 @@ from ray_distill.core.schedules import integer_at
 from ray_distill.core.step_functions import Batches
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_steps
+from ray_distill.data.labelled_images import CHUNK_IMAGES
+from ray_distill.data.preprocessing import Normalisation
+from ray_distill.data.real_data import RealData
 from ray_distill.errors import FailedError
-from ray_distill.outer_loop import Experiment, RealData, draw_real_batch, inner_at
+from ray_distill.outer_loop import Experiment, draw_real_batch, inner_at
 from ray_distill.plan_images import RealImages
 
 ENOUGH_S = 2.0
 """How long a measurement goes on, or one call of what takes longer."""
 MOST_CALLS = 20
-SCORED_AT_ONCE = 1000
-"""Images in a batch of `core.retrain.score`."""
 
 Result = TypeVar("Result")
 
@@ -158,11 +159,11 @@ def probe_batch(setting: Setting) -> BatchProbe:
     """Measure the real batches, which are drawn in full, and the outer loss on a few passes over them."""
     experiment, data = _prepared(setting)
     inner, images = inner_at(experiment, 0), setting.images
-    train = _real_images(data, images.num_train, images)
+    train = _real_images(setting, data, images.num_train)
     memory = _Memory(data)
     began = time.perf_counter()
     draws = _draws(experiment, data, setting.at_once, _longest_unroll(experiment))
-    real = [draw_real_batch(experiment, train, images.num_classes, 0, r) for r in range(setting.at_once)]
+    real = [draw_real_batch(experiment, train, 0, r) for r in range(setting.at_once)]
     batches = Batches.stack(real)
     _wait(data)
     draws_s, draw_bytes = time.perf_counter() - began, memory.grown()
@@ -187,16 +188,14 @@ def probe_validation(setting: Setting) -> ValidationProbe:
     import ray_distill.distill  # noqa: F401
 
     experiment, data = _prepared(setting)
-    images, network = setting.images, experiment.inner.network
+    network = experiment.inner.network
     libraries = _Memory(data).before
-    count = min(SCORED_AT_ONCE, images.num_validation)
-    held_out = _real_images(data, count, images)
+    count = min(CHUNK_IMAGES, setting.images.num_validation)
+    held_out = _real_images(setting, data, count)
     (draws,) = _draws(experiment, data, 1, 1)
     memory = _Memory(data)
     with torch.no_grad():
-        (score_s,) = median_s(
-            data, lambda: score(network, draws.theta_P, *held_out, batch=SCORED_AT_ONCE), warm=False
-        )
+        (score_s,) = median_s(data, lambda: score(network, draws.theta_P, held_out.batches()), warm=False)
     return ValidationProbe(score_s=score_s, images=count, score_bytes=memory.grown(), library_bytes=libraries)
 
 
@@ -255,22 +254,34 @@ def _per_pass(experiment: Experiment) -> int:
     return min(experiment.outer_batch_size, size)
 
 
-def _real_images(data: DistilledData, count: int, images: RealImages) -> RealData:
-    """So many images of noise, which take no memory: each is the one before it, moved on by one number."""
-    channels, height, width = images.shape
-    device, dtype = data.images_NCHW.device, data.images_NCHW.dtype
-    size = count + channels * height * width
-    numbers = NOISE["noise"](Stream(seed=0, name="probe"), 1, (1, 1, size), dtype).flatten().to(device)
-    images_NCHW = numbers.as_strided((count, *images.shape), (1, height * width, width, 1))
-    return RealData(images_NCHW, torch.arange(count, device=device) % images.num_classes)
+def _real_images(setting: Setting, data: DistilledData, count: int) -> RealData:
+    """So many images of noise, stored as the run's are: whitened, or pixels that are normalised as they are taken.
+
+    They take no memory: each is the one before it, moved on by one number.
+    """
+    channels, height, width = setting.images.shape
+    numbers = NOISE["noise"](
+        Stream(seed=0, name="probe"), 1, (1, 1, count + channels * height * width), torch.float32
+    )
+    whitened = setting.read().data.preprocessing == "zca"
+    stored = numbers.flatten() if whitened else (40 * numbers + 128).clamp(0, 255).flatten().to(torch.uint8)
+    by_channel = Normalisation(mean_C=torch.full((channels,), 0.5), std_C=torch.full((channels,), 0.25))
+    return RealData(
+        stored_NCHW=stored.to(data.images_NCHW.device).as_strided(
+            (count, channels, height, width), (1, height * width, width, 1)
+        ),
+        rows_N=torch.arange(count, device=data.images_NCHW.device),
+        labels_N=torch.arange(count, device=data.images_NCHW.device) % setting.images.num_classes,
+        num_classes=setting.images.num_classes,
+        white=255,
+        preprocessing=None if whitened else by_channel,
+        dtype=data.images_NCHW.dtype,
+    )
 
 
 def _noise(setting: Setting, data: DistilledData, count: int) -> DistilledData:
     """A real batch of so many images."""
-    images_NCHW, labels_N = _real_images(data, count, setting.images)
-    return DistilledData(
-        images_NCHW.contiguous(), one_hot(labels_N, setting.images.num_classes, images_NCHW.dtype)
-    )
+    return _real_images(setting, data, count).rows(torch.arange(count))
 
 
 def _wait(data: DistilledData) -> None:

@@ -17,6 +17,7 @@ import torch
 from ray_distill import build, pictures, tracking
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config, ConfigError
+from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.splits import DevelopmentData
@@ -25,11 +26,12 @@ from ray_distill.evaluate import (
     DISTILLED,
     Record,
     Row,
+    Tickets,
     check_test_source,
     evaluate,
     jobs_of,
-    real_arrays,
     rows_of,
+    tickets_for,
 )
 from ray_distill.progress import Update
 from ray_distill.run_folder import RunFolder, write_json
@@ -62,12 +64,20 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
     """
     check_test_source(config)
     with bar("real images", 100) as update:
-        data = build.development_data(
-            config, fitted, progress=lambda done, total: update(100 * done // total, "percent decoded")
-        )
+        data = build.development_data(config, fitted, percent(update))
     _check(config, data)
     tracking.open_store(uri, config.tracking.experiment)
     return data
+
+
+def percent(update: Update) -> Progress:
+    """A bar of 100 units as the progress of preparing data."""
+    return lambda what, done, total: update(100 * done // total, f"percent, {what}")
+
+
+def _tickets(config: Config, dataset: DistilledDataset, data: DevelopmentData, bar: Bar) -> Tickets:
+    with bar("test images", 100) as update:
+        return tickets_for(config, dataset, data, percent(update))
 
 
 def _check(config: Config, data: DevelopmentData) -> None:
@@ -77,10 +87,10 @@ def _check(config: Config, data: DevelopmentData) -> None:
         key = "network.name" if name == config.network.name else "evaluation.networks"
         build.network_for(config, name, data.image_shape, data.num_classes, key)
     build.check_groups(config, data.image_shape, data.num_classes)
-    count, size = len(data.train_labels_N), config.outer.batch_size
+    count, size = data.train.num_images, config.outer.batch_size
     if size > count:
         raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")
-    fewest = int(torch.bincount(data.train_labels_N, minlength=data.num_classes).min())
+    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
     if config.distilled.ipc > fewest:
         raise ConfigError(
             f"distilled.ipc: must be at most {fewest}, the training images of the smallest class "
@@ -165,9 +175,9 @@ def carry_out(
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
         _tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))
-        real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
+        tickets = _tickets(config, dataset, data, bar)
         with bar("evaluating", len(jobs_of(config))) as update:
-            records = evaluate(config, dataset, real, update)
+            records = evaluate(config, dataset, tickets, update)
         rows = rows_of(records)
         _write_evaluation(folder.evaluation, records, rows)
         wall_s = time.monotonic() - began
@@ -206,9 +216,9 @@ def evaluate_artifact(
     tracker = open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
     warnings: list[str] = []
     with recorded(tracker):
-        real = real_arrays(config, dataset, data.train_images_NCHW, data.train_labels_N)
+        tickets = _tickets(config, dataset, data, bar)
         with bar("evaluating", len(jobs_of(config))) as update:
-            records = evaluate(config, dataset, real, update)
+            records = evaluate(config, dataset, tickets, update)
         rows = rows_of(records)
         _write_evaluation(target, records, rows)
         _tell(warnings, lambda: _log_evaluation(tracker, rows, {}))

@@ -19,6 +19,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data of the tests, and of the processes that they start, go to a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def bench() -> Callable[..., Any]:
     """(sections) -> the built tiny experiment."""

@@ -73,7 +73,7 @@ def test_the_real_batch_is_augmented_by_its_section_alone(bench: Callable[..., B
 
     def dark_images(**sections: object) -> int:
         b = bench(data={"preprocessing": "normalise"}, **sections)
-        images = draw_real_batch(b.experiment, b.train, 10, 0, 0).images_NCHW
+        images = draw_real_batch(b.experiment, b.train, 0, 0).images_NCHW
         return int(((images == 0).flatten(1).sum(dim=1) >= 4).sum())
 
     cutout, nothing = {"augmentation": ["cutout"]}, {"augmentation": []}

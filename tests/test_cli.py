@@ -28,7 +28,7 @@ runner = CliRunner()
 def test_help_names_every_verb_and_option() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for verb in ("demo", "distill", "evaluate", "show", "bench"):
+    for verb in ("demo", "distill", "evaluate", "show", "bench", "data"):
         assert verb in result.output
         assert runner.invoke(app, [verb, "--help"]).exit_code == 0
 
@@ -58,6 +58,11 @@ WRONG = [
     (["show", DIGITS], "digits_ipc1.yaml"),
     (["distill", DIGITS, "--set", "tracking.uri=http://me:secret@host"], "MLFLOW_TRACKING_PASSWORD"),
     (["distill", DIGITS, "--out", DIGITS], "exists and is not empty"),
+    (["data", "prepare", "kmnist"], "data.source"),
+    (["data", "prepare", "digits", "--set", "outer.lr=1"], "outer"),
+    (["data", "prepare", "nowhere.yaml"], "nowhere.yaml"),
+    (["data", "prepare", "folder:nowhere"], "there is no folder"),
+    (["data", "prepare", "digits", "--picture", "no/x.png"], "there is no folder"),
 ]
 
 

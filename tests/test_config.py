@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from ray_distill.config import ConfigError, apply_overrides, load, parse, read_yaml
+from ray_distill.config import ConfigError, apply_overrides, load, parse, parse_data, read_yaml
 from ray_distill.config_sections import ALWAYS_COMPOSED, NETWORK_FAMILIES, Mode, Operation
 from ray_distill.core import augment
 from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
@@ -23,8 +23,8 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", [DEMO, *EXPERIMENTS], ids=lambda p: p.stem)
 def test_shipped_configurations_load_and_print_what_they_are(path: Path) -> None:
-    """The resolved YAML reads back to an equal configuration with an equal hash; whatever its data."""
-    config = load(path, ["data.source=parquet:anywhere"])
+    """The resolved YAML reads back to an equal configuration with an equal hash."""
+    config = load(path)
     again = parse(yaml.safe_load(config.to_yaml()))
     assert again == config
     assert again.hash == config.hash
@@ -76,6 +76,26 @@ WRONG = [
     ("data.test_source=parquet:x", "data.test_source", "no effect"),
     ("data.zca_shrinkage=0.1", "data.zca_shrinkage", "no effect"),
     ("data.validation_fraction=0", "data.validation_fraction", "greater than 0"),
+    ("data.source=kmnist", "data.source", "'fashion-mnist'"),
+    ("data.source=mnist:x", "data.source", "'npz:PATH'"),
+    ("data.source='parquet:s3://me:secret@bucket/x'", "data.source", "AWS_SECRET_ACCESS_KEY"),
+    ("data={source: 'npz:a', test_source: 'torch:b'}", "data.test_source", "'npz:PATH'"),
+    ("data={source: cifar10, test_source: 'npz:b'}", "data.test_source", "no effect"),
+    ("data.root=/data", "data.root", "no effect"),
+    ("data={source: 'npz:a', root: /data}", "data.root", "no effect"),
+    ("data.cache=s3://bucket/x", "data.cache", "mapped into memory"),
+    ("data.image_size=8", "data.image_size", "no effect"),
+    ("data={source: tiny-imagenet, image_size: 64}", "data.image_size", "no effect"),
+    ("data={source: cub200}", "data.image_size", "many sizes"),
+    ("data.image_size=0", "data.image_size", "greater than 0"),
+    ("data.classes=[1]", "data.classes", "two or more"),
+    ("data.classes=[1, 1]", "data.classes", "each once"),
+    ("data.classes=[1, true]", "data.classes", "name or index"),
+    ("data.classes=dog", "data.classes", "list"),
+    ("data.max_broken=1", "data.max_broken", "no effect"),
+    ("data={source: 'torch:a', max_broken: 1}", "data.max_broken", "no effect"),
+    ("data={source: 'folder:a', max_broken: 1.5}", "data.max_broken", "fraction below 1"),
+    ("data={source: 'folder:a', max_broken: -1}", "data.max_broken", "greater than or equal to 0"),
     ("network.name=convnet", "network.name", "depth"),
     ("network.name=resnext9", "network.name", "convnet1"),
     ("network={name: mlp2, norm: instance}", "network.norm", "no effect"),
@@ -337,3 +357,26 @@ def test_defaults_that_depend_on_the_mode() -> None:
     assert load(DEMO, ["data.preprocessing=zca"]).data.zca_shrinkage == 0.1
     assert load(DEMO).network.norm == "instance"
     assert load(DEMO, ["network.name=mlp2"]).network.norm is None
+
+
+def test_the_size_of_many_sized_sources_and_where_files_lie() -> None:
+    """ImageNet at 64 unless told; neither root nor cache is a part of the experiment."""
+    assert load(DEMO, ["data={source: imagenet}"]).data.image_size == 64
+    assert load(DEMO, ["data={source: imagenet, image_size: 32}"]).data.image_size == 32
+    plain = load(DEMO, ["data={source: mnist, classes: [3, 5]}"])
+    assert plain.data.classes == (3, 5)
+    moved = load(DEMO, ["data={source: mnist, classes: [3, 5], root: /else, cache: there}"])
+    assert moved.hash == plain.hash
+    assert moved.experiment() == plain.experiment()
+    for other in ("classes: [5, 3]", "classes: [3, 5], image_size: 32", "classes: [3, 5], limit: 100"):
+        assert load(DEMO, [f"data={{source: mnist, {other}}}"]).hash != plain.hash
+    broken = load(DEMO, ["data={source: 'folder:a', max_broken: 3}"]), load(DEMO, ["data.source=folder:a"])
+    assert broken[0].hash != broken[1].hash
+
+
+def test_data_alone_are_checked_as_in_an_experiment() -> None:
+    """For `data prepare`: the same section, and the seed."""
+    request = parse_data({"data": {"source": "mnist", "preprocessing": "zca"}, "seed": 3})
+    assert (request.data.zca_shrinkage, request.seed) == (0.1, 3)
+    with pytest.raises(ConfigError, match=r"(?s)data\.source: .*outer: unknown key 'outer' at the top"):
+        parse_data({"data": {"source": "x"}, "outer": {"lr": 1}})

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from ray_distill.config import Config, load, read_yaml
+from ray_distill.config import Config, load
 from ray_distill.config_truncation import RatBpttConfig
 from ray_distill.plan_images import named
 
@@ -67,15 +67,14 @@ def flags(command: str) -> dict[str, str]:
 
 
 def of(name: str) -> Config:
-    return load(ROOT / "experiments" / f"{name}.yaml", ["data.source=parquet:anywhere"])
+    return load(ROOT / "experiments" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_experiment_is_its_command_line(name: str) -> None:
     said, config = flags(COMMANDS[name]), of(name)
     assert config.name == name
-    values = read_yaml(ROOT / "experiments" / f"{name}.yaml")
-    assert values["data"]["source"] == SOURCES.get(said["dataset"], said["dataset"])
+    assert config.data.source == SOURCES.get(said["dataset"], said["dataset"])
     assert config.distilled.ipc == int(said["num_per_class"])
     assert config.distilled.init == "unit-noise"
     assert config.distilled.learn_labels == ("train_y" in said)
@@ -106,7 +105,7 @@ def test_an_experiment_is_its_command_line(name: str) -> None:
 def test_passes_over_the_data_are_outer_steps(name: str) -> None:
     """A pass over n images in batches of B is ceil(n / B) outer steps: 60,000 passes, validated every few of them."""
     said, config = flags(COMMANDS[name]), of(name)
-    count = named(read_yaml(ROOT / "experiments" / f"{name}.yaml")["data"]["source"]).num_train
+    count = named(config.data.source).num_train
     steps = -(-count // int(said["batch_size"]))
     assert config.outer.steps == int(said["epoch"]) * steps
     assert config.validation.every == int(said["test_freq"]) * steps

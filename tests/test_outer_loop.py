@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import Bench
+from tiny import Bench, whole
 from torch import Tensor
 
 from ray_distill import build, checkpoint
@@ -428,14 +428,13 @@ def test_hard_labels_stay_and_cost_a_checkpoint_nothing(bench: Make) -> None:
 def test_real_batches_are_without_replacement_and_differ_by_place(bench: Make) -> None:
     """Each replica and outer step draws its own rows; the labels belong to the images."""
     b = bench(outer={"augmentation": []})
-    one = draw_real_batch(b.experiment, b.train, 10, 0, 0)
-    rows = [
-        int((b.train.images_NCHW == image).flatten(1).all(dim=1).nonzero()[0]) for image in one.images_NCHW
-    ]
+    one = draw_real_batch(b.experiment, b.train, 0, 0)
+    images, _ = whole(b.train)
+    rows = [int((images == image).flatten(1).all(dim=1).nonzero()[0]) for image in one.images_NCHW]
     assert len(set(rows)) == 32
     assert torch.equal(one.labels_NK.argmax(dim=1), b.train.labels_N[rows])
     for step, replica in ((1, 0), (0, 1)):
-        other = draw_real_batch(b.experiment, b.train, 10, step, replica)
+        other = draw_real_batch(b.experiment, b.train, step, replica)
         assert not torch.equal(one.images_NCHW, other.images_NCHW)
 
 
@@ -490,7 +489,7 @@ def test_validation_is_the_mean_over_its_networks(bench: Make) -> None:
     state = RunState.start(b.initial, b.experiment.outer)
     ours = validate(b.experiment, b.validation, state, OneProcess())
     scores = [
-        retrain(b.experiment.inner, b.initial, *b.validation, [6], seed=b.config.seed, index=2 + i)[0]
+        retrain(b.experiment.inner, b.initial, b.validation.batches, [6], seed=b.config.seed, index=2 + i)[0]
         for i in range(3)
     ]
     assert len(set(scores)) == 3
@@ -503,10 +502,10 @@ def test_validation_looks_at_validation_data_only(bench: Make) -> None:
     b = bench()
     state = RunState.start(b.initial._replace(images_NCHW=b.initial.images_NCHW * 5), b.experiment.outer)
     rows = [int((b.train.labels_N == k).nonzero()[0]) for k in range(10)]
-    state = state._replace(data=state.data._replace(images_NCHW=b.train.images_NCHW[rows]))
+    state = state._replace(data=state.data._replace(images_NCHW=b.train.images(torch.tensor(rows))))
     experiment = replace(b.experiment, validation=replace(b.experiment.validation, horizon=40))
     right = validate(experiment, b.validation, state, OneProcess())
-    shifted = b.validation._replace(labels_N=(b.validation.labels_N + 1) % 10)
+    shifted = replace(b.validation, labels_N=(b.validation.labels_N + 1) % 10)
     wrong = validate(experiment, shifted, state, OneProcess())
     assert right.accuracy > 0.3 > wrong.accuracy
     assert right.loss < wrong.loss

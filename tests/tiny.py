@@ -4,8 +4,9 @@ import torch
 
 from ray_distill import build
 from ray_distill.config import Config, parse
-from ray_distill.data.splits import DevelopmentData, prepare_development
-from ray_distill.outer_loop import Experiment, RealData
+from ray_distill.data.real_data import RealData
+from ray_distill.data.splits import DevelopmentData
+from ray_distill.outer_loop import Experiment
 
 TINY = {
     "name": "tiny",
@@ -43,14 +44,7 @@ def tiny_config(**sections: object) -> Config:
 
 def tiny_data(config: Config) -> DevelopmentData:
     """Its real data."""
-    return prepare_development(
-        config.data.source,
-        preprocessing=config.data.preprocessing,
-        zca_shrinkage=0.1,
-        validation_fraction=config.data.validation_fraction,
-        limit=config.data.limit,
-        seed=config.seed,
-    )
+    return build.development_data(config)
 
 
 class Bench:
@@ -60,10 +54,11 @@ class Bench:
         cpu = torch.device("cpu")
         self.config, self.data = config, tiny_data(config)
         self.experiment: Experiment = build.experiment(config, self.data.image_shape, self.data.num_classes)
-        self.train: RealData = build.real_data(
-            config, self.data.train_images_NCHW, self.data.train_labels_N, cpu
-        )
-        self.validation: RealData = build.real_data(
-            config, self.data.validation_images_NCHW, self.data.validation_labels_N, cpu
-        )
+        self.train: RealData = build.real_data(config, self.data.train, cpu)
+        self.validation: RealData = build.real_data(config, self.data.validation, cpu)
         self.initial = build.initial_data(config, self.data, cpu)
+
+
+def whole(data: RealData) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of some real data, preprocessed, and their classes."""
+    return data.images(torch.arange(data.num_images)), data.labels_N

@@ -4,7 +4,7 @@ Images of one class lie together: image i of class k is row k * ipc + i.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,53 @@ class DistilledData(NamedTuple):
     images_NCHW: Tensor
     labels_NK: Tensor
     """Target probabilities of the cross entropy, one row per image."""
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.images_NCHW)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.labels_NK.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images."""
+        return self.images_NCHW.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the images."""
+        return self.images_NCHW.device
+
+    def rows(self, rows_N: Tensor) -> "DistilledData":
+        """The images and labels at these rows; differentiable."""
+        return DistilledData(self.images_NCHW[rows_N], self.labels_NK[rows_N])
+
+
+class TrainingSet(Protocol):
+    """What a network can be trained on: D, or real images that are fetched batch by batch."""
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the images."""
+
+    def rows(self, rows_N: Tensor) -> DistilledData:
+        """The images and labels at these rows."""
 
 
 def class_labels(num_classes: int, ipc: int, device: torch.device) -> Tensor:

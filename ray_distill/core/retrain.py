@@ -4,16 +4,19 @@ The same function serves validation during a run, the evaluation of a distilled 
 random real images (a set like any other) and the whole training set (in random batches).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ray_distill.core.distilled import DistilledData
+from ray_distill.core.distilled import TrainingSet
 from ray_distill.core.networks import Network
 from ray_distill.core.unroll import InnerProblem, draw_inner, initial_state, run_steps
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Images [n, C, H, W] and their classes [n], a part of a set at a time: all of it need never be in memory."""
 
 
 class Score(NamedTuple):
@@ -26,23 +29,21 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(
-    network: Network, theta_P: Tensor, images_NCHW: Tensor, labels_N: Tensor, *, batch: int = 1000
-) -> Score:
-    """The network's accuracy and loss on images of the classes labels_N."""
-    right, loss = 0, 0.0
-    for images, labels in zip(images_NCHW.split(batch), labels_N.split(batch), strict=True):
+def score(network: Network, theta_P: Tensor, batches: Batches) -> Score:
+    """The network's accuracy and loss on images of known classes."""
+    count, right, loss = 0, 0, 0.0
+    for images, labels in batches:
         logits = network(theta_P, images)
+        count += len(labels)
         right += int((logits.argmax(dim=1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return Score(right / len(labels_N), loss / len(labels_N))
+    return Score(right / count, loss / count)
 
 
 def retrain(
     problem: InnerProblem,
-    data: DistilledData,
-    images_NCHW: Tensor,
-    labels_N: Tensor,
+    data: TrainingSet,
+    test: Callable[[], Batches],
     horizons: Sequence[int],
     *,
     seed: int,
@@ -50,12 +51,12 @@ def retrain(
     outer_step: int = 0,
     batch: int | None = None,
 ) -> list[Score]:
-    """The score on (images, labels) of one network trained on `data`, at each horizon.
+    """The score on other images of one network trained on `data`, at each horizon.
 
     Args:
         problem: network, optimiser, augmentation and batches, those of the inner training by default.
         data: the training set, a distilled one or any other.
-        images_NCHW, labels_N: what the score is measured on.
+        test: gives what the score is measured on, from its beginning at each call.
         horizons: increasing numbers of inner steps.
         seed, index, outer_step: the place of the draws: another index is another initialisation.
         batch: None trains in the inner training's class-balanced batches; a number trains in random
@@ -70,5 +71,5 @@ def retrain(
     scores = []
     for horizon in horizons:
         state = run_steps(problem, data, [draws], state, horizon - state.num_steps)
-        scores.append(score(problem.network, state.theta_P[0], images_NCHW, labels_N))
+        scores.append(score(problem.network, state.theta_P[0], test()))
     return scores

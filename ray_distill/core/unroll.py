@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.core import augment
-from ray_distill.core.distilled import DistilledData, inner_batches, random_batches
+from ray_distill.core.distilled import DistilledData, TrainingSet, inner_batches, random_batches
 from ray_distill.core.inner_optimizer import InnerOptimizer, InnerState
 from ray_distill.core.networks import Network
 from ray_distill.core.rng import Stream
@@ -58,7 +58,7 @@ def draw_inner(
     outer_step: int,
     replica: int,
     inner_steps: int,
-    data: DistilledData,
+    data: TrainingSet,
     *,
     batch: int | None = None,
 ) -> InnerDraws:
@@ -70,27 +70,26 @@ def draw_inner(
     """
 
     def stream(name: str) -> Stream:
-        device = data.images_NCHW.device
-        return Stream(seed=seed, name=name, outer_step=outer_step, replica=replica, device=device)
+        return Stream(seed=seed, name=name, outer_step=outer_step, replica=replica, device=data.device)
 
-    dtype, num_classes = data.images_NCHW.dtype, data.labels_NK.shape[1]
-    steps, ipc = range(inner_steps), len(data.images_NCHW) // num_classes
+    dtype, num_classes = data.dtype, data.num_classes
+    steps, ipc = range(inner_steps), data.num_images // num_classes
     if batch is None:
         per_class, classes = problem.inner_batch_per_class, problem.classes_per_inner_batch
         rows_TB = inner_batches(stream("inner-batch"), steps, num_classes, ipc, per_class, classes)
     else:
-        rows_TB = random_batches(stream("inner-batch"), steps, len(data.images_NCHW), batch)
+        rows_TB = random_batches(stream("inner-batch"), steps, data.num_images, batch)
     augments = augment.draw(problem.augmentation, stream("inner-augment"), steps, rows_TB.shape[1], dtype)
     return InnerDraws(problem.network.init(stream("init"), dtype=dtype), rows_TB, augments)
 
 
-def inner_batch(data: DistilledData, draws: InnerDraws, t: int) -> DistilledData:
+def inner_batch(data: TrainingSet, draws: InnerDraws, t: int) -> DistilledData:
     """The augmented images and the labels of inner step t; differentiable (once) in the data."""
-    rows_B = draws.rows_TB[t]
-    return DistilledData(augment.apply(data.images_NCHW[rows_B], draws.augments[t]), data.labels_NK[rows_B])
+    batch = data.rows(draws.rows_TB[t])
+    return batch._replace(images_NCHW=augment.apply(batch.images_NCHW, draws.augments[t]))
 
 
-def group_batches(data: DistilledData, draws: Sequence[InnerDraws], t: int) -> Batches:
+def group_batches(data: TrainingSet, draws: Sequence[InnerDraws], t: int) -> Batches:
     """`inner_batch` of each replica. Augmented one by one: their operations may differ."""
     return Batches.stack([inner_batch(data, one, t) for one in draws])
 
@@ -111,7 +110,7 @@ class Unrolled(NamedTuple):
 @torch.no_grad()
 def run_steps(
     problem: InnerProblem,
-    data: DistilledData,
+    data: TrainingSet,
     draws: Sequence[InnerDraws],
     state: InnerState,
     num_steps: int,

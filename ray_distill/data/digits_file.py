@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from ray_distill.core.rng import Stream
-from ray_distill.data.labelled_images import DataError, LabelledImages
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.listing import Listing, listing_of_arrays
+from ray_distill.data.places import file_at, place_of
 from ray_distill.data.strata import stratified_split
 
 WHITE = 16
@@ -19,7 +21,7 @@ TEST_FRACTION = 0.2
 _STREAM = Stream(seed=0, name="digits: test rows")
 
 
-def read_digits() -> LabelledImages:
+def read_digits() -> Listing:
     """All digits in the file's order. Raises: DataError if scikit-learn is not installed or lacks the file."""
     spec = importlib.util.find_spec("sklearn")
     places = spec.submodule_search_locations if spec is not None else None
@@ -28,12 +30,9 @@ def read_digits() -> LabelledImages:
         table = np.loadtxt(path, delimiter=",", dtype=np.int64)
     except OSError as e:
         raise DataError(f"the source digits is a file of scikit-learn's, and it is not there: {e}") from e
-    return LabelledImages(
-        images_NCHW=torch.from_numpy(table[:, :-1].astype(np.uint8)).view(-1, 1, 8, 8),
-        labels_N=torch.from_numpy(table[:, -1].copy()),
-        class_names=tuple(map(str, range(10))),
-        white=WHITE,
-    )
+    images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
+    names = tuple(map(str, range(10)))
+    return listing_of_arrays(images, table[:, -1], names, [file_at(place_of(str(path)))], white=WHITE)
 
 
 def development_rows(labels_N: torch.Tensor) -> torch.Tensor:

@@ -1,68 +1,210 @@
 """The test split. The only module that can reach it, and only the evaluation imports this module.
 
 `distill`, `search` and `outer_loop` are kept from importing it, directly or through others, by a contract
-in pyproject.toml. What they can import returns no test image (see `sources`): the choice of the files
-`test*.parquet` and of the test rows of the digits is made here and nowhere else.
+in pyproject.toml. What they can import returns no test image (see `sources`): which files, folders, rows and keys
+are test data is written here and nowhere else.
 """
 
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
+from ray_distill.data.array_files import Keys, check_arrays, read_arrays
+from ray_distill.data.cifar_files import cifar_files, read_cifar
+from ray_distill.data.class_folders import class_folder_names, read_class_folders
+from ray_distill.data.cub_folder import cub_lists, read_cub
+from ray_distill.data.decoding import Progress
 from ray_distill.data.digits_file import development_rows, read_digits
+from ray_distill.data.idx_files import idx_files, read_idx
 from ray_distill.data.labelled_images import DataError, LabelledImages
-from ray_distill.data.parquet_images import read_parquet_images
-from ray_distill.data.sources import files_of, parquet_path
+from ray_distill.data.listing import Listing, listing_of_files
+from ray_distill.data.parquet_images import read_parquet
+from ray_distill.data.pixels import stored_pixels
+from ray_distill.data.places import File, Place, file_at, files_of, place_of
+from ray_distill.data.sources import (
+    BY_PATH,
+    class_folders_of,
+    development_listing,
+    imagenet,
+    parquet_files,
+    reader_of,
+    tiny_imagenet,
+)
+from ray_distill.data.spec import DataSpec
+
+_CIFAR_FILES = {"cifar10": ("test_batch.bin",), "cifar100": ("test.bin",)}
+_IDX_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_KEYS: Keys = (("x_test", "y_test"), ("test_images", "test_labels"))
+_KEYS_ALONE: Keys = (*_KEYS, ("images", "labels"))
+_FOLDERS = ("test", "val")
 
 
-def load_test(source: str, test_source: str | None = None) -> LabelledImages:
-    """The test split of a source.
+def load_test(spec: DataSpec, progress: Progress | None = None) -> LabelledImages:
+    """The test split of a source, of its classes all or those that the spec keeps; never limited.
 
-    Args:
-        source: the source of the development data.
-        test_source: `parquet:PATH`, where the source is a file or a pattern and so has no test data of
-            its own; or test data to use in place of those in the source's folder.
+    From the cache; decoded into it first if it is not there.
 
     Raises: DataError for an unknown source, absent test data, test data that are also development data,
         or data that cannot be used.
     """
-    path = parquet_path(source)
-    if path is None:
-        if test_source is not None:
+    return stored_pixels(_reader(spec)(spec), spec, "test", progress)
+
+
+def check_test(spec: DataSpec) -> None:
+    """Raises: DataError if there is no test split to load. Reads none of its images."""
+    _reader(spec)
+    match spec.kind:
+        case "mnist" | "fashion-mnist":
+            idx_files(spec, _IDX_FILES)
+        case "cifar10" | "cifar100":
+            cifar_files(spec, _CIFAR_FILES[spec.source])
+        case "tiny-imagenet":
+            _annotations(spec)
+        case "cub200":
+            cub_lists(spec)
+        case "imagenet":
+            _imagenet_val(spec)
+        case "folder":
+            _test_folder(spec)
+        case "parquet":
+            _test_files(spec)
+        case "npz" | "torch":
+            path, keys = _array_file(spec)
+            check_arrays(spec.kind, path, keys)
+
+
+def _reader(spec: DataSpec) -> Callable[[DataSpec], Listing]:
+    reader = reader_of(spec, _READERS)
+    if spec.test_source is not None and spec.kind not in BY_PATH:
+        raise DataError(
+            f"the source {spec.source} has its own test data; remove the test source {spec.test_source!r}"
+        )
+    return reader
+
+
+def _digits(spec: DataSpec) -> Listing:
+    digits = read_digits()
+    is_test = torch.ones(len(digits), dtype=torch.bool)
+    is_test[development_rows(digits.labels_N)] = False
+    return digits.take(is_test.nonzero().flatten())
+
+
+def _annotations(spec: DataSpec) -> File:
+    return file_at(tiny_imagenet(spec) / "val" / "val_annotations.txt", "unpack tiny-imagenet-200.zip again")
+
+
+def _tiny_imagenet(spec: DataSpec) -> Listing:
+    """Tiny-ImageNet's own test images have no labels, so its val is the test split.
+
+    A line of the annotations: file, class, and a box, separated by tabs.
+    """
+    annotations, folder = _annotations(spec), tiny_imagenet(spec)
+    names = class_folder_names(folder / "train")
+    there = {file.place.name: file for file in (folder / "val" / "images").files()}
+    lines = [line.split("\t")[:2] for line in annotations.read().decode().splitlines() if line.strip()]
+    try:
+        files = [there[name] for name, _ in lines]
+        labels = [names.index(wnid) for _, wnid in lines]
+    except (KeyError, ValueError) as e:
+        raise DataError(f"{annotations} names what is not there ({e}); unpack the archive again") from e
+    return listing_of_files(files, labels, names, [annotations])
+
+
+def _imagenet_val(spec: DataSpec) -> Place:
+    val = imagenet(spec) / "val"
+    if not val.is_folder():
+        raise DataError(f"imagenet: there is no folder {val}; put the validation images there as WNID/*.JPEG")
+    return val
+
+
+def _imagenet(spec: DataSpec) -> Listing:
+    return read_class_folders(_imagenet_val(spec), class_folder_names(imagenet(spec) / "train"))
+
+
+def _of_kind(spec: DataSpec) -> str:
+    """The PATH of the test source. Raises: DataError if it is of another kind than the source."""
+    assert spec.test_source is not None
+    kind, _, path = spec.test_source.partition(":")
+    if kind != spec.kind or not path:
+        raise DataError(
+            f"the test source is {spec.test_source!r}; {spec.source} is tested on {spec.kind}:PATH"
+        )
+    return path
+
+
+def _test_folder(spec: DataSpec) -> Place:
+    if spec.test_source is not None:
+        folder = place_of(_of_kind(spec))
+        found = next((folder / name for name in _FOLDERS if (folder / name).is_folder()), folder)
+        if not found.is_folder() or found == class_folders_of(spec.path):
+            raise DataError(f"{found} is not a folder, or is named as test data and as development data")
+        return found
+    folder = place_of(spec.path)
+    for name in _FOLDERS:
+        if (folder / name).is_folder():
+            return folder / name
+    raise DataError(
+        f"{folder} has no folder test or val; name the test data in data.test_source, as in folder:PATH"
+    )
+
+
+def _folder(spec: DataSpec) -> Listing:
+    return read_class_folders(_test_folder(spec), class_folder_names(class_folders_of(spec.path)))
+
+
+def _test_files(spec: DataSpec) -> list[File]:
+    if spec.test_source is None:
+        place = place_of(spec.path)
+        if not place.is_folder():
             raise DataError(
-                f"the source digits has its own test data; remove the test source {test_source!r}"
+                f"{place} is training data alone; name the test data in data.test_source, as in "
+                "parquet:test.parquet"
             )
-        return _digits()
-    return read_parquet_images(_test_files(path, test_source))
-
-
-def check_test(source: str, test_source: str | None = None) -> None:
-    """Raises: DataError if there is no test split to load. Opens none of its files."""
-    path = parquet_path(source)
-    if path is not None:
-        _test_files(path, test_source)
-
-
-def _test_files(path: Path, test_source: str | None) -> list[Path]:
-    if test_source is None:
-        if not path.is_dir():
-            raise DataError(f"{path} is training data alone; name the test data, as in parquet:test.parquet")
-        return files_of(path, "test*.parquet")
-    test_path = parquet_path(test_source)
-    if test_path is None:
-        raise DataError(f"the test source is {test_source!r}; images from files are tested on parquet:PATH")
-    files = files_of(test_path, "test*.parquet")
-    development = {file.resolve() for file in files_of(path, "train*.parquet")}
+        return files_of(place, "test*.parquet")
+    files = files_of(place_of(_of_kind(spec)), "test*.parquet")
+    development = {_identity(file) for file in parquet_files(spec.path)}
     for file in files:
-        if file.resolve() in development:
+        if _identity(file) in development:
             raise DataError(
                 f"{file} is named as test data and as development data; they must be different files"
             )
     return files
 
 
-def _digits() -> LabelledImages:
-    digits = read_digits()
-    is_test = torch.ones(len(digits), dtype=torch.bool)
-    is_test[development_rows(digits.labels_N)] = False
-    return digits.take(is_test.nonzero().flatten())
+def _identity(file: File) -> str:
+    """The same for two spellings of one path."""
+    from pathlib import Path
+
+    return str(Path(file.place.path).resolve()) if file.place.is_local else str(file.place)
+
+
+def _array_file(spec: DataSpec) -> tuple[str, Keys]:
+    """The file of the test arrays, and the keys that they may have in it."""
+    if spec.test_source is None:
+        return spec.path, _KEYS
+    path = _of_kind(spec)
+    file = file_at(place_of(path))
+    if _identity(file) == _identity(file_at(place_of(spec.path))):
+        raise DataError(f"{file} is named as test data and as development data; remove data.test_source")
+    return path, _KEYS_ALONE
+
+
+def _arrays(spec: DataSpec) -> Listing:
+    path, keys = _array_file(spec)
+    return read_arrays(spec.kind, path, keys, development_listing(spec).class_names)
+
+
+_READERS: dict[str, Callable[[DataSpec], Listing]] = {
+    "digits": _digits,
+    "mnist": lambda spec: read_idx(spec, idx_files(spec, _IDX_FILES)),
+    "fashion-mnist": lambda spec: read_idx(spec, idx_files(spec, _IDX_FILES)),
+    "cifar10": lambda spec: read_cifar(spec, cifar_files(spec, _CIFAR_FILES[spec.source])),
+    "cifar100": lambda spec: read_cifar(spec, cifar_files(spec, _CIFAR_FILES[spec.source])),
+    "tiny-imagenet": _tiny_imagenet,
+    "cub200": lambda spec: read_cub(spec, mark="0"),
+    "imagenet": _imagenet,
+    "folder": _folder,
+    "parquet": lambda spec: read_parquet(_test_files(spec)),
+    "npz": _arrays,
+    "torch": _arrays,
+}

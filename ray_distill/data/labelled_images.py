@@ -1,12 +1,12 @@
-"""Labelled images as they were stored, and the error for data that cannot be used.
+"""Labelled images as they lie in an Arrow file, and the error for data that cannot be used.
 
-Pixels stay integers: 50,000 CIFAR images are 154 MB as uint8 and 614 MB as float32, and every float
-copy that is made on the way to the preprocessed tensors would cost that again. `pixels` gives floats for
-the rows that are asked for, `pixel_chunks` a few at a time.
+The tensor of the images is the file itself, mapped into memory: all processes of a machine share its pages, and
+what is not read costs nothing. `pixel_chunks` makes floats of a few rows at a time.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,12 +26,18 @@ class LabelledImages:
     """Images and their classes."""
 
     images_NCHW: Tensor
-    """uint8, from 0 to `white`."""
+    """uint8 from 0 to `white`, or float32 where they are preprocessed. Never written to."""
     labels_N: Tensor
     """int64, each in 0 .. K-1."""
     class_names: tuple[str, ...]
     white: int = 255
     """The value of full intensity: the pixels in [0, 1] are images_NCHW / white."""
+    digest: str
+    """Of the pixels, the labels and the names: the same for the same images wherever they come from."""
+    path: Path
+    """The file that they lie in."""
+    broken: tuple[str, ...] = ()
+    """Images of the source that could not be decoded and were left out: where they are, and why."""
 
     @property
     def num_classes(self) -> int:
@@ -47,20 +53,11 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def take(self, rows: Tensor) -> "LabelledImages":
-        """The images at these rows, in this order."""
-        return LabelledImages(
-            images_NCHW=self.images_NCHW[rows],
-            labels_N=self.labels_N[rows],
-            class_names=self.class_names,
-            white=self.white,
-        )
+    def pixels(self, rows_N: Tensor) -> Tensor:
+        """The images at these rows as float32 in [0, 1], [N, C, H, W]."""
+        return self.images_NCHW[rows_N].to(torch.float32) / self.white
 
-    def pixels(self) -> Tensor:
-        """All images as float32 in [0, 1], [N, C, H, W]."""
-        return self.images_NCHW.to(torch.float32) / self.white
-
-    def pixel_chunks(self, rows: Tensor) -> Iterator[Tensor]:
+    def pixel_chunks(self, rows_N: Tensor) -> Iterator[Tensor]:
         """The images at these rows as float32 in [0, 1], at most CHUNK_IMAGES at a time."""
-        for chunk in torch.split(rows, CHUNK_IMAGES):
-            yield self.images_NCHW[chunk].to(torch.float32) / self.white
+        for chunk in torch.split(rows_N, CHUNK_IMAGES):
+            yield self.pixels(chunk)

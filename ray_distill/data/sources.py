@@ -1,98 +1,169 @@
-"""Named sources of real data, and what a distillation may see of them: everything but the test split.
+"""Sources of real data, and what a distillation may see of them: everything but the test split.
 
 | source | development data | test data (see `held_out`) |
 |---|---|---|
 | `digits` | four fifths of scikit-learn's 1,797 grey 8x8 digits | the other fifth |
+| `mnist`, `fashion-mnist` | the published training files | the published test files |
+| `cifar10`, `cifar100` | the training batches | the test batch |
+| `tiny-imagenet` | `train` | `val` |
+| `cub200` | the images marked 1 in the split | those marked 0 |
+| `imagenet` | `train`, a folder for each class | `val`, likewise |
+| `folder:PATH` | `train` in it, a folder for each class; or class folders alone | `test`, or else `val`, in it |
 | `parquet:FOLDER` | `train*.parquet` in it | `test*.parquet` in it |
 | `parquet:FILE`, `parquet:PATTERN` | the file, the files that match | named separately |
+| `npz:FILE`, `torch:FILE` | `x_train`, `y_train` (or `train_images`, `train_labels`) | `x_test`, `y_test` (..) |
+| | `images`, `labels` | named separately |
 
-That nothing here returns a test image: of a folder only the files `train*.parquet` are opened, a file
-whose name begins with `test` is refused, and of the digits the test rows are dropped before the function
-that reads them returns. `held_out` has its own reading of both.
+Named sources lie in `data.root`; the first five names but `digits` are downloaded into it. PATH may be a URI
+that pyarrow reads (s3://, gs:// ..). How each layout is read is said in its module.
+
+That nothing here returns a test image: each reader is given the folder, files, rows or keys that it may read, and
+those of the test split are named in `held_out` alone. It has its own choice of them.
 """
 
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
+from ray_distill.data.array_files import Keys, read_arrays
+from ray_distill.data.cifar_files import cifar_files, read_cifar
+from ray_distill.data.class_folders import read_class_folders
+from ray_distill.data.cub_folder import read_cub
+from ray_distill.data.decoding import Progress
 from ray_distill.data.digits_file import development_rows, read_digits
+from ray_distill.data.idx_files import idx_files, read_idx
 from ray_distill.data.labelled_images import DataError, LabelledImages
-from ray_distill.data.parquet_images import LIMIT_STREAM, Progress, read_parquet_images
-from ray_distill.data.strata import balanced_rows
+from ray_distill.data.listing import Listing
+from ray_distill.data.parquet_images import read_parquet
+from ray_distill.data.pixels import stored_pixels
+from ray_distill.data.places import File, Place, files_of, place_of
+from ray_distill.data.spec import DataSpec
 
-__all__ = ["DataError", "LabelledImages", "Progress", "load_development"]
+CIFAR_FILES = {
+    "cifar10": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    "cifar100": ("train.bin",),
+}
+DEVELOPMENT_KEYS: Keys = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
+HELD_OUT_NAMES = ("test", "val", "valid", "validation")
+"""How a file or folder that is not for development begins, or is called."""
 
-"""Constant: the test rows are the same in every run, whatever its seed."""
 
-
-def load_development(
-    source: str, *, limit: int | None = None, progress: Progress | None = None
-) -> LabelledImages:
+def load_development(spec: DataSpec, progress: Progress | None = None) -> LabelledImages:
     """All real data of a source that a distillation may see: train and validation, never test.
 
-    Args:
-        source: `digits`, `parquet:FOLDER`, `parquet:FILE` or `parquet:PATTERN`.
-        limit: keep only that many images, with class counts as equal as can be; the same in every run.
-        progress: called with (images decoded, images in all).
+    From the cache; decoded into it first if they are not there.
 
     Raises: DataError for an unknown source, or data that cannot be used.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"limit is {limit}; it must be at least 1, or absent to keep all images")
-    path = parquet_path(source)
-    if path is None:
-        images = _digits()
-        if limit is not None:
-            images = images.take(balanced_rows(images.labels_N, limit, LIMIT_STREAM))
-        if progress is not None:
-            progress(len(images), len(images))
-    else:
-        images = read_parquet_images(_development_files(path), limit=limit, progress=progress)
-    _check_every_class(source, images)
+    if spec.limit is not None and spec.limit < 1:
+        raise DataError(f"limit is {spec.limit}; it must be at least 1, or absent to keep all images")
+    images = stored_pixels(development_listing(spec), spec, "development", progress)
+    _check_every_class(spec.source, images)
     return images
 
 
-def parquet_path(source: str) -> Path | None:
-    """The PATH of `parquet:PATH`, None for `digits`. Raises: DataError for any other source."""
-    if source == "digits":
-        return None
-    kind, _, path = source.partition(":")
-    if kind != "parquet" or not path:
-        raise DataError(
-            f"unknown source of data {source!r}; known: digits, parquet:PATH (a folder or a file)"
-        )
-    return Path(path).expanduser()
+def development_listing(spec: DataSpec) -> Listing:
+    """The development data before they are decoded. Raises: DataError."""
+    return reader_of(spec, READERS)(spec)
 
 
-def files_of(path: Path, pattern: str) -> list[Path]:
-    """The files that a path names, sorted: those that match `pattern` in a folder, itself, or its matches.
-
-    Raises: DataError if there is none.
-    """
-    if path.is_dir():
-        files = sorted(path.glob(pattern))
-        if not files:
-            there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise DataError(f"the folder {path} has no {pattern}; in it: {there}")
-        return files
-    files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
-    if not files:
-        raise DataError(f"there is no file or folder {path}, and nothing matches it as a pattern")
-    return files
+def reader_of(
+    spec: DataSpec, readers: dict[str, Callable[[DataSpec], Listing]]
+) -> Callable[[DataSpec], Listing]:
+    """The reader of a source. Raises: DataError for a source that there is not."""
+    reader = readers.get(spec.kind)
+    by_path = spec.kind in BY_PATH
+    if reader is None or by_path != bool(spec.path):
+        names = ", ".join(f"{kind}:PATH" if kind in BY_PATH else kind for kind in readers)
+        raise DataError(f"unknown source of data {spec.source!r}; known: {names}")
+    return reader
 
 
-def _development_files(path: Path) -> list[Path]:
-    """Raises: DataError for files that are test data by their name."""
-    files = files_of(path, "train*.parquet")
+def parquet_files(path: str) -> list[File]:
+    """The files of development data. Raises: DataError for files that are test data by their name."""
+    files = files_of(place_of(path), "train*.parquet")
     for file in files:
-        if file.name.startswith("test"):
+        if file.place.name.startswith("test"):
             raise DataError(f"{file} is test data by its name; a distillation may not see it")
     return files
 
 
-def _digits() -> LabelledImages:
+def class_folders_of(path: str) -> Place:
+    """The folder of the development data's class folders: `train` in it if there is one, else itself.
+
+    Raises: DataError for a folder that holds or is test data by its name.
+    """
+    folder = place_of(path)
+    if not folder.is_folder():
+        raise DataError(f"there is no folder {folder}")
+    if (folder / "train").is_folder():
+        return folder / "train"
+    held_out = [name for name in (folder.name, *folder.names()) if name in HELD_OUT_NAMES]
+    if held_out:
+        raise DataError(
+            f"{folder}: there is no folder train in it, and {held_out[0]} is test data by its name; a distillation "
+            "may not see it"
+        )
+    return folder
+
+
+def _digits(spec: DataSpec) -> Listing:
     digits = read_digits()
     return digits.take(development_rows(digits.labels_N))
+
+
+def _idx(spec: DataSpec) -> Listing:
+    return read_idx(spec, idx_files(spec, ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")))
+
+
+def _cifar(spec: DataSpec) -> Listing:
+    return read_cifar(spec, cifar_files(spec, CIFAR_FILES[spec.source]))
+
+
+def unpacked(spec: DataSpec, folder: str, advice: str) -> Place:
+    """The folder of a source that is not downloaded. Raises: DataError with the advice if it is not there."""
+    place = place_of(spec.root) / folder
+    if not place.is_folder():
+        raise DataError(
+            f"{spec.source}: there is no folder {place}; {advice}, or let data.root name where it is"
+        )
+    return place
+
+
+def tiny_imagenet(spec: DataSpec) -> Place:
+    """The folder of Tiny-ImageNet. Raises: DataError."""
+    return unpacked(
+        spec, "tiny-imagenet-200", "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) in its parent"
+    )
+
+
+def imagenet(spec: DataSpec) -> Place:
+    """The folder of ImageNet. Raises: DataError."""
+    advice = (
+        "put ILSVRC2012 there as train/WNID/*.JPEG and val/WNID/*.JPEG (from image-net.org, with an account)"
+    )
+    return unpacked(spec, "imagenet", advice)
+
+
+def _arrays(spec: DataSpec) -> Listing:
+    return read_arrays(spec.kind, spec.path, DEVELOPMENT_KEYS)
+
+
+READERS: dict[str, Callable[[DataSpec], Listing]] = {
+    "digits": _digits,
+    "mnist": _idx,
+    "fashion-mnist": _idx,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "tiny-imagenet": lambda spec: read_class_folders(tiny_imagenet(spec) / "train"),
+    "cub200": lambda spec: read_cub(spec, mark="1"),
+    "imagenet": lambda spec: read_class_folders(imagenet(spec) / "train"),
+    "folder": lambda spec: read_class_folders(class_folders_of(spec.path)),
+    "parquet": lambda spec: read_parquet(parquet_files(spec.path)),
+    "npz": _arrays,
+    "torch": _arrays,
+}
+BY_PATH = ("folder", "parquet", "npz", "torch")
 
 
 def _check_every_class(source: str, images: LabelledImages) -> None:

@@ -4,32 +4,57 @@ The validation split is held out of the training data; it chooses the best itera
 selects in a search. Nothing is fitted on it: the preprocessing sees train rows only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ray_distill.core.rng import Stream
-from ray_distill.data.labelled_images import LabelledImages
-from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
-from ray_distill.data.sources import Progress, load_development
+from ray_distill.data.arrow_images import open_images
+from ray_distill.data.decoding import Progress
+from ray_distill.data.labelled_images import DataError, LabelledImages
+from ray_distill.data.prepared import fitted_preprocessing, preprocessed
+from ray_distill.data.preprocessing import Preprocessing
+from ray_distill.data.real_data import RealData
+from ray_distill.data.sources import load_development
+from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import stratified_split
 
-__all__ = ["DevelopmentData", "prepare_development", "stratified_split"]
+Load = Callable[[DataSpec], LabelledImages]
+"""Has a split's pixels from the cache, decoded first if need be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """What another process needs to open the same images: small, and without the images.
+
+    It finds them where they lie, on the same machine or in a folder that machines share. On a machine that lacks
+    them they are made again from the source, and must turn out the same.
+    """
+
+    spec: DataSpec
+    pixels: Path
+    pixels_digest: str
+    drawn: Path
+    """The file that batches are drawn from: the pixels, or whitened images."""
+    applied: Preprocessing | None
+    """To what is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DevelopmentData:
     """Preprocessed real data that a distillation may see."""
 
-    train_images_NCHW: Tensor
-    train_labels_N: Tensor
-    validation_images_NCHW: Tensor
+    train: RealData
+    validation: RealData
     """Empty if no validation fraction was held out."""
-    validation_labels_N: Tensor
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     """As fitted on the training images."""
+    broken: tuple[str, ...]
+    """Images that were left out because they cannot be decoded."""
+    ticket: Ticket
 
     @property
     def num_classes(self) -> int:
@@ -39,53 +64,75 @@ class DevelopmentData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self.train_images_NCHW.shape[1:]
-        return channels, height, width
+        return self.train.image_shape
 
 
 def prepare_development(
-    source: str,
-    *,
-    preprocessing: str | Preprocessing,
-    zca_shrinkage: float,
-    validation_fraction: float,
-    limit: int | None,
-    seed: int,
-    progress: Progress | None = None,
+    spec: DataSpec, fitted: Preprocessing | None = None, progress: Progress | None = None
 ) -> DevelopmentData:
-    """Load a source, hold validation out of it, fit the preprocessing on the rest and apply it to both.
+    """Load a source, hold validation out of it, and fit the preprocessing on the rest; all of it in the cache.
 
     Args:
-        preprocessing: `none`, `normalise` or `zca`, to be fitted here; or one that is fitted already.
-        zca_shrinkage: share of the mean eigenvalue that is added to each (`zca` only).
-        validation_fraction: share of each class that is held out, in [0, 1).
-        limit: keep only that many images of the source, None for all.
-        seed: decides which images are held out.
-        progress: called with (images decoded, images in all).
+        fitted: a preprocessing to use in place of one that is fitted here.
 
-    Raises: DataError for data that cannot be used; ValueError for an argument outside its range.
+    Raises: DataError for data that cannot be used; ValueError for a value outside its range.
     """
-    images = load_development(source, limit=limit, progress=progress)
-    stream = Stream(seed=seed, name="validation split")
-    train_rows, validation_rows = stratified_split(images.labels_N, validation_fraction, stream)
-    fitted = preprocessing
-    if isinstance(fitted, str):
-        fitted = fit_preprocessing(fitted, images.pixel_chunks(train_rows), zca_shrinkage=zca_shrinkage)
+    images = load_development(spec, progress)
+    train_rows, _ = _split(images, spec)
+    preprocessing = fitted or fitted_preprocessing(images, train_rows, spec, progress)
+    ticket, drawn = issue(spec, images, preprocessing, progress)
+    train, validation = (RealData.of(drawn, rows, ticket.applied) for rows in _split(images, spec))
     return DevelopmentData(
-        train_images_NCHW=_preprocessed(images, train_rows, fitted),
-        train_labels_N=images.labels_N[train_rows],
-        validation_images_NCHW=_preprocessed(images, validation_rows, fitted),
-        validation_labels_N=images.labels_N[validation_rows],
+        train=train,
+        validation=validation,
         class_names=images.class_names,
-        preprocessing=fitted,
+        preprocessing=preprocessing,
+        broken=images.broken,
+        ticket=ticket,
     )
 
 
-def _preprocessed(images: LabelledImages, rows: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The images at these rows, preprocessed chunk by chunk: float32 [len(rows), C, H, W]."""
-    out = torch.empty(len(rows), *images.image_shape, dtype=torch.float32)
-    done = 0
-    for chunk in images.pixel_chunks(rows):
-        out[done : done + len(chunk)] = preprocessing.apply(chunk)
-        done += len(chunk)
-    return out
+def _split(images: LabelledImages, spec: DataSpec) -> tuple[Tensor, Tensor]:
+    """The rows of train and of validation: a function of the labels, the fraction and the seed."""
+    stream = Stream(seed=spec.seed, name="validation split")
+    return stratified_split(images.labels_N, spec.validation_fraction, stream)
+
+
+def issue(
+    spec: DataSpec, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
+) -> tuple[Ticket, LabelledImages]:
+    """Preprocess images as far as that is kept: the ticket for them, and what batches are drawn from."""
+    drawn, applied = preprocessed(images, preprocessing, spec.cache, progress)
+    ticket = Ticket(
+        spec=spec, pixels=images.path, pixels_digest=images.digest, drawn=drawn.path, applied=applied
+    )
+    return ticket, drawn
+
+
+def redeem(ticket: Ticket, load: Load, fitted: Callable[[], Preprocessing]) -> LabelledImages:
+    """What batches are drawn from, in another process than the one that issued the ticket.
+
+    Args:
+        load: has the pixels on a machine that lacks them.
+        fitted: fetches the preprocessing, on a machine that lacks whitened images.
+
+    Raises: DataError if this machine's source gives other images than the ticket is for.
+    """
+    if ticket.drawn.exists():
+        return open_images(ticket.drawn)
+    images = open_images(ticket.pixels) if ticket.pixels.exists() else load(ticket.spec)
+    if images.digest != ticket.pixels_digest:
+        raise DataError(
+            f"{ticket.spec.source} holds other images on this machine than where the run was started; put the same "
+            "files there, or let data.cache name a folder that all machines share"
+        )
+    if ticket.applied is not None:
+        return images
+    return preprocessed(images, fitted(), ticket.spec.cache)[0]
+
+
+def redeem_development(ticket: Ticket, fitted: Callable[[], Preprocessing]) -> tuple[RealData, RealData]:
+    """Train and validation, in another process than the one that prepared them. Raises: DataError."""
+    images = redeem(ticket, load_development, fitted)
+    train, validation = (RealData.of(images, rows, ticket.applied) for rows in _split(images, ticket.spec))
+    return train, validation

@@ -40,7 +40,9 @@ def test_a_score_is_the_fraction_right_and_the_mean_cross_entropy(batch: int) ->
     theta = torch.cat((eye, zero, eye, zero))
     pairs = [[1.0, 2.0], [2.0, 1.0], [0.5, 0.1], [0.0, 9.0]]
     images = torch.tensor(pairs, dtype=torch.float64)[:, None, None]
-    measured = score(network, theta, images, torch.tensor([1, 0, 1, 1]), batch=batch)
+    measured = score(
+        network, theta, zip(images.split(batch), torch.tensor([1, 0, 1, 1]).split(batch), strict=True)
+    )
     assert measured.accuracy == 0.75
     loss = sum(math.log1p(math.exp(d)) for d in (-1.0, -1.0, 0.4, -9.0)) / 4
     assert measured.loss == pytest.approx(loss, rel=1e-12)
@@ -54,8 +56,8 @@ def test_training_on_separable_classes_learns_them_and_renamed_classes_are_all_w
     x, y = patterns(60, 0.3)
     by_class = torch.arange(12).reshape(4, 3).T.flatten()
     train = DistilledData(x[:12][by_class], one_hot(y[:12][by_class], 3, torch.float64))
-    (right,) = retrain(case.problem, train, x[12:], y[12:], [60], seed=1, index=0)
-    (wrong,) = retrain(case.problem, train, x[12:], (y[12:] + 1) % 3, [60], seed=1, index=0)
+    (right,) = retrain(case.problem, train, lambda: [(x[12:], y[12:])], [60], seed=1, index=0)
+    (wrong,) = retrain(case.problem, train, lambda: [(x[12:], (y[12:] + 1) % 3)], [60], seed=1, index=0)
     assert (right.accuracy, wrong.accuracy) == (1.0, 0.0)
     assert right.loss < 0.1 < wrong.loss
 
@@ -65,13 +67,16 @@ def test_horizons_are_points_of_one_training(make_case: Callable) -> None:
     case = make_case(ipc=3, inner_batch_per_class=2, augmentation=("flip", "rotate"))
     x, y = patterns(90, 2.0)
     horizons = (1, 4, 11)
-    together = retrain(case.problem, case.data, x, y, horizons, seed=7, index=2, outer_step=5)
+    together = retrain(case.problem, case.data, lambda: [(x, y)], horizons, seed=7, index=2, outer_step=5)
     for horizon, measured in zip(horizons, together, strict=True):
         draws = draw_inner(case.problem, 7, 5, 2, horizon, case.data)
         start = initial_state(case.problem, [draws])
         final = run_steps(case.problem, case.data, [draws], start, horizon)
-        assert measured == score(case.problem.network, final.theta_P[0], x, y)
-    assert retrain(case.problem, case.data, x, y, horizons[:2], seed=7, index=2, outer_step=5) == together[:2]
+        assert measured == score(case.problem.network, final.theta_P[0], [(x, y)])
+    assert (
+        retrain(case.problem, case.data, lambda: [(x, y)], horizons[:2], seed=7, index=2, outer_step=5)
+        == together[:2]
+    )
     assert len(set(together)) > 1
 
 
@@ -80,16 +85,16 @@ def test_another_place_is_another_network(make_case: Callable, place: dict[str, 
     case = make_case(network="mlp1", norm="none", width=8)
     x, y = patterns(300, 3.0)
     where = {"seed": 7, "index": 0, "outer_step": 0}
-    first = retrain(case.problem, case.data, x, y, [1, 2, 3], **where)
-    assert first == retrain(case.problem, case.data, x, y, [1, 2, 3], **where)
-    assert first != retrain(case.problem, case.data, x, y, [1, 2, 3], **{**where, **place})
+    first = retrain(case.problem, case.data, lambda: [(x, y)], [1, 2, 3], **where)
+    assert first == retrain(case.problem, case.data, lambda: [(x, y)], [1, 2, 3], **where)
+    assert first != retrain(case.problem, case.data, lambda: [(x, y)], [1, 2, 3], **{**where, **place})
 
 
 @pytest.mark.parametrize("horizons", [[], [0], [-1, 3], [3, 3], [5, 2]], ids=str)
 def test_horizons_must_increase(make_case: Callable, horizons: list[int]) -> None:
     case = make_case()
     with pytest.raises(ValueError, match="horizons must be increasing positive numbers"):
-        retrain(case.problem, case.data, *patterns(3, 1.0), horizons, seed=1, index=0)
+        retrain(case.problem, case.data, lambda: [patterns(3, 1.0)], horizons, seed=1, index=0)
 
 
 @pytest.mark.parametrize(("num_images", "batch"), [(12, 4), (11, 4), (5, 5)])
@@ -125,7 +130,7 @@ def test_training_on_random_batches_takes_a_set_that_is_not_class_balanced(make_
     case = make_case(network="mlp1", norm="none", width=16)
     x, y = patterns(47, 0.3)
     train = DistilledData(x[:17], one_hot(y[:17], 3, torch.float64))
-    (measured,) = retrain(case.problem, train, x[17:], y[17:], [100], seed=1, index=0, batch=5)
+    (measured,) = retrain(case.problem, train, lambda: [(x[17:], y[17:])], [100], seed=1, index=0, batch=5)
     assert measured.accuracy == 1.0
 
 
@@ -133,7 +138,7 @@ def test_retraining_leaves_its_arguments_and_the_global_generator_alone(make_cas
     case = make_case(augmentation=("flip",))
     data, (x, y) = case.data, patterns(9, 1.0)
     copies, generator = [v.clone() for v in (*data, x, y)], torch.get_rng_state()
-    retrain(case.problem, data, x, y, [3], seed=1, index=0)
+    retrain(case.problem, data, lambda: [(x, y)], [3], seed=1, index=0)
     assert torch.equal(torch.get_rng_state(), generator)
     for value, copy in zip((*data, x, y), copies, strict=True):
         assert torch.equal(value, copy)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import whole
 
 from ray_distill.core.rng import Stream
-from ray_distill.data import splits
+from ray_distill.data import prepared
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Normalisation, Preprocessing, fit_preprocessing
 from ray_distill.data.sources import load_development
+from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import DevelopmentData, prepare_development, stratified_split
 
 STREAM = Stream(seed=3, name="test split")
@@ -17,16 +19,16 @@ CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifa
 
 
 def prepare_digits(
-    preprocessing: str | Preprocessing, *, seed: int = 0, fraction: float = 0.1
+    preprocessing: str, *, seed: int = 0, fraction: float = 0.1, fitted: Preprocessing | None = None
 ) -> DevelopmentData:
-    return prepare_development(
-        "digits",
+    spec = DataSpec(
+        source="digits",
         preprocessing=preprocessing,
         zca_shrinkage=0.1,
         validation_fraction=fraction,
-        limit=None,
         seed=seed,
     )
+    return prepare_development(spec, fitted)
 
 
 def test_each_class_gives_its_share() -> None:
@@ -70,86 +72,84 @@ def test_digits_are_prepared() -> None:
     """1,438 images; a tenth of 142, 146, 142, 146, 145, 146, 145, 143, 139, 144, rounded, is
     14 + 15 + 14 + 15 + 15 + 15 + 15 + 14 + 14 + 14 = 145 for validation (14.5 goes up), which leaves 1,293."""
     data = prepare_digits("normalise")
-    assert data.train_images_NCHW.shape == (1293, 1, 8, 8)
-    assert data.validation_images_NCHW.shape == (145, 1, 8, 8)
-    assert data.train_images_NCHW.dtype == data.validation_images_NCHW.dtype == torch.float32
-    assert (len(data.train_labels_N), len(data.validation_labels_N)) == (1293, 145)
+    assert whole(data.train)[0].shape == (1293, 1, 8, 8)
+    assert whole(data.validation)[0].shape == (145, 1, 8, 8)
+    assert whole(data.train)[0].dtype == whole(data.validation)[0].dtype == torch.float32
+    assert (len(data.train.labels_N), len(data.validation.labels_N)) == (1293, 145)
     assert (data.num_classes, data.image_shape) == (10, (1, 8, 8))
     again = prepare_digits("normalise")
-    assert torch.equal(again.train_images_NCHW, data.train_images_NCHW)
+    assert torch.equal(whole(again.train)[0], whole(data.train)[0])
     other = prepare_digits("normalise", seed=1)
-    assert not torch.equal(other.validation_images_NCHW, data.validation_images_NCHW)
+    assert not torch.equal(whole(other.validation)[0], whole(data.validation)[0])
 
 
 def test_train_and_validation_together_are_the_development_data() -> None:
     """As multisets of (label, pixels): nothing is lost, nothing is in both, labels stay with their images."""
     data = prepare_digits("none")
-    whole = load_development("digits")
-    rows = torch.cat([data.train_images_NCHW, data.validation_images_NCHW]).flatten(1)
-    labels = torch.cat([data.train_labels_N, data.validation_labels_N])
+    everything = load_development(DataSpec(source="digits"))
+    rows = torch.cat([whole(data.train)[0], whole(data.validation)[0]]).flatten(1)
+    labels = torch.cat([data.train.labels_N, data.validation.labels_N])
     got = sorted((k, *x) for k, x in zip(labels.tolist(), rows.tolist(), strict=True))
-    expected = zip(whole.labels_N.tolist(), whole.pixels().flatten(1).tolist(), strict=True)
+    expected = zip(
+        everything.labels_N.tolist(), everything.pixels(torch.arange(1438)).flatten(1).tolist(), strict=True
+    )
     assert got == sorted((k, *x) for k, x in expected)
 
 
 def test_without_a_fraction_validation_is_empty() -> None:
     """All 1,438 images are train, and the empty validation still has the shape of images."""
     data = prepare_digits("zca", fraction=0.0)
-    assert len(data.train_images_NCHW) == 1438
-    assert data.validation_images_NCHW.shape == (0, 1, 8, 8)
+    assert len(whole(data.train)[0]) == 1438
+    assert whole(data.validation)[0].shape == (0, 1, 8, 8)
 
 
 def deviation_from_train(data: DevelopmentData) -> float:
     """|fitted mean - mean of the training pixels|; the rows are those of the same seed without preprocessing."""
-    pixels = prepare_digits("none").train_images_NCHW
+    pixels = whole(prepare_digits("none").train)[0]
     assert isinstance(data.preprocessing, Normalisation)
     return abs(data.preprocessing.mean_C.item() - pixels.double().mean().item())
 
 
-def test_preprocessing_is_fitted_on_train_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preprocessing_is_fitted_on_train_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fitted mean is that of the training pixels to float32 rounding. Planted: fitted on train +
     validation, the mean is off by about std / sqrt(64 * 145) = 4e-3 times the validation's share, 4e-4."""
     assert deviation_from_train(prepare_digits("normalise")) < 1e-7
-    everything = load_development("digits")
+    everything = load_development(DataSpec(source="digits"))
 
     def fit_on_all(kind: str, _: object, *, zca_shrinkage: float) -> object:
-        return fit_preprocessing(kind, [everything.pixels()], zca_shrinkage=zca_shrinkage)
+        return fit_preprocessing(kind, [everything.pixels(torch.arange(1438))], zca_shrinkage=zca_shrinkage)
 
-    monkeypatch.setattr(splits, "fit_preprocessing", fit_on_all)
+    monkeypatch.setattr(prepared, "fit_preprocessing", fit_on_all)
+    monkeypatch.setenv("RAY_DISTILL_CACHE", str(tmp_path))
     assert deviation_from_train(prepare_digits("normalise")) > 1e-5
 
 
 def test_whitening_is_fitted_on_train_and_applied_to_both() -> None:
     """The matrix, and both parts, are those of fitting on the training pixels by hand."""
     data, pixels = prepare_digits("zca"), prepare_digits("none")
-    fitted = fit_preprocessing("zca", [pixels.train_images_NCHW], zca_shrinkage=0.1)
+    fitted = fit_preprocessing("zca", [whole(pixels.train)[0]], zca_shrinkage=0.1)
     torch.testing.assert_close(data.preprocessing.to_record()[1], fitted.to_record()[1])
-    torch.testing.assert_close(data.train_images_NCHW, fitted.apply(pixels.train_images_NCHW))
-    torch.testing.assert_close(data.validation_images_NCHW, fitted.apply(pixels.validation_images_NCHW))
+    torch.testing.assert_close(whole(data.train)[0], fitted.apply(whole(pixels.train)[0]))
+    torch.testing.assert_close(whole(data.validation)[0], fitted.apply(whole(pixels.validation)[0]))
 
 
 def test_a_fitted_preprocessing_is_applied_as_it_is() -> None:
     """A resumed run brings its own: mean 1/4 and deviation 1/2 turn the pixels x into 2 x - 1/2, exactly."""
     own = Normalisation(mean_C=torch.tensor([0.25]), std_C=torch.tensor([0.5]))
-    data, pixels = prepare_digits(own), prepare_digits("none")
+    data, pixels = prepare_digits("none", fitted=own), prepare_digits("none")
     assert data.preprocessing is own
-    assert torch.equal(data.train_images_NCHW, 2.0 * pixels.train_images_NCHW - 0.5)
-    assert torch.equal(data.validation_images_NCHW, 2.0 * pixels.validation_images_NCHW - 0.5)
+    assert torch.equal(whole(data.train)[0], 2.0 * whole(pixels.train)[0] - 0.5)
+    assert torch.equal(whole(data.validation)[0], 2.0 * whole(pixels.validation)[0] - 0.5)
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 copy ../shared/data/cifar10 is not there")
 def test_a_few_cifar10_images_are_prepared() -> None:
     """200 of the real images: 16 + 4 of each class, normalised to mean 0 and deviation 1 on train."""
     data = prepare_development(
-        f"parquet:{CIFAR10}",
-        preprocessing="normalise",
-        zca_shrinkage=0.1,
-        validation_fraction=0.2,
-        limit=200,
-        seed=0,
+        DataSpec(source=f"parquet:{CIFAR10}", preprocessing="normalise", validation_fraction=0.2, limit=200)
     )
-    assert torch.bincount(data.train_labels_N).tolist() == [16] * 10
-    assert torch.bincount(data.validation_labels_N).tolist() == [4] * 10
-    for channel in data.train_images_NCHW.double().unbind(1):
+    assert torch.bincount(data.train.labels_N).tolist() == [16] * 10
+    assert torch.bincount(data.validation.labels_N).tolist() == [4] * 10
+    for channel in whole(data.train)[0].double().unbind(1):
         assert channel.mean().item() == pytest.approx(0.0, abs=1e-5)
         assert channel.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)

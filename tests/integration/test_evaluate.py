@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-import torch
 from processes import descendants_named
 from tiny import Bench, tiny_config
 
@@ -12,7 +11,7 @@ from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
-from ray_distill.evaluate import Record, evaluate, jobs_of, real_arrays, rows_of, run_job
+from ray_distill.evaluate import Record, evaluate, jobs_of, real_sets, rows_of, run_job, tickets_for
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -40,8 +39,9 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     """All jobs done here one by one, by the pool, and by a pool that loses two actors: one table."""
     config = tiny_config(evaluation={"seeds": 4, "horizon": 60})
     dataset, b = made(config)
-    real = real_arrays(config, dataset, b.data.train_images_NCHW, b.data.train_labels_N)
-    assert len(real.test_labels) == 359, "a fifth of each class of the 1,797 digits"
+    tickets = tickets_for(config, dataset, b.data)
+    real = real_sets(config, tickets, lambda: dataset.preprocessing)
+    assert real.test.num_images == 359, "a fifth of each class of the 1,797 digits"
     jobs = jobs_of(config)
     dtype = build.dtype(config)
     distilled = DistilledData(dataset.images_NCHW.to(dtype), dataset.labels_NK.to(dtype))
@@ -61,7 +61,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
             os.kill(actors[0], signal.SIGKILL)
             killed.append(actors[0])
 
-    assert numbers(evaluate(config, dataset, real, kill_two)) == expected
+    assert numbers(evaluate(config, dataset, tickets, kill_two)) == expected
     assert len(killed) == 2
 
 
@@ -83,9 +83,9 @@ def test_no_two_jobs_share_their_numbers() -> None:
     """Another index is another initialisation; random real draws differ in images too."""
     config = tiny_config(evaluation={"horizon": 30})
     dataset, b = made(config)
-    real = real_arrays(config, dataset, b.data.train_images_NCHW, b.data.train_labels_N)
-    rows = [torch.tensor(real.train_images).shape[0], len(real.train_labels)]
-    assert rows[0] == rows[1] == 160
+    tickets = tickets_for(config, dataset, b.data)
+    real = real_sets(config, tickets, lambda: dataset.preprocessing)
+    assert real.train.num_images == 160
     accuracies = {
         run_job(config, b.initial, real, job).test_accuracy
         for job in jobs_of(config)

@@ -84,8 +84,7 @@ def run(
     """The outer loop in this process: its state before and after, its points, and the preprocessing."""
     data = build.development_data(config, fitted)
     experiment = build.experiment(config, data.image_shape, data.num_classes)
-    train = build.real_data(config, data.train_images_NCHW, data.train_labels_N, build.CPU)
-    held_out = build.real_data(config, data.validation_images_NCHW, data.validation_labels_N, build.CPU)
+    train, held_out = (build.real_data(config, part, build.CPU) for part in (data.train, data.validation))
     start = RunState.start(build.initial_data(config, data, build.CPU), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, held_out, start, OneProcess(), reports.append)

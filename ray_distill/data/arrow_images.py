@@ -1,0 +1,124 @@
+"""Images and labels in one Arrow IPC file, written as they come and opened without reading them.
+
+| column | type |
+|---|---|
+| `image` | fixed_shape_tensor<uint8 or float, [C, H, W]> |
+| `label` | int64 |
+
+One record batch, not compressed: the images are one stretch of the file, and a tensor over the mapped file is the
+whole set. The names of the classes and the rest are JSON under the metadata key `ray_distill`. How many images
+there are is known at the end alone (broken ones are left out), so they are spooled to a file beside the
+target first, which is then copied behind Arrow's header: twice the disk for a while, never twice the memory.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ray_distill.data.labelled_images import DataError, LabelledImages
+
+FORMAT = 1
+_KEY = b"ray_distill"
+_TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
+
+
+class Spool:
+    """Images on their way into a file at `path`; `close` it, finished or not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._raw_path = path, path.with_name(f"{path.name}.raw")
+        self._raw = self._raw_path.open("wb")
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._dtype: np.dtype[Any] = np.dtype(np.uint8)
+        self.image_shape: tuple[int, ...] = ()
+        """(C, H, W) of the images so far; empty before the first."""
+        self.num_images = 0
+
+    def add(self, images_NCHW: NDArray[Any]) -> None:
+        """Append images, all of one shape and type."""
+        self.image_shape, self._dtype = images_NCHW.shape[1:], images_NCHW.dtype
+        content = np.ascontiguousarray(images_NCHW).data
+        self._raw.write(content)
+        self._digest.update(content)
+        self.num_images += len(images_NCHW)
+
+    def finish(self, labels_N: Tensor, metadata: dict[str, Any]) -> None:
+        """Write the file.
+
+        Args:
+            labels_N: the class of each image.
+            metadata: `class_names` and `white` as LabelledImages has them, and `broken` if there are any.
+        """
+        import pyarrow as pa
+
+        assert len(labels_N) == self.num_images > 0
+        self._raw.flush()
+        labels = labels_N.numpy()
+        self._digest.update(labels.tobytes())
+        described = [metadata["class_names"], metadata["white"], self.image_shape, str(self._dtype)]
+        self._digest.update(json.dumps(described).encode())
+        raw = np.memmap(self._raw_path, dtype=self._dtype, mode="r")
+        tensor = pa.fixed_shape_tensor(pa.from_numpy_dtype(self._dtype), self.image_shape)
+        values = pa.Array.from_buffers(tensor.value_type, len(raw), [None, pa.py_buffer(raw)])
+        stored = pa.FixedSizeListArray.from_arrays(values, len(raw) // self.num_images)
+        header = metadata | {"format": FORMAT, "digest": self._digest.hexdigest()}
+        schema = pa.schema([("image", tensor), ("label", pa.int64())], {_KEY: json.dumps(header).encode()})
+        batch = pa.record_batch(
+            [pa.ExtensionArray.from_storage(tensor, stored), pa.array(labels)], schema=schema
+        )
+        with self._path.open("wb") as file:
+            with pa.ipc.new_file(file, schema) as writer:
+                writer.write_batch(batch)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Remove the spooled images."""
+        self._raw.close()
+        self._raw_path.unlink(missing_ok=True)
+
+
+def open_images(path: Path) -> LabelledImages:
+    """The images of a file that a Spool finished, mapped. Raises: DataError for any other file."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+            header = json.loads(reader.schema.metadata[_KEY])
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}")
+            (batch,) = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        stored = batch.column("image").storage
+        shape = (len(stored), *batch.schema.field("image").type.shape)
+        images = np.frombuffer(
+            stored.values.buffers()[1], dtype=batch.schema.field("image").type.value_type.to_pandas_dtype()
+        )
+        labels = np.frombuffer(batch.column("label").buffers()[1], dtype=np.int64, count=len(stored))
+        return LabelledImages(
+            images_NCHW=_read_only_tensor(images[: np.prod(shape)]).view(shape),
+            labels_N=torch.from_numpy(labels.copy()),
+            class_names=tuple(header["class_names"]),
+            white=header["white"],
+            digest=header["digest"],
+            path=path,
+            broken=tuple(header.get("broken", ())),
+        )
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(
+            f"{path} is not a file of prepared images ({e}); remove it, to have it made anew"
+        ) from e
+
+
+def _read_only_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor over memory that must not be written to: nothing here writes to real images."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -1,0 +1,86 @@
+"""CIFAR-10 and CIFAR-100 from their binary archives.
+
+The archives for Python hold pickles, which can run anything when they are opened; the binary ones hold the same
+images. A record is one label (CIFAR-10), or the coarse and the fine one (CIFAR-100), and 3 x 32 x 32 bytes, the
+planes of red, green and blue. Source: www.cs.toronto.edu/~kriz/cifar.html. Which files are read is decided
+by `sources` and `held_out`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ray_distill.data.downloads import Download, fetched
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.listing import Listing, listing_of_arrays
+from ray_distill.data.places import File, place_of
+from ray_distill.data.spec import DataSpec
+
+_SHAPE = (3, 32, 32)
+_SITE = "https://www.cs.toronto.edu/~kriz"
+
+
+class Layout(NamedTuple):
+    """What an archive is like."""
+
+    archive: str
+    md5: str
+    folder: str
+    """That it unpacks to, below data.root."""
+    names_file: str
+    label_bytes: int
+    """Before the pixels of each image; the last is the label."""
+
+
+LAYOUTS = {
+    "cifar10": Layout(
+        archive="cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder="cifar-10-batches-bin",
+        names_file="batches.meta.txt",
+        label_bytes=1,
+    ),
+    "cifar100": Layout(
+        archive="cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        folder="cifar-100-binary",
+        names_file="fine_label_names.txt",
+        label_bytes=2,
+    ),
+}
+
+
+def cifar_files(spec: DataSpec, names: Sequence[str]) -> list[File]:
+    """The files of these names; the archive is downloaded and unpacked if they are not there.
+
+    Raises: DataError that says which file to put where.
+    """
+    return [_file(spec, name) for name in names]
+
+
+def _file(spec: DataSpec, name: str) -> File:
+    layout = LAYOUTS[spec.source]
+
+    def download() -> Download:
+        return Download((f"{_SITE}/{layout.archive}",), layout.md5)
+
+    root = place_of(spec.root)
+    return fetched(spec, root, layout.archive, download, unpacked=f"{layout.folder}/{name}")
+
+
+def read_cifar(spec: DataSpec, files: Sequence[File]) -> Listing:
+    """The images and labels of these files. Raises: DataError for files that are not what they should be."""
+    layout = LAYOUTS[spec.source]
+    names_file = _file(spec, layout.names_file)
+    class_names = names_file.read().decode().split()
+    record = layout.label_bytes + int(np.prod(_SHAPE))
+    parts = []
+    for file in files:
+        content = np.frombuffer(file.read(), dtype=np.uint8)
+        if len(content) == 0 or len(content) % record:
+            raise DataError(f"{file} is not a whole number of records of {record} bytes; fetch it again")
+        parts.append(content.reshape(-1, record))
+    table = np.concatenate(parts)
+    images = table[:, layout.label_bytes :].reshape(-1, *_SHAPE)
+    return listing_of_arrays(images, table[:, layout.label_bytes - 1], class_names, [*files, names_file])

@@ -1,0 +1,155 @@
+"""From image files to pixels of one size: decoded side by side, scaled and cut, broken ones counted.
+
+Pillow decodes, and scales with its filter spread over the pixels that become one (no aliasing). It lets go of
+Python's lock meanwhile, so threads use all cores.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.listing import Encoded, Listing
+from ray_distill.data.places import File
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, units done, units in all)."""
+
+_PART_IMAGES = 128
+_SHOWN_BROKEN = 5
+
+
+class _Unreadable(Exception):  # noqa: N818 (a value that a thread hands over, not an error of ours)
+    """Why an image is broken."""
+
+
+class Decoded(NamedTuple):
+    """An image's row in the listing, where it is, and its pixels [C, H, W]: one channel if grey, else RGB."""
+
+    row: int
+    place: str
+    pixels_CHW: NDArray[np.uint8]
+
+
+@dataclass
+class Broken:
+    """The images that could not be decoded so far."""
+
+    allowed: int
+    names: list[str] = field(default_factory=list)
+    """Where each is and why it is broken."""
+
+    @classmethod
+    def up_to(cls, max_broken: float, num_images: int) -> "Broken":
+        """Tolerates a count, or a fraction (below 1) of the images."""
+        return cls(int(max_broken * num_images) if max_broken < 1 else int(max_broken))
+
+    def add(self, place: str, why: str) -> None:
+        """Count one. Raises: DataError if that is one too many."""
+        self.names.append(f"{place}: {why}")
+        if len(self.names) > self.allowed:
+            shown = "\n  ".join(self.names[:_SHOWN_BROKEN])
+            if self.allowed == 0:
+                raise DataError(
+                    f"{shown}\nmend or remove it, or let data.max_broken say how many may be left out"
+                )
+            raise DataError(
+                f"more broken images than the {self.allowed} that data.max_broken allows; the first:\n  {shown}"
+            )
+
+
+def decoded(
+    listing: Listing, *, image_size: int | None, broken: Broken, progress: Progress | None = None
+) -> Iterator[Decoded]:
+    """The listing's images in order, without the broken ones.
+
+    Args:
+        image_size: scale the shorter side to it and cut a square out of the middle. None: as they are.
+        broken: takes the broken ones.
+
+    Raises: DataError for one broken image too many.
+    """
+    row = 0
+    with ThreadPoolExecutor() as pool:
+        for batch in listing.batches(np.arange(len(listing))):
+            parts = [batch[i : i + _PART_IMAGES] for i in range(0, len(batch), _PART_IMAGES)]
+            sizes = [image_size] * len(parts)
+            for part, images in zip(parts, pool.map(_decode_part, parts, sizes), strict=True):
+                for (place, _), pixels_CHW in zip(part, images, strict=True):
+                    if isinstance(pixels_CHW, _Unreadable):
+                        broken.add(place, str(pixels_CHW))
+                    else:
+                        yield Decoded(row, place, pixels_CHW)
+                    row += 1
+            if progress is not None and batch:
+                progress("decoding", row, len(listing))
+
+
+def _decode_part(
+    part: list[tuple[str, Encoded]], image_size: int | None
+) -> list[NDArray[np.uint8] | _Unreadable]:
+    images: list[NDArray[np.uint8] | _Unreadable] = []
+    for _, encoded in part:
+        try:
+            images.append(_pixels(encoded, image_size))
+        except _Unreadable as why:
+            images.append(why)
+    return images
+
+
+def _pixels(encoded: Encoded, image_size: int | None) -> NDArray[np.uint8]:
+    if isinstance(encoded, np.ndarray):
+        return encoded if image_size is None else _resized_channels(encoded, image_size)
+    if isinstance(encoded, File):
+        try:
+            encoded = encoded.read()
+        except DataError as error:
+            raise _Unreadable(str(error)) from error
+    if not encoded:
+        raise _Unreadable("there is no image in it (it holds no bytes); files beside it are not read")
+    return _decode(encoded, image_size)
+
+
+def _decode(encoded: bytes, image_size: int | None) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                raise _Unreadable(f"the image has mode {image.mode}; only 8 bits a channel can be read")
+            if image_size is not None:
+                # A JPEG can be decoded at a half, a quarter or an eighth of its size for as much less work.
+                image.draft(None, (2 * image_size, 2 * image_size))
+            grey = image.mode in ("1", "L", "LA")
+            plain = image.convert("L" if grey else "RGB")
+            pixels = np.asarray(plain if image_size is None else _square(plain, image_size))
+    except _Unreadable:
+        raise
+    except Exception as error:
+        raise _Unreadable(f"the image cannot be decoded: {error}") from error
+    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def _square(image: "Image.Image", side: int) -> "Image.Image":
+    """The shorter side scaled to `side`, then the square in the middle."""
+    from PIL.Image import Resampling
+
+    scale = side / min(image.size)
+    width, height = (max(side, round(length * scale)) for length in image.size)
+    scaled = image.resize((width, height), Resampling.BILINEAR)
+    left, top = (width - side) // 2, (height - side) // 2
+    return scaled.crop((left, top, left + side, top + side))
+
+
+def _resized_channels(pixels_CHW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    return np.stack([np.asarray(_square(Image.fromarray(channel), side)) for channel in pixels_CHW])

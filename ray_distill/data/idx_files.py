@@ -1,0 +1,71 @@
+"""The files of MNIST and of Fashion-MNIST (IDX), as they are published or unpacked.
+
+A file is two zero bytes, the type (8: bytes), the number of axes, the length of each (4 bytes, big-endian), and the
+values. Source: yann.lecun.com/exdb/mnist. Which files are read is decided by `sources` and `held_out`.
+"""
+
+import gzip
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_distill.data.downloads import Download, fetched
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.listing import Listing, listing_of_arrays
+from ray_distill.data.places import File, Place, file_at, place_of
+from ray_distill.data.spec import DataSpec
+
+FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
+"""Below data.root: where torchvision puts them too."""
+
+CLASS_NAMES = {
+    "mnist": tuple(map(str, range(10))),
+    "fashion-mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
+        "Ankle boot",
+    ),
+}
+
+
+def idx_files(spec: DataSpec, names: tuple[str, str]) -> tuple[File, File]:
+    """The files of these names (images, labels), unpacked or as they are published; downloaded if need be.
+
+    Raises: DataError that says which files to put where.
+    """
+    images, labels = (_idx_file(spec, place_of(spec.root) / FOLDERS[spec.source], name) for name in names)
+    return images, labels
+
+
+def _idx_file(spec: DataSpec, folder: Place, name: str) -> File:
+    if (folder / name).is_file():
+        return file_at(folder / name)
+    packed = f"{name}.gz"
+    return fetched(spec, folder, packed, lambda: _download(spec.source, packed))
+
+
+def _download(source: str, name: str) -> Download:
+    from torchvision.datasets import MNIST, FashionMNIST
+
+    dataset = MNIST if source == "mnist" else FashionMNIST
+    return Download(tuple(f"{mirror}{name}" for mirror in dataset.mirrors), dict(dataset.resources)[name])
+
+
+def read_idx(spec: DataSpec, files: tuple[File, File]) -> Listing:
+    """The images and labels of two files. Raises: DataError for files that are not what they should be."""
+    images, labels = (_array(file, axes) for file, axes in zip(files, (3, 1), strict=True))
+    return listing_of_arrays(images[:, None], labels, CLASS_NAMES[spec.source], files)
+
+
+def _array(file: File, num_axes: int) -> NDArray[np.uint8]:
+    content = file.read()
+    try:
+        content = gzip.decompress(content) if file.place.name.endswith(".gz") else content
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{file} cannot be unpacked: {e}; remove it and fetch it again") from e
+    begin = 4 + 4 * num_axes
+    shape = np.frombuffer(content[4:begin], dtype=">u4").tolist()
+    right = content[:4] == bytes([0, 0, 8, num_axes]) and len(content) == begin + int(np.prod(shape))
+    if not right:
+        raise DataError(f"{file} is not an IDX file of bytes with {num_axes} axes, or it was cut")
+    return np.frombuffer(content, dtype=np.uint8, offset=begin).reshape(shape)

@@ -1,0 +1,106 @@
+"""Preprocessing that is fitted once, and whitened images that are computed once, in the cache.
+
+Normalised images are not kept: a batch is normalised as it is drawn, for less time than reading four times the
+bytes would take. Whitening a batch of 5,000 CIFAR images is a product with a 3,072 x 3,072 matrix (0.1 TFLOP, a
+second or more on a few cores), at every outer step and in every worker; so whitened images are kept as float32
+(CIFAR-10: 614 MB, mapped and shared like the pixels). Both are keyed by digests of what they were made
+from, not by where that lay, so files that were moved or touched cost a decoding and no more.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ray_distill.data import whitening_memory
+from ray_distill.data.arrow_images import Spool, open_images
+from ray_distill.data.built_once import built_once
+from ray_distill.data.decoding import Progress
+from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
+from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
+from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
+from ray_distill.data.spec import DataSpec
+
+FITTING = 1
+"""Raised with every change after which the same images give another preprocessing, or are whitened otherwise."""
+
+
+def fitted_preprocessing(
+    images: LabelledImages, train_rows_N: Tensor, spec: DataSpec, progress: Progress | None = None
+) -> Preprocessing:
+    """The spec's preprocessing, fitted on the training rows, from the cache; fitted first if it is not there.
+
+    Raises: DataError for images that it cannot be fitted on, or a fit that this machine has no memory for.
+    """
+    kind, shrinkage = spec.preprocessing, spec.zca_shrinkage if spec.preprocessing == "zca" else None
+    # The rows themselves: what they are drawn from may change.
+    key = _key(FITTING, images.digest, kind, shrinkage, train_rows_N)
+    path = spec.cache / f"fitted-{kind}-{key}.arrow"
+
+    def fit(part: Path) -> None:
+        what = f"fitting {kind}"
+        if kind == "zca":
+            whitening_memory.check(images.image_shape)
+            what += whitening_memory.said(images.image_shape)
+        chunks = _watched(images.pixel_chunks(train_rows_N), what, len(train_rows_N), progress)
+        save_preprocessing(part, fit_preprocessing(kind, chunks, zca_shrinkage=spec.zca_shrinkage))
+
+    built_once(path, fit, _waiting(progress))
+    return load_preprocessing(path)
+
+
+def preprocessed(
+    images: LabelledImages, preprocessing: Preprocessing, cache: Path, progress: Progress | None = None
+) -> tuple[LabelledImages, Preprocessing | None]:
+    """What batches are drawn from, and what is applied to each of them: pixels and the preprocessing, or
+    whitened images and nothing.
+    """
+    if preprocessing.kind != "zca":
+        return images, preprocessing
+    path = whitened_path(images.digest, preprocessing, cache)
+
+    def whiten(part: Path) -> None:
+        spool, rows_N = Spool(part), torch.arange(len(images))
+        try:
+            for chunk in _watched(images.pixel_chunks(rows_N), "whitening", len(images), progress):
+                spool.add(preprocessing.apply(chunk).numpy())
+            spool.finish(images.labels_N, {"class_names": images.class_names, "white": 1})
+        finally:
+            spool.close()
+
+    built_once(path, whiten, _waiting(progress))
+    return open_images(path), None
+
+
+def whitened_path(digest: str, preprocessing: Preprocessing, cache: Path) -> Path:
+    """Where images of that digest lie, whitened so."""
+    description, tensors = preprocessing.to_record()
+    return cache / f"whitened-{_key(FITTING, digest, description, *tensors.values())}.arrow"
+
+
+def _key(*parts: object) -> str:
+    key = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        key.update(part.numpy().tobytes() if isinstance(part, Tensor) else json.dumps(part).encode())
+    return key.hexdigest()
+
+
+def _watched(chunks: Iterator[Tensor], what: str, total: int, progress: Progress | None) -> Iterator[Tensor]:
+    """The chunks, and word of each."""
+    done = 0
+    for chunk in chunks:
+        if progress is not None:
+            progress(what, done, total)
+        yield chunk
+        done = min(done + CHUNK_IMAGES, total)
+    if progress is not None:
+        progress(what, done, total)
+
+
+def _waiting(progress: Progress | None) -> Callable[[], None] | None:
+    if progress is None:
+        return None
+    return lambda: progress("waiting for another process", 0, 1)

@@ -1,0 +1,102 @@
+"""Real images that rows are taken from, preprocessed as they are taken.
+
+They stay where they lie, in a file that is mapped into memory, so that an experiment may use more than the memory
+holds: a batch is copied out, the rest belongs to the operating system, which shares it between processes and takes
+it back when it needs the room. On a GPU that has the room they are copied there once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ray_distill.core.distilled import DistilledData, one_hot
+from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
+from ray_distill.data.preprocessing import Preprocessing
+
+SHARE_OF_GPU = 0.5
+"""Of a GPU's free memory that real images may take."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealData:
+    """Preprocessed real images and their classes."""
+
+    stored_NCHW: Tensor
+    """uint8 pixels, or preprocessed float32; mapped, or on the device."""
+    rows_N: Tensor
+    """Which of them these data are: int64, where the images are."""
+    labels_N: Tensor
+    """The class of each row: int64, on the device."""
+    num_classes: int
+    white: int
+    preprocessing: Preprocessing | None
+    """What is still to be applied to the pixels in [0, 1]; None if the stored images are preprocessed."""
+    dtype: torch.dtype = torch.float32
+    """Of what is taken."""
+
+    @classmethod
+    def of(cls, images: LabelledImages, rows_N: Tensor, preprocessing: Preprocessing | None) -> "RealData":
+        """These rows of images, on the CPU in float32."""
+        return cls(
+            stored_NCHW=images.images_NCHW,
+            rows_N=rows_N,
+            labels_N=images.labels_N[rows_N],
+            num_classes=images.num_classes,
+            white=images.white,
+            preprocessing=preprocessing,
+        )
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.labels_N)
+
+    @property
+    def device(self) -> torch.device:
+        """Where what is taken is."""
+        return self.labels_N.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.stored_NCHW.shape[1:]
+        return channels, height, width
+
+    def images(self, rows_N: Tensor) -> Tensor:
+        """The preprocessed images at these rows, on the device in the dtype: [n, C, H, W]."""
+        chosen = self.rows_N[rows_N.to(self.rows_N.device)]
+        images_NCHW = self.stored_NCHW[chosen].to(self.device)
+        if self.preprocessing is not None:
+            # A tensor on the device: dividing by a number of Python's rounds otherwise on GPUs.
+            white = torch.tensor(float(self.white), device=self.device)
+            images_NCHW = self.preprocessing.apply(images_NCHW.to(torch.float32) / white)
+        return images_NCHW.to(self.dtype)
+
+    def rows(self, rows_N: Tensor) -> DistilledData:
+        """The images at these rows, with one-hot labels."""
+        labels_N = self.labels_N[rows_N.to(self.device)]
+        return DistilledData(self.images(rows_N), one_hot(labels_N, self.num_classes, self.dtype))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images and their classes, a few at a time."""
+        for rows_N in torch.arange(self.num_images).split(CHUNK_IMAGES):
+            yield self.images(rows_N), self.labels_N[rows_N.to(self.device)]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "RealData":
+        """The same data, taken in this dtype on this device; copied to a GPU that has the room."""
+        moved = replace(self, labels_N=self.labels_N.to(device), dtype=dtype)
+        if device.type == "cpu" or not _has_room(self, device):
+            return moved
+        shape = (self.num_images, *self.image_shape)
+        stored = torch.empty(shape, dtype=self.stored_NCHW.dtype, device=device)
+        for out, rows_N in zip(stored.split(CHUNK_IMAGES), self.rows_N.split(CHUNK_IMAGES), strict=True):
+            out.copy_(self.stored_NCHW[rows_N])
+        return replace(moved, stored_NCHW=stored, rows_N=torch.arange(self.num_images, device=device))
+
+
+def _has_room(data: RealData, device: torch.device) -> bool:
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    image = data.stored_NCHW[0]
+    return data.num_images * image.numel() * image.element_size() <= SHARE_OF_GPU * free_bytes

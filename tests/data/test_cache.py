@@ -1,0 +1,324 @@
+"""Prepared images: built once, whole whenever they are there, mapped and not copied, the same everywhere."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from source_files import class_folders, grey
+from tiny import whole
+
+from ray_distill.data import whitening_memory
+from ray_distill.data.arrow_images import Spool, open_images
+from ray_distill.data.built_once import built_once
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.preprocessing import fit_preprocessing
+from ray_distill.data.real_data import RealData
+from ray_distill.data.sources import load_development
+from ray_distill.data.spec import DataSpec
+from ray_distill.data.splits import prepare_development, redeem_development
+
+SLOW_BUILD = """
+import sys, time
+from ray_distill.data import pixels
+from ray_distill.data.sources import load_development
+from ray_distill.data.spec import DataSpec
+from pathlib import Path
+plain = pixels.decoded
+def slowly(*arguments, **options):
+    print("building", flush=True)
+    for image in plain(*arguments, **options):
+        yield image
+        time.sleep(float(sys.argv[3]))
+pixels.decoded = slowly
+pixels._CHUNK_IMAGES = 2
+print(load_development(DataSpec(source=sys.argv[1], cache=Path(sys.argv[2]))).digest, flush=True)
+"""
+"""A process that loads a folder's images, slowly, and says when it decodes them."""
+
+
+def loading(source: str, cache: Path, pause_s: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW_BUILD, source, str(cache), str(pause_s)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_a_builder_that_is_killed_leaves_nothing_wrong(tmp_path: Path) -> None:
+    """SIGKILL in mid-build: parts are there, the file is not. The next one builds it, and removes the parts."""
+    class_folders(tmp_path / "set", 0)
+    source, cache = f"folder:{tmp_path / 'set'}", tmp_path / "cache"
+    killed = loading(source, cache, 30.0)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "building\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = names(cache)
+    assert left
+    assert all(".part-" in name for name in left)
+    images = load_development(DataSpec(source=source, cache=cache))
+    assert images.images_NCHW[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+    assert names(cache) == [images.path.name]
+
+
+def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
+    """Started while the other builds, the second waits and opens what the first has built."""
+    class_folders(tmp_path / "set", 0)
+    source, cache = f"folder:{tmp_path / 'set'}", tmp_path / "cache"
+    both = [loading(source, cache, 0.3) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].splitlines() for process in both]
+    assert sorted(len(lines) for lines in said) == [1, 2]
+    assert said[0][-1] == said[1][-1]
+    assert len(names(cache)) == 1
+
+
+def test_a_build_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    target = tmp_path / "cache" / "file"
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        part.with_name(f"{part.name}.raw").write_text("half")
+        raise DataError("broken")
+
+    with pytest.raises(DataError):
+        built_once(target, fail)
+    assert names(target.parent) == []
+    assert built_once(target, lambda part: part.write_text("whole") and None)
+    assert not built_once(target, fail)
+    assert target.read_text() == "whole"
+
+
+def test_the_same_is_prepared_once_and_something_else_anew(tmp_path: Path) -> None:
+    """A second time nothing is said to be done. Another size, limit or class subset, or a file that changed, is
+    another file; a touched file is decoded again, but its digest, and with it the whitening, is the same."""
+    class_folders(tmp_path / "set", 0, side=6)
+    rng = np.random.default_rng(0)
+    from hub_files import encode
+
+    for path in (tmp_path / "set").rglob("*.png"):
+        path.write_bytes(encode(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)))
+    spec = DataSpec(
+        source=f"folder:{tmp_path / 'set'}",
+        cache=tmp_path / "cache",
+        preprocessing="zca",
+        validation_fraction=0.4,
+    )
+
+    def prepared(**changes: object) -> list[str]:
+        said: list[str] = []
+        prepare_development(replace(spec, **changes), None, lambda what, *_: said.append(what))  # type: ignore[arg-type]
+        return list(dict.fromkeys(said))
+
+    everything = ["decoding", "fitting zca", "whitening"]
+    assert prepared() == everything
+    assert prepared() == []
+    assert prepared(image_size=3) == everything
+    assert prepared(limit=4) == everything
+    assert prepared(classes=("dog", "cat")) == everything
+    # Another seed is other training rows of the same pixels; a fraction that comes to the same rows is not.
+    assert prepared(seed=1) == ["fitting zca", "whitening"]
+    assert prepared(validation_fraction=0.3) == []
+    assert prepared(zca_shrinkage=0.2) == ["fitting zca", "whitening"]
+    assert prepared(preprocessing="normalise") == ["fitting normalise"]
+    (tmp_path / "set" / "cat" / "0.png").touch()
+    assert prepared() == ["decoding"]
+    (tmp_path / "set" / "cat" / "0.png").write_bytes(encode(np.zeros((6, 6, 3), np.uint8)))
+    assert prepared() == everything
+
+
+def test_a_file_is_opened_without_being_copied(tmp_path: Path) -> None:
+    """A process that has taken 100 of 64 MB of images and then takes all, 100 at a time, has less than 16 MB more
+    of its own: pages that nobody can take back from it."""
+    spool = Spool(tmp_path / "images.arrow")
+    for _ in range(64):
+        spool.add(np.full((100, 1, 100, 100), 7, np.uint8))
+    spool.finish(torch.zeros(6400, dtype=torch.int64), {"class_names": ["a"], "white": 255})
+    spool.close()
+    code = """
+import sys, torch
+from pathlib import Path
+from ray_distill.data.arrow_images import open_images
+from ray_distill.data.preprocessing import NoPreprocessing
+from ray_distill.data.real_data import RealData
+import pyarrow
+def private():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+torch.set_num_threads(1)
+images = open_images(Path(sys.argv[1]))
+data = RealData.of(images, torch.arange(6400), NoPreprocessing())
+first = data.images(torch.arange(100)).sum()
+before = private()
+total = sum(float(data.images(rows).sum()) for rows in torch.arange(6400).split(100))
+assert abs(total - 6400 * 10000 * 7 / 255) < 1e-3 * total, total
+print(private() - before)
+"""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("this system does not tell private memory")
+    arguments = [sys.executable, "-c", code, str(tmp_path / "images.arrow")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    # What is left is torch's and the allocator's; 100 images are 4 MB as float32.
+    assert int(done.stdout) < 16_000
+
+
+@pytest.mark.parametrize("kind", ["none", "normalise", "zca"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_what_the_preprocessing_gives(kind: str, dtype: torch.dtype) -> None:
+    """Bit for bit, of all training images at once, and of some of them in any order."""
+    spec = DataSpec(source="digits", preprocessing=kind, validation_fraction=0.2)
+    data = prepare_development(spec)
+    everything = load_development(spec)
+    train = data.train.to(torch.device("cpu"), dtype)
+    expected = data.preprocessing.apply(everything.pixels(torch.arange(len(everything))))
+    expected = expected[data.train.rows_N].to(dtype)
+    assert torch.equal(whole(train)[0], expected)
+    chosen = torch.tensor([5, 900, 3])
+    batch = train.rows(chosen)
+    assert torch.equal(batch.images_NCHW, expected[chosen])
+    assert batch.labels_NK.dtype == dtype
+    assert torch.equal(batch.labels_NK.argmax(dim=1), train.labels_N[chosen])
+    assert torch.equal(torch.cat([images for images, _ in train.batches()]), expected)
+    assert torch.equal(torch.cat([labels for _, labels in train.batches()]), train.labels_N)
+
+
+@pytest.mark.parametrize("kind", ["normalise", "zca"])
+def test_a_ticket_opens_the_same_images(kind: str, tmp_path: Path) -> None:
+    """Through pickle, as to a worker: from the files; without them from the source; never other images."""
+    class_folders(tmp_path / "set", 0)
+    spec = DataSpec(
+        source=f"folder:{tmp_path / 'set'}",
+        image_size=3,
+        cache=tmp_path / "cache",
+        preprocessing=kind,
+        validation_fraction=0.34,
+    )
+    for path, value in zip(sorted((tmp_path / "set").rglob("*.png")), range(6), strict=True):
+        from hub_files import encode
+
+        path.write_bytes(encode(np.random.default_rng(value).integers(0, 256, (4, 4, 3), dtype=np.uint8)))
+    data = prepare_development(spec)
+    sent = pickle.dumps(data.ticket)
+    assert len(sent) < 2000
+    fetched: list[int] = []
+
+    def redeemed() -> tuple[RealData, RealData]:
+        return redeem_development(pickle.loads(sent), lambda: fetched.append(1) or data.preprocessing)  # type: ignore[func-returns-value]
+
+    def same(pair: tuple[RealData, RealData]) -> bool:
+        ours = (data.train, data.validation)
+        return all(
+            torch.equal(a, b)
+            for o, p in zip(ours, pair, strict=True)
+            for a, b in zip(whole(o), whole(p), strict=True)
+        )
+
+    assert same(redeemed())
+    assert not fetched, "whitened images are there"
+    kept = data.ticket.drawn.read_bytes()
+    for path in (tmp_path / "cache").glob("*.arrow"):
+        path.unlink()
+    assert same(redeemed())
+    assert len(fetched) == (kind == "zca")
+    assert data.ticket.drawn.read_bytes() == kept
+    for path in (tmp_path / "cache").glob("*.arrow"):
+        path.unlink()
+    (tmp_path / "set" / "dog" / "0.png").write_bytes((tmp_path / "set" / "cat" / "0.png").read_bytes())
+    with pytest.raises(DataError, match="holds other images on this machine"):
+        redeemed()
+
+
+def test_files_that_are_none_of_ours_are_named(tmp_path: Path) -> None:
+    """Cut, empty, not Arrow, Arrow of others: which file, and what to do."""
+    class_folders(tmp_path / "set", 0)
+    spec = DataSpec(source=f"folder:{tmp_path / 'set'}", cache=tmp_path / "cache")
+    path = load_development(spec).path
+    content = path.read_bytes()
+    for wrong in (
+        content[: len(content) // 2],
+        b"",
+        b"a text",
+        content.replace(b'"format": 1', b'"format": 9'),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(DataError, match=rf"{path.name} is not a file of prepared images .*; remove it"):
+            load_development(spec)
+    path.write_bytes(content)
+    assert open_images(path).digest == load_development(spec).digest
+
+
+def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
+    """Readable by any Arrow reader: a tensor column, a label column, and JSON."""
+    import pyarrow as pa
+
+    class_folders(tmp_path / "set", 0)
+    path = load_development(DataSpec(source=f"folder:{tmp_path / 'set'}", cache=tmp_path / "cache")).path
+    with pa.ipc.open_file(str(path)) as reader:
+        table = reader.read_all()
+    assert table.schema.field("image").type == pa.fixed_shape_tensor(pa.uint8(), (3, 4, 4))
+    assert table.column("label").to_pylist() == [0, 0, 0, 1, 1, 1]
+    assert json.loads(table.schema.metadata[b"ray_distill"])["class_names"] == ["cat", "dog"]
+
+
+def test_greys_before_the_first_colour_are_spread(tmp_path: Path) -> None:
+    """700 grey images, more than a chunk, and then a red one: all have three channels, none is lost."""
+    from hub_files import encode, write_images
+
+    greys = [encode(image) for image in grey(100, 2, 0)] * 7
+    red = encode(np.array([[[255, 0, 0]] * 2] * 2, np.uint8))
+    path = write_images(tmp_path / "train.parquet", [*greys, red], [0] * 700 + [1])
+    images = load_development(DataSpec(source=f"parquet:{path}")).images_NCHW
+    assert images.shape == (701, 3, 2, 2)
+    assert images[:700, :, 0, 0].tolist() == [[i % 100] * 3 for i in range(700)]
+    assert images[700, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_whitening_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny-ImageNet's 12,288 numbers an image: seven matrices of 8 D^2 bytes are 8.46 GB; told, and refused at 8 GB.
+    CIFAR's half a gigabyte is not worth a word."""
+    tiny, cifar = (3, 64, 64), (3, 32, 32)
+    assert whitening_memory.fitting_bytes(tiny) == 7 * 8 * 12288**2
+    assert whitening_memory.said(tiny) == ", needs 8.5 GB"
+    assert whitening_memory.said(cifar) == ""
+    monkeypatch.setattr(whitening_memory, "machine_bytes", lambda: 8_000_000_000)
+    with pytest.raises(
+        DataError, match=r"3x64x64 needs 8\.5 GB of memory, this machine has 8\.0 GB; use normalise"
+    ):
+        whitening_memory.check(tiny)
+    whitening_memory.check(cifar)
+    monkeypatch.setattr(whitening_memory, "machine_bytes", lambda: 1)
+    spec = DataSpec(source="digits", preprocessing="zca", validation_fraction=0.3, seed=77)
+    with pytest.raises(DataError, match=r"needs 0\.0 GB"):
+        prepare_development(spec)
+    assert not list(spec.cache.glob(".fitted*.part*"))
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    """At most what the operating system has, and more than this process."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**27 < whitening_memory.machine_bytes() <= physical
+
+
+def test_whitened_in_parts_is_whitened(tmp_path: Path) -> None:
+    """2,300 images, three chunks of which the last is short: as the matrix gives them, to float32 rounding."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (2300, 3, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(2300) % 2)
+    spec = DataSpec(
+        source=f"npz:{tmp_path}/set.npz",
+        preprocessing="zca",
+        validation_fraction=0.1,
+        cache=tmp_path / "cache",
+    )
+    data = prepare_development(spec)
+    pixels = load_development(spec).pixels(data.train.rows_N)
+    fitted = fit_preprocessing("zca", pixels.split(1000), zca_shrinkage=0.1)
+    torch.testing.assert_close(whole(data.train)[0], fitted.apply(pixels))
