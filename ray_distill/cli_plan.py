@@ -118,7 +118,7 @@ def _limits(probed: "Probed", every: "list[Row]") -> list[str]:
         )
     each = probed.config.cluster.cpus_per_worker
     if large := [r.workers for r in every if not probed.on_gpu and (r.workers - r.idle) * each > cores]:
-        lines.append(f"{_list(large)} workers have more cores than the {cores} of this machine")
+        lines.append(f"{_list(large)} workers need more cores than the {cores} of this machine")
     if heavy := [r.workers for r in every if not r.fits]:
         lines.append(f"with {_list(heavy)} workers on one machine or GPU like this one: too much memory")
     return lines
