@@ -97,19 +97,15 @@ def _measured(probed: "Probed") -> list[str]:
 
 def _table(probed: "Probed", every: "list[Row]") -> Table:
     """A row for each number of workers."""
-    table = Table(
-        "workers", "s/step", "s/validation", "hours", "device-hours", "GiB/worker", _where(probed), box=None
-    )
+    where = "GiB/GPU" if probed.on_gpu else "GiB in all"
+    heads = ("workers", "s/step", "s/validation", "hours", "device-hours", "GiB each", where)
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
     for r in every:
         workers = f"{r.workers} ({r.idle} idle)" if r.idle else str(r.workers)
         times = (r.outer_step_s, r.validation_s, r.run_s / 3600, r.device_s / 3600)
         sizes = (_gib(r.worker_bytes), _gib(r.needed_bytes))
         table.add_row(workers, *(_number(value) for value in times), *sizes)
     return table
-
-
-def _where(probed: "Probed") -> str:
-    return "GiB/GPU" if probed.on_gpu else "GiB/machine"
 
 
 def _limits(probed: "Probed", every: "list[Row]") -> list[str]:
@@ -122,7 +118,7 @@ def _limits(probed: "Probed", every: "list[Row]") -> list[str]:
         )
     each = probed.config.cluster.cpus_per_worker
     if large := [r.workers for r in every if not probed.on_gpu and (r.workers - r.idle) * each > cores]:
-        lines.append(f"{_list(large)} workers have more cores than the {cores} of this machine")
+        lines.append(f"{_list(large)} workers need more cores than the {cores} of this machine")
     if heavy := [r.workers for r in every if not r.fits]:
         lines.append(f"with {_list(heavy)} workers on one machine or GPU like this one: too much memory")
     return lines
