@@ -104,7 +104,7 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
     lines = [
         *_contents(spec.source, data, test),
         _seconds(phases.seconds, took_s),
-        *_files([data.ticket.pixels, data.ticket.drawn, *paths]),
+        *_files([*data.files, *paths]),
         f"  {'samples':<15}{target}",
     ]
     stdout.print("\n".join(lines), markup=False, highlight=False)

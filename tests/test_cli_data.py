@@ -35,6 +35,7 @@ def test_it_says_what_the_data_are_and_where_they_lie(cache: Path) -> None:
         "test           359",
         "0 142, 1 146",
         "whitening test",
+        "fitted-zca-",
         f"MB in {cache}",
     ):
         assert part in said, part

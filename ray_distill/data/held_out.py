@@ -1,4 +1,4 @@
-"""The test split. The only module that can reach it, and only the evaluation imports this module.
+"""The test split. The only module that can reach it; the evaluation imports it, and `data prepare`, to decode it.
 
 `distill`, `search` and `outer_loop` are kept from importing it, directly or through others, by a contract
 in pyproject.toml. What they can import returns no test image (see `sources`): which files, folders, rows and keys

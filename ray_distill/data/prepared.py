@@ -30,8 +30,8 @@ FITTING = 1
 
 def fitted_preprocessing(
     images: LabelledImages, train_rows_N: Tensor, spec: DataSpec, progress: Progress | None = None
-) -> Preprocessing:
-    """The spec's preprocessing, fitted on the training rows, from the cache; fitted first if it is not there.
+) -> tuple[Preprocessing, Path]:
+    """The spec's preprocessing, fitted on the training rows, and its file; fitted first if it is not in the cache.
 
     Raises: DataError for images that it cannot be fitted on, or a fit that this machine has no memory for.
     """
@@ -49,7 +49,7 @@ def fitted_preprocessing(
         save_preprocessing(part, fit_preprocessing(kind, chunks, zca_shrinkage=spec.zca_shrinkage))
 
     built_once(path, fit, _waiting(progress))
-    return load_preprocessing(path)
+    return load_preprocessing(path), path
 
 
 def preprocessed(

@@ -55,6 +55,8 @@ class DevelopmentData:
     broken: tuple[str, ...]
     """Images that were left out because they cannot be decoded."""
     ticket: Ticket
+    files: tuple[Path, ...]
+    """What of the cache they take: pixels, fitted preprocessing, whitened images."""
 
     @property
     def num_classes(self) -> int:
@@ -79,7 +81,10 @@ def prepare_development(
     """
     images = load_development(spec, progress)
     train_rows, _ = _split(images, spec)
-    preprocessing = fitted or fitted_preprocessing(images, train_rows, spec, progress)
+    preprocessing, files = fitted, [images.path]
+    if preprocessing is None:
+        preprocessing, path = fitted_preprocessing(images, train_rows, spec, progress)
+        files.append(path)
     ticket, drawn = issue(spec, images, preprocessing, progress)
     train, validation = (RealData.of(drawn, rows, ticket.applied) for rows in _split(images, spec))
     return DevelopmentData(
@@ -89,6 +94,7 @@ def prepare_development(
         preprocessing=preprocessing,
         broken=images.broken,
         ticket=ticket,
+        files=tuple(dict.fromkeys([*files, drawn.path])),
     )
 
 

@@ -29,6 +29,11 @@ def test_digits_are_split_without_overlap_or_loss() -> None:
     assert sorted(rows) == sorted(expected)
 
 
+def test_a_limit_is_not_for_the_test_split(tmp_path: Path) -> None:
+    """A small trial is judged on all test images."""
+    assert len(load_test(DataSpec(source="digits", limit=30, cache=tmp_path))) == 359
+
+
 def test_a_folder_gives_its_test_files(tmp_path: Path) -> None:
     """The train file holds grey 10, the test file grey 20; garbage in train does not matter to the test."""
     train = write_images(tmp_path / "train.parquet", [encode(np.full((2, 2), 10, np.uint8))], [0])
