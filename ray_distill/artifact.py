@@ -20,11 +20,9 @@ declares is checked against its size before anything is allocated.
 import hashlib
 import json
 import math
-import os
 import platform
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,6 +37,7 @@ from torch.utils.data import Dataset
 
 from ray_distill.data.preprocessing import Preprocessing, preprocessing_from_record
 from ray_distill.errors import MistakeError
+from ray_distill.whole_files import written_whole
 
 FORMAT = 1
 """Raised with every change that an older reader would misread."""
@@ -152,9 +151,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         import pyarrow.parquet as pq
 
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with temporary.open("xb") as file:
+            with written_whole(path) as file:
                 # Statistics would copy chunks of the preprocessing into the footer.
                 pq.write_table(
                     _to_table(self),
@@ -164,14 +162,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                     write_statistics=False,
                     write_page_checksum=True,
                 )
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be written: {error}") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "DistilledDataset":

@@ -4,7 +4,6 @@ Runs alone too, where there is only torch (`python -m ray_distill.bench_metagrad
 `core` and the standard library, and `higher` only for the engines of that name.
 """
 
-import json
 import platform
 import resource
 import sys
@@ -32,6 +31,7 @@ from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagrad
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.errors import MistakeError
+from ray_distill.whole_files import write_json
 
 ERROR_WINDOW = Window(10, 3)
 """Where engines are compared with float64: past the first steps, where Adam is close to a sign function and
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         engines = parsed.engines or DEFAULT_ENGINES[work.device]
         records += bench(work, engines, lambda record: print(row(record), flush=True))
         if parsed.json is not None:
-            parsed.json.write_text(json.dumps(records, indent=1) + "\n")
+            write_json(parsed.json, records)
     print(
         "ms/window: a step of the window, there and back; ms/inner: a step of the burn-in; 1st s: the first call,"
     )

@@ -4,7 +4,6 @@ Both are timed in one process and take turns, and their metagradients are compar
 there is only torch (`python -m ray_distill.bench_replicas --help`).
 """
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ray_distill.core.metagradient import (
 )
 from ray_distill.core.truncation import Window
 from ray_distill.errors import MistakeError
+from ray_distill.whole_files import write_json
 
 CHOICES = [name for name, spec in ENGINES.items() if not spec.higher]
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             records.append(in_own_process(measure, work, parsed.engine, replicas))
             print(row(records[-1]), flush=True)
     if parsed.json is not None:
-        parsed.json.write_text(json.dumps(records, indent=1) + "\n")
+        write_json(parsed.json, records)
         print(f"records: {parsed.json}")
 
 

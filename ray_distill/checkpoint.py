@@ -9,7 +9,6 @@ made is still only numbers.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.errors import FailedError
+from ray_distill.whole_files import written_whole
 
 FORMAT = b"ray_distill checkpoint 1"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int64)}
@@ -55,15 +55,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema))
     body = sink.getvalue()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(b"\n".join((FORMAT, _digest(body), body)))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(b"\n".join((FORMAT, _digest(body), body)))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

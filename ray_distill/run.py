@@ -34,9 +34,10 @@ from ray_distill.evaluate import (
     tickets_for,
 )
 from ray_distill.progress import Update
-from ray_distill.run_folder import RunFolder, write_json
+from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
+from ray_distill.whole_files import write_json
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]
 """(what, total units) -> a progress bar."""

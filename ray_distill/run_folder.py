@@ -5,25 +5,12 @@ a resumed run goes on in both. A folder that holds anything is never written int
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.tracking import Tracker, shown, store_uri
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Readable JSON, written atomically."""
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+from ray_distill.whole_files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,7 @@ class RunFolder:
     def open(self, config: Config, tracker: Tracker) -> None:
         """Claim the folder for a new run."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, config.to_yaml())
+        write_text(self.config, config.to_yaml())
         write_json(self.identity, {"config_hash": config.hash, "uri": tracker.uri, "run_id": tracker.run_id})
 
     def reopen(self, config: Config) -> Tracker:

@@ -1,0 +1,37 @@
+"""Files that are written whole, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ray_distill.whole_files import write_json, write_text, written_whole
+
+
+def half_written(path: Path) -> None:
+    with written_whole(path) as file:
+        file.write(b"half")
+        raise OSError("disk full")
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    """Before that, a reader finds the old text, also when a write fails half-way; nothing else is left behind."""
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with written_whole(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(OSError, match="disk full"):
+        half_written(path)
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_is_for_people_too(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1, None]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"b": [1, None]}
+    assert text.endswith("}\n")
+    assert len(text.splitlines()) > 3
