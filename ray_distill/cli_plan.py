@@ -50,7 +50,7 @@ def plan(
         from ray_distill.plan import GIB, probe
         from ray_distill.plan_fit import record, setting_to_lower
         from ray_distill.plan_probe import device_of, memory_of
-        from ray_distill.run_folder import write_json
+        from ray_distill.whole_files import write_json
 
         if json_file is not None:
             check_target(json_file, "--json")
