@@ -1,4 +1,5 @@
-"""Writes the demo's measured accuracies into the README, from `results/demo/summary.json`.
+"""Writes two tables into the README: the demo's measured accuracies, from `results/demo/summary.json`, and the experiments,
+from their files.
 
 uv run python experiments/readme_table.py
 """
@@ -8,26 +9,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ray_distill.config import read_yaml
+
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-MARKS = re.compile(r"(<!-- demo table:.*?-->\n).*?(<!-- end of the demo table -->)", re.DOTALL)
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A Markdown table: a row for each training set, a column for each network."""
+    """The accuracies: a row for each training set, a column for each network."""
     networks = list(summary["networks"])
     sets = {"10 distilled images": summary["networks"]}
     names = {"random_real": "10 random real images", "whole_train": "the whole training set"}
     sets |= {names[name]: baseline["networks"] for name, baseline in summary["baselines"].items()}
-    lines = [
-        f"| trained on | {' | '.join(networks)} |",
-        f"|---|{'---|' * len(networks)}",
-        *(
-            f"| {what} | {' | '.join(_cell(of.get(name)) for name in networks)} |"
-            for what, of in sets.items()
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    return _markdown(
+        ["trained on", *networks],
+        [[what, *(_cell(of.get(name)) for name in networks)] for what, of in sets.items()],
+    )
 
 
 def _cell(numbers: dict[str, Any] | None) -> str:
@@ -36,11 +33,52 @@ def _cell(numbers: dict[str, Any] | None) -> str:
     return f"{100 * numbers['mean']:.1f} ± {100 * numbers['std']:.1f}% (n={numbers['n']})"
 
 
+def experiments(folder: Path) -> str:
+    """A row for each experiment in the folder."""
+    heads = ["experiment", "data", "IPC", "rule", "W", "N", "labels", "network", "outer steps"]
+    return _markdown(heads, [_row(path) for path in sorted(folder.glob("*.yaml"))])
+
+
+def _row(path: Path) -> list[str]:
+    values = read_yaml(path)
+    truncation, distilled = values["truncation"], values["distilled"]
+    return [
+        f"[{path.stem}](experiments/{path.name})",
+        values["data"]["source"].partition(":")[0],
+        str(distilled["ipc"]),
+        truncation["rule"],
+        str(truncation.get("window_length", "")),
+        str(truncation["unroll_length"]),
+        "learnt" if distilled.get("learn_labels") else "hard",
+        values["network"]["name"],
+        f"{values['outer']['steps']:,}",
+    ]
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _between_marks(readme: str, what: str, table: str) -> str:
+    marks = re.compile(rf"(<!-- {what} table:.*?-->\n).*?(<!-- end of the {what} table -->)", re.DOTALL)
+    return marks.sub(lambda m: m[1] + "\n" + table + "\n" + m[2], readme)
+
+
 def with_table(readme: str, summary: dict[str, Any]) -> str:
-    """The README with the table between its marks."""
-    return MARKS.sub(lambda m: m[1] + "\n" + table(summary) + "\n" + m[2], readme)
+    """The README with the accuracies between their marks."""
+    return _between_marks(readme, "demo", table(summary))
+
+
+def with_experiments(readme: str, experiments: str) -> str:
+    """The README with the experiments between their marks."""
+    return _between_marks(readme, "experiments", experiments)
 
 
 if __name__ == "__main__":
     summary = json.loads((HERE / "results" / "demo" / "summary.json").read_text())
-    README.write_text(with_table(README.read_text(), summary))
+    README.write_text(with_experiments(with_table(README.read_text(), summary), experiments(HERE)))

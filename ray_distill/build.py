@@ -23,7 +23,7 @@ from ray_distill.core.metagradient import GroupEngine, adjoint_metagradients, on
 from ray_distill.core.networks import ImageShape, Network
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.rng import Stream
-from ray_distill.core.schedules import Schedule, integer_at
+from ray_distill.core.schedules import Constant, Schedule, integer_at
 from ray_distill.core.side_by_side import check_side_by_side
 from ray_distill.core.step_functions import StepFunctions, images_per_pass
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Truncation
@@ -197,10 +197,15 @@ def step_functions(
     )
 
 
+def bytes_per_state(config: Config, network: Network, num_moments: int, at_once: int) -> int:
+    """What one state of `at_once` replicas takes, with its gradients."""
+    return at_once * (2 + num_moments) * network.num_parameters * dtype(config).itemsize
+
+
 def most_states(config: Config, network: Network, num_moments: int, at_once: int) -> int:
     """States of `at_once` replicas, with their gradients, that the memory for a window's states has room for."""
-    bytes_per_state = at_once * (2 + num_moments) * network.num_parameters * dtype(config).itemsize
-    return max(1, int(config.compute.state_memory_gib * 2**30 / bytes_per_state))
+    each = bytes_per_state(config, network, num_moments, at_once)
+    return max(1, int(config.compute.state_memory_gib * 2**30 / each))
 
 
 def inner_problem(
@@ -250,13 +255,19 @@ def truncation(config: Config) -> tuple[Truncation, int]:
             return forward, 1
 
 
-def _check_window_memory(config: Config, problem: InnerProblem) -> None:
-    """Raises: ConfigError if the longest window does not fit into the memory for states even when replayed."""
+def longest_window(config: Config) -> int:
+    """The most inner steps that any outer step may differentiate."""
     rule, _ = truncation(config)
     lengths = rule.window_length if hasattr(rule, "window_length") else rule.unroll_length
-    longest = max(integer_at(lengths, step) for step in range(config.outer.steps))
+    # A constant is not looked up tens of millions of times.
+    steps = 1 if isinstance(lengths, Constant) else config.outer.steps
+    return max(integer_at(lengths, step) for step in range(steps))
+
+
+def _check_window_memory(config: Config, problem: InnerProblem) -> None:
+    """Raises: ConfigError if the longest window does not fit into the memory for states even when replayed."""
     try:
-        segment_length(longest, problem.most_states)
+        segment_length(longest_window(config), problem.most_states)
     except ValueError as e:
         raise ConfigError(
             f"compute.state_memory_gib: {e} (found {config.compute.state_memory_gib}); raise it, or shorten "

@@ -211,6 +211,7 @@ def test_the_cross_architecture_table_is_computed(name: str) -> None:
         num_classes=10,
         white=1,
         preprocessing=None,
+        mapping=None,
     )
     distilled = DistilledData(images[:10], torch.eye(10))
     record = run_job(config, distilled, RealSets(real, real), Job("distilled", name, 0))

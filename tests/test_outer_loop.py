@@ -513,13 +513,17 @@ def test_validation_looks_at_validation_data_only(bench: Make) -> None:
 
 def test_a_run_through_batch_norm_learns_and_judges_as_any_other(bench: Make) -> None:
     """The same D from replicas at once and one by one, to rounding; better than it began on the validation set."""
-    b = bench(network={"name": "convnet1-bn"}, outer={"lr": 0.05, "steps": 10}, validation={"horizon": 40})
+    b = bench(
+        network={"name": "convnet1-bn"},
+        outer={"lr": 0.05, "steps": 10},
+        validation={"horizon": 40},
+        compute={"replicas_at_once": 2},
+    )
     start = RunState.start(b.initial, b.experiment.outer)
     end = run(b)
     alone = outer_loop(
         replace(b.experiment, replicas_at_once=1), b.train, b.validation, start, OneProcess(), lambda _: None
     )
-    assert b.experiment.replicas_at_once == 2
     torch.testing.assert_close(end.data.images_NCHW, alone.data.images_NCHW, rtol=1e-8, atol=1e-10)
     before, after = (validate(b.experiment, b.validation, state, OneProcess()) for state in (start, end))
     assert after.loss < before.loss

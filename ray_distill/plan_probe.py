@@ -1,0 +1,331 @@
+"""Probes: what the parts of a run take on this machine, each measured in a process of its own.
+
+A probe calls the functions that a worker calls, at the run's own shapes, on noise. It takes few steps of
+the inner training and few passes over a real batch, since those take equally long each, so what a
+whole window, a whole real batch or a whole validation takes is extrapolated in `plan`; memory is measured
+at the sizes at which the run needs it, but for a window's states, whose bytes are known.
+
+Bytes are what a process has resident: at its peak, less what it had before the work. On a GPU: what torch
+allocated there.
+"""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from ray_distill import build
+from ray_distill.bench_work import seconds
+from ray_distill.config import Config, ConfigError, parse
+from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
+from ray_distill.core.retrain import score
+from ray_distill.core.rng import Stream
+from ray_distill.core.schedules import integer_at
+from ray_distill.core.step_functions import Batches
+from ray_distill.core.truncation import Window
+from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_steps
+from ray_distill.data.labelled_images import CHUNK_IMAGES
+from ray_distill.data.preprocessing import Normalisation
+from ray_distill.data.real_data import RealData
+from ray_distill.errors import FailedError
+from ray_distill.outer_loop import Experiment, draw_real_batch, inner_at
+from ray_distill.plan_images import RealImages
+
+ENOUGH_S = 2.0
+"""How long a measurement goes on, or one call of what takes longer."""
+MOST_CALLS = 20
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is probed, as values that travel to another process."""
+
+    config: dict[str, Any]
+    images: RealImages
+    at_once: int
+    """Replicas that are one computation."""
+    compiled: bool
+
+    def read(self) -> Config:
+        """The configuration, with all that would leave the setting to chance settled."""
+        config = parse(self.config)
+        compute = config.compute.model_copy(
+            update={"compile": "always" if self.compiled else "never", "replicas_at_once": self.at_once}
+        )
+        cluster = config.cluster.model_copy(update={"num_workers": 1})
+        return config.model_copy(update={"compute": compute, "cluster": cluster})
+
+
+class StepProbe(NamedTuple):
+    """Steps of the inner training of a group of replicas."""
+
+    burn_in_step_s: float
+    window_step_s: float
+    """There and back."""
+    bytes_per_state: int
+    pass_bytes: int
+    """What a window takes beside its states: the activations of a pass, above all."""
+    images_per_pass: int | None
+    """None where a batch must be taken whole."""
+    compile_s: float
+    compile_failed: str
+    """Why, or nothing."""
+
+
+class BatchProbe(NamedTuple):
+    """The outer loss of a group of replicas."""
+
+    draws_s: float
+    """All random draws of the longest unroll, and the real batches."""
+    loss_s: float
+    """Of `images` of the real batch."""
+    images: int
+    draw_bytes: int
+    """While the real batches are drawn and augmented."""
+    held_bytes: int
+    """Of the real batches, until the metagradients are there."""
+
+
+class ValidationProbe(NamedTuple):
+    """The score of one network on held-out images, and what a worker's process takes before it does anything."""
+
+    score_s: float
+    """Of `images` of the validation split."""
+    images: int
+    score_bytes: int
+    library_bytes: int
+    """Of Python, torch, Ray and this package."""
+
+
+def in_own_process(function: Callable[[Setting], Result], setting: Setting) -> Result:
+    """The function's result from a fresh process. Raises: FailedError if that was ended from outside."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, setting).result()
+        except BrokenProcessPool:
+            raise FailedError(
+                "a probe's process was ended from outside, as a system does whose memory is full; lower "
+                "compute.images_per_pass, outer.batch_size or network.width, and plan again"
+            ) from None
+
+
+def probe_steps(setting: Setting) -> StepProbe:
+    """Measure inner steps: burn-in steps by themselves, window steps as what longer windows take longer."""
+    experiment, data = _prepared(setting)
+    inner, per_pass = inner_at(experiment, 0), _per_pass(experiment)
+    draws = _draws(experiment, data, setting.at_once, 3)
+    real = [_noise(setting, data, per_pass) for _ in draws]
+    memory = _Memory(data)
+    compile_s, failed = 0.0, ""
+    if setting.compiled:
+        began = time.perf_counter()
+        failed = inner.functions.compile_now(draws[0].theta_P, real[0], [len(draws)])
+        compile_s = time.perf_counter() - began
+
+    def window(length: int) -> Callable[[], object]:
+        return lambda: experiment.engine(inner, data, draws, Window(0, length), real)
+
+    start = initial_state(inner, draws)
+    one, three, burn_in = median_s(
+        data, window(1), window(3), lambda: run_steps(inner, data, draws, start, 2)
+    )
+    states = build.bytes_per_state(
+        setting.read(), inner.network, inner.optimizer.num_moments, setting.at_once
+    )
+    return StepProbe(
+        burn_in_step_s=burn_in / 2,
+        # Not below a burn-in step, which is a part of it, however restless the machine.
+        window_step_s=max((three - one) / 2, burn_in / 2),
+        bytes_per_state=states,
+        pass_bytes=max(0, memory.grown() - 3 * states),
+        images_per_pass=None if inner.network.joins_images else per_pass,
+        compile_s=compile_s,
+        compile_failed=failed,
+    )
+
+
+def probe_batch(setting: Setting) -> BatchProbe:
+    """Measure the real batches, which are drawn in full, and the outer loss on a few passes over them."""
+    experiment, data = _prepared(setting)
+    inner, images = inner_at(experiment, 0), setting.images
+    train = _real_images(setting, data, images.num_train)
+    memory = _Memory(data)
+    began = time.perf_counter()
+    draws = _draws(experiment, data, setting.at_once, _longest_unroll(experiment))
+    real = [draw_real_batch(experiment, train, 0, r) for r in range(setting.at_once)]
+    batches = Batches.stack(real)
+    _wait(data)
+    draws_s, draw_bytes = time.perf_counter() - began, memory.grown()
+    theta_RP, per_pass = torch.stack([one.theta_P for one in draws]), _per_pass(experiment)
+
+    def loss(count: int) -> Callable[[], object]:
+        few = Batches(*(x[:, :count] for x in batches))
+        return lambda: inner.functions.gradients(theta_RP, few)
+
+    # The first call of a process is slower than those to come.
+    loss(per_pass)()
+    (one_pass,) = seconds(data.images_NCHW.device.type, loss(per_pass), repeats=1)
+    count = min(experiment.outer_batch_size, per_pass * max(1, int(ENOUGH_S / one_pass)))
+    (loss_s,) = median_s(data, loss(count))
+    held = sum(x.numel() * x.element_size() for x in batches) * (1 if setting.at_once == 1 else 2)
+    return BatchProbe(draws_s=draws_s, loss_s=loss_s, images=count, draw_bytes=draw_bytes, held_bytes=held)
+
+
+def probe_validation(setting: Setting) -> ValidationProbe:
+    """Measure the score of a network on a batch of held-out images; and the libraries of a worker."""
+    # What a worker imports, Ray among it.
+    import ray_distill.distill  # noqa: F401
+
+    experiment, data = _prepared(setting)
+    network = experiment.inner.network
+    libraries = _Memory(data).before
+    count = min(CHUNK_IMAGES, setting.images.num_validation)
+    held_out = _real_images(setting, data, count)
+    (draws,) = _draws(experiment, data, 1, 1)
+    theta_P, statistics = draws.theta_P, network.initial_statistics(draws.theta_P)
+    memory = _Memory(data)
+    with torch.no_grad():
+        (score_s,) = median_s(
+            data, lambda: score(network, theta_P, statistics, held_out.batches()), warm=False
+        )
+    return ValidationProbe(score_s=score_s, images=count, score_bytes=memory.grown(), library_bytes=libraries)
+
+
+def median_s(data: DistilledData, *calls: Callable[[], object], warm: bool = True) -> list[float]:
+    """The median seconds of each of some calls, which take turns: as often as ENOUGH_S allows."""
+    device = data.images_NCHW.device.type
+    if warm:
+        for call in calls:
+            call()
+    first = seconds(device, *calls, repeats=1)
+    repeats = min(MOST_CALLS, int(ENOUGH_S / sum(first)))
+    return seconds(device, *calls, repeats=repeats) if repeats > 1 else first
+
+
+def device_of(config: Config) -> torch.device:
+    """Where a worker computes. Raises: ConfigError for a GPU that is not here."""
+    if not config.cluster.use_gpu:
+        return build.CPU
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "cluster.use_gpu: a plan is measured on this machine, and torch sees no GPU here; plan where one is, "
+            "or with --set cluster.use_gpu=false"
+        )
+    return torch.device("cuda")
+
+
+def _prepared(setting: Setting) -> tuple[Experiment, DistilledData]:
+    """What a worker has before its first step, with D of noise."""
+    config = setting.read()
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    device, images, dtype = device_of(config), setting.images, build.dtype(config)
+    experiment = build.experiment(config, images.shape, images.num_classes, device)
+    count = images.num_classes * config.distilled.ipc
+    pixels = NOISE["unit-noise"](Stream(seed=config.seed, name="distilled"), count, images.shape, dtype)
+    labels_N = class_labels(images.num_classes, config.distilled.ipc, device)
+    return experiment, DistilledData(pixels.to(device), one_hot(labels_N, images.num_classes, dtype))
+
+
+def _draws(experiment: Experiment, data: DistilledData, replicas: int, steps: int) -> list[InnerDraws]:
+    inner = inner_at(experiment, 0)
+    return [draw_inner(inner, experiment.seed, 0, r, steps, data) for r in range(replicas)]
+
+
+def _longest_unroll(experiment: Experiment) -> int:
+    """Of the first and the last outer step, between which schedules move."""
+    ends = (0, experiment.outer_steps - 1)
+    return max(integer_at(experiment.truncation.unroll_length, step) for step in ends)
+
+
+def _per_pass(experiment: Experiment) -> int:
+    """Images in a pass over a real batch: all of it where a network joins the images of a batch."""
+    whole = experiment.outer_batch_size
+    return min(whole, experiment.inner.functions.images_per_pass or whole)
+
+
+def _real_images(setting: Setting, data: DistilledData, count: int) -> RealData:
+    """So many images of noise, stored as the run's are: whitened, or pixels that are normalised as they are taken.
+
+    They take no memory: each is the one before it, moved on by one number.
+    """
+    channels, height, width = setting.images.shape
+    numbers = NOISE["noise"](
+        Stream(seed=0, name="probe"), 1, (1, 1, count + channels * height * width), torch.float32
+    )
+    whitened = setting.read().data.preprocessing == "zca"
+    stored = numbers.flatten() if whitened else (40 * numbers + 128).clamp(0, 255).flatten().to(torch.uint8)
+    by_channel = Normalisation(mean_C=torch.full((channels,), 0.5), std_C=torch.full((channels,), 0.25))
+    return RealData(
+        stored_NCHW=stored.to(data.images_NCHW.device).as_strided(
+            (count, channels, height, width), (1, height * width, width, 1)
+        ),
+        rows_N=torch.arange(count, device=data.images_NCHW.device),
+        labels_N=torch.arange(count, device=data.images_NCHW.device) % setting.images.num_classes,
+        num_classes=setting.images.num_classes,
+        white=255,
+        preprocessing=None if whitened else by_channel,
+        mapping=None,
+        dtype=data.images_NCHW.dtype,
+    )
+
+
+def _noise(setting: Setting, data: DistilledData, count: int) -> DistilledData:
+    """A real batch of so many images."""
+    return _real_images(setting, data, count).rows(torch.arange(count))
+
+
+def _wait(data: DistilledData) -> None:
+    if data.images_NCHW.is_cuda:
+        torch.cuda.synchronize()
+
+
+class _Memory:
+    """The memory of this process, or of its GPU, from here on."""
+
+    def __init__(self, data: DistilledData) -> None:
+        self._cuda = data.images_NCHW.is_cuda
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated() if self._cuda else resident_bytes("VmRSS")
+
+    def grown(self) -> int:
+        """How far the peak since the start of the process lies above what was there before."""
+        peak = torch.cuda.max_memory_allocated() if self._cuda else resident_bytes("VmHWM")
+        return max(0, peak - self.before)
+
+
+def resident_bytes(which: str) -> int:
+    """What this process has in memory: `VmRSS` now, `VmHWM` at its peak. Where there is no /proc: the peak."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        # Not on Linux, where this would be the peak of the process that started this one, if that was higher.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    (line,) = (line for line in lines if line.startswith(which))
+    return 1024 * int(line.split()[1])
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the GPU; of this machine, or what it allows a container that this runs in."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            limits.append(int((Path("/sys/fs/cgroup") / file).read_text()))
+    return min(limits)
