@@ -22,7 +22,7 @@ inverse is well conditioned (W's condition number is at most sqrt(1 + s_max / ep
 and is computed when a picture is first wanted.
 
 Legend: D = C * H * W, the numbers of one image. W takes 4 D^2 bytes: 38 MB for 3x32x32, 604 MB for 3x64x64.
-Fitting needs about seven matrices of 8 D^2 bytes (0.5 GB, 8.5 GB), pictures one more of each size.
+What fitting needs is told in `whitening_memory`; pictures need one more of 8 D^2 bytes, and W's inverse.
 """
 
 from collections.abc import Iterable, Mapping

@@ -310,15 +310,15 @@ def test_greys_before_the_first_colour_are_spread(tmp_path: Path) -> None:
 
 
 def test_a_whitening_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny-ImageNet's 12,288 numbers an image: seven matrices of 8 D^2 bytes are 8.46 GB; told, and refused at 8 GB.
+    """Tiny-ImageNet's 12,288 numbers an image: six matrices of 8 D^2 bytes are 7.25 GB; told, and refused at 7 GB.
     CIFAR's half a gigabyte is not worth a word."""
     tiny, cifar = (3, 64, 64), (3, 32, 32)
-    assert whitening_memory.fitting_bytes(tiny) == 7 * 8 * 12288**2
-    assert whitening_memory.said(tiny) == ", needs 8.5 GB"
+    assert whitening_memory.fitting_bytes(tiny) == 6 * 8 * 12288**2
+    assert whitening_memory.said(tiny) == ", needs 7.2 GB"
     assert whitening_memory.said(cifar) == ""
-    monkeypatch.setattr(whitening_memory, "machine_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr(whitening_memory, "machine_bytes", lambda: 7_000_000_000)
     with pytest.raises(
-        DataError, match=r"3x64x64 needs 8\.5 GB of memory, this machine has 8\.0 GB; use normalise"
+        DataError, match=r"3x64x64 needs 7\.2 GB of memory, this machine has 7\.0 GB; use normalise"
     ):
         whitening_memory.check(tiny)
     whitening_memory.check(cifar)
