@@ -87,7 +87,7 @@ def test_a_retraining_is_torchs_own(
     )
     problem, data, horizons = case.problem, case.data, (1, 4, 25)
     test_images, test_labels = images(40), torch.arange(40) % 3
-    ours = retrain(problem, data, test_images, test_labels, horizons, seed=7, index=2)
+    ours = retrain(problem, data, lambda: [(test_images, test_labels)], horizons, seed=7, index=2)
 
     draws = draw_inner(problem, 7, 0, 2, 25, data)
     module = ordinary(problem.network, draws.theta_P, two_blocks)
@@ -141,8 +141,8 @@ def test_a_score_does_not_depend_on_how_the_images_are_batched(make_case: Callab
     for i in range(20):
         statistics = network.next_statistics(statistics, theta, images(6, f"batch-{i}"))
     x, y = images(40), torch.arange(40) % 3
-    whole = score(network, theta, statistics, x, y)
-    parts = score(network, theta, statistics, x, y, batch=batch)
+    whole = score(network, theta, statistics, [(x, y)])
+    parts = score(network, theta, statistics, zip(x.split(batch), y.split(batch), strict=True))
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
     trained = [float(F.cross_entropy(network(theta, x[i : i + 7]), y[i : i + 7])) for i in range(0, 35, 7)]
