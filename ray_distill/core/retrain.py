@@ -8,7 +8,7 @@ training as torch keeps them: at each step, before the parameters move, from its
 pass more, since the gradient's own are inside a function that has nothing but the gradient to give.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ray_distill.core.distilled import TrainingSet
 from ray_distill.core.inner_optimizer import InnerState
 from ray_distill.core.networks import Network, RunningStatistics
+from ray_distill.core.step_functions import cached_size
 from ray_distill.core.unroll import (
     InnerDraws,
     InnerProblem,
@@ -42,14 +43,26 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def score(network: Network, theta_P: Tensor, statistics: RunningStatistics, batches: Batches) -> Score:
-    """The accuracy and loss, on images of known classes, of the network in test mode."""
+    """The accuracy and loss, on images of known classes, of the network in test mode.
+
+    It looks at a few images at a time, however many a batch has: in test mode no network joins images.
+    """
     count, right, loss = 0, 0, 0.0
-    for images, labels in batches:
-        logits = network.judged(theta_P, statistics, images)
-        count += len(labels)
-        right += int((logits.argmax(dim=1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    for batch in batches:
+        for images, labels in _passes(network, *batch):
+            logits = network.judged(theta_P, statistics, images)
+            count += len(labels)
+            right += int((logits.argmax(dim=1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return Score(right / count, loss / count)
+
+
+def _passes(network: Network, images_NCHW: Tensor, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    channels, height, width = images_NCHW.shape[1:]
+    size = cached_size(
+        network, (channels, height, width), len(images_NCHW), images_NCHW.dtype, images_NCHW.device
+    )
+    return zip(images_NCHW.split(size), labels_N.split(size), strict=True)
 
 
 @torch.no_grad()

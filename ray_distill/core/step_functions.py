@@ -176,6 +176,18 @@ def images_per_pass(
     """
     if network.joins_images:
         return None
+    return cached_size(network, image_shape, batch, dtype, device, replicas)
+
+
+def cached_size(
+    network: Network,
+    image_shape: ImageShape,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    replicas: int = 1,
+) -> int:
+    """The size of equal parts of a batch whose largest maps the cache holds."""
     bytes_per_image = replicas * network.largest_map(image_shape) * dtype.itemsize
     return equal_part(batch, max(1, _MAP_BYTES.get(device.type, batch * bytes_per_image) // bytes_per_image))
 
