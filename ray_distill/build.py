@@ -180,15 +180,11 @@ def step_functions(
     """How the network's gradients and products are computed on the device, for `at_once` replicas."""
     compute, batch = config.compute, inner_batch_size(config, num_classes)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
-    form = compute.product
-    if form == "auto":
-        # As measured on CPUs: forward over reverse wins once compiled, and loses by far before (LOG, 2026-11-24).
-        form = "forward" if compiled and autocast is None and device.type == "cpu" else "reverse"
     # A network that joins images takes whole batches, whatever is chosen for the others that judge D.
     chosen = None if network.joins_images else compute.images_per_pass
     return StepFunctions(
         network,
-        product_form=form,
+        product_form=compute.product,
         images_per_pass=chosen
         or images_per_pass(network, image_shape, batch, dtype(config), device, at_once),
         compiled=compiled,

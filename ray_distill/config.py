@@ -158,7 +158,7 @@ def _check_arithmetic(config: Config) -> None:
     if config.precision == "tf32" and not config.cluster.use_gpu:
         raise ConfigError("precision: tf32 has no effect without cluster.use_gpu; use float32 on CPUs")
     if config.precision == "bf16" and config.compute.product == "forward":
-        raise ConfigError("compute.product: forward does not go with precision bf16; use reverse or auto")
+        raise ConfigError("compute.product: forward does not go with precision bf16; use reverse")
     if config.engine == "higher":
         if config.precision == "bf16":
             raise ConfigError("precision: bf16 has no effect with engine higher; use float32 or tf32")

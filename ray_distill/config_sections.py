@@ -217,8 +217,8 @@ class ComputeConfig(Section):
     compile: Literal["auto", "always", "never"] = "auto"
     """Whether the step functions go through torch.compile, which takes a minute or so: auto, if the run is
     long enough to gain by it. Without a compiler the run goes on without, and says so."""
-    product: Literal["auto", "reverse", "forward"] = "auto"
-    """The second-order product: reverse over reverse, or forward over reverse. Auto: what was the faster."""
+    product: Literal["reverse", "forward"] = "reverse"
+    """The second-order product: reverse over reverse, which was the faster one on CPUs, or forward over reverse."""
     images_per_pass: PositiveInt | None = None
     """Distilled images in one pass through the network. Default: as many as keep a CPU's caches or fill a GPU. Not for
     networks with batch norm, which take every batch whole, real ones too."""
