@@ -9,14 +9,12 @@ Bytes are what a process has resident: at its peak, less what it had before the 
 allocated there.
 """
 
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +35,7 @@ from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_s
 from ray_distill.data.labelled_images import CHUNK_IMAGES
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
+from ray_distill.data.whitening_memory import machine_bytes
 from ray_distill.errors import FailedError
 from ray_distill.outer_loop import Experiment, draw_real_batch, inner_at
 from ray_distill.plan_images import RealImages
@@ -324,8 +323,4 @@ def memory_of(device: torch.device) -> int:
     """Bytes of the GPU; of this machine, or what it allows a container that this runs in."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            limits.append(int((Path("/sys/fs/cgroup") / file).read_text()))
-    return min(limits)
+    return machine_bytes()
