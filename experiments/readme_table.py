@@ -1,5 +1,5 @@
-"""Writes two tables into the README: the demo's measured accuracies, from `results/demo/summary.json`, and the experiments,
-from their files.
+"""Writes three tables into the README: the demo's measured accuracies, from `results/demo/summary.json`, the sources of data,
+from the module that reads them, and the experiments, from their files.
 
 uv run python experiments/readme_table.py
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config import read_yaml
+from ray_distill.data import sources
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -55,6 +56,12 @@ def _row(path: Path) -> list[str]:
     ]
 
 
+def data_sources() -> str:
+    """The table in the docstring of `data.sources`: what is development and what is test data of each."""
+    lines = (sources.__doc__ or "").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|")) + "\n"
+
+
 def _markdown(heads: list[str], rows: list[list[str]]) -> str:
     lines = [
         f"| {' | '.join(heads)} |",
@@ -74,6 +81,11 @@ def with_table(readme: str, summary: dict[str, Any]) -> str:
     return _between_marks(readme, "demo", table(summary))
 
 
+def with_sources(readme: str, sources: str) -> str:
+    """The README with the sources of data between their marks."""
+    return _between_marks(readme, "sources", sources)
+
+
 def with_experiments(readme: str, experiments: str) -> str:
     """The README with the experiments between their marks."""
     return _between_marks(readme, "experiments", experiments)
@@ -81,4 +93,5 @@ def with_experiments(readme: str, experiments: str) -> str:
 
 if __name__ == "__main__":
     summary = json.loads((HERE / "results" / "demo" / "summary.json").read_text())
-    README.write_text(with_experiments(with_table(README.read_text(), summary), experiments(HERE)))
+    readme = with_sources(with_table(README.read_text(), summary), data_sources())
+    README.write_text(with_experiments(readme, experiments(HERE)))

@@ -1,6 +1,7 @@
 """The experiments of the paper's public code: each file says what its command line says."""
 
 import importlib.util
+import re
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import pytest
 
 from ray_distill.config import Config, load
 from ray_distill.config_truncation import RatBpttConfig
+from ray_distill.data.sources import READERS
 from ray_distill.plan_images import named
 
 ROOT = Path(__file__).parents[1]
@@ -130,3 +132,13 @@ def test_the_readme_lists_every_experiment() -> None:
     (row,) = (line for line in table.splitlines() if "[cifar100_ipc10]" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:] == ["cifar100", "10", "rat-bptt", "100", "300", "learnt", "convnet3", "600,000"]
+
+
+def test_the_readme_lists_every_source_of_data() -> None:
+    """Its table is the one of the module that reads them, and names every reader and no other."""
+    readme = (ROOT / "README.md").read_text()
+    table = script().data_sources()
+    assert script().with_sources(readme, table) == readme
+    firsts = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
+    named = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", firsts)}
+    assert named == set(READERS)

@@ -1,6 +1,6 @@
 """Sources of real data, and what a distillation may see of them: everything but the test split.
 
-| source | development data | test data (see `held_out`) |
+| source | development data | test data |
 |---|---|---|
 | `digits` | four fifths of scikit-learn's 1,797 grey 8x8 digits | the other fifth |
 | `mnist`, `fashion-mnist` | the published training files | the published test files |
@@ -10,11 +10,11 @@
 | `imagenet` | `train`, a folder for each class | `val`, likewise |
 | `folder:PATH` | `train` in it, a folder for each class; or class folders alone | `test`, or else `val`, in it |
 | `parquet:FOLDER` | `train*.parquet` in it | `test*.parquet` in it |
-| `parquet:FILE`, `parquet:PATTERN` | the file, the files that match | named separately |
+| `parquet:FILE`, `parquet:PATTERN` | the file, the files that match | `data.test_source` |
 | `npz:FILE`, `torch:FILE` | `x_train`, `y_train` (or `train_images`, `train_labels`) | `x_test`, `y_test` (..) |
-| | `images`, `labels` | named separately |
+| | `images`, `labels` | `data.test_source` |
 
-Named sources lie in `data.root`; the first five names but `digits` are downloaded into it. PATH may be a URI
+Test data are read by `held_out` alone. Named sources lie in `data.root`; the first five names but `digits` are downloaded into it. PATH may be a URI
 that pyarrow reads (s3://, gs:// ..). How each layout is read is said in its module.
 
 That nothing here returns a test image: each reader is given the folder, files, rows or keys that it may read, and
