@@ -14,8 +14,9 @@
 | `npz:FILE`, `torch:FILE` | `x_train`, `y_train` (or `train_images`, `train_labels`) | `x_test`, `y_test` (..) |
 | | `images`, `labels` | `data.test_source` |
 
-Test data are read by `held_out` alone. Named sources lie in `data.root`; the first five names but `digits` are downloaded into it. PATH may be a URI
-that pyarrow reads (s3://, gs:// ..). How each layout is read is said in its module.
+Test data are read by `held_out` alone. Named sources lie in `data.root`; the first five names but `digits` are
+downloaded into it. PATH may be a URI that pyarrow reads (s3://, gs:// ..). How each layout is read is said in its
+module.
 
 That nothing here returns a test image: each reader is given the folder, files, rows or keys that it may read, and
 those of the test split are named in `held_out` alone. It has its own choice of them.
