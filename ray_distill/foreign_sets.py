@@ -10,7 +10,7 @@ What was taken for what, and the figures by which a wrong statement would show, 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_distill import build
-from ray_distill.artifact import ArtifactError, DistilledDataset, provenance
+from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.build_data import data_spec
 from ray_distill.config import Config, ConfigError, parse
 from ray_distill.data.decoding import Progress
-from ray_distill.data.labelled_images import DataError
+from ray_distill.data.labelled_images import DataError, LabelledImages
+from ray_distill.data.preprocessing import Preprocessing
+from ray_distill.data.sources import load_development
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.exchange_words import Layout, Space
-from ray_distill.foreign_arrays import Labels, as_NCHW, choose, label_rows
+from ray_distill.foreign_arrays import as_NCHW, check_values, choose, preprocessed_values, unit_pixels
 from ray_distill.foreign_files import Contents, read_contents
+from ray_distill.foreign_labels import by_class, label_rows
 from ray_distill.protocol import protocol_of
 
 MOST_TIMES = 100.0
@@ -34,7 +38,6 @@ ODD_TIMES = 5.0
 """From here on the figures are given as a warning. (Images that start as unit noise are 1/25 of whitened CIFAR.)"""
 REAL_IMAGES = 500
 """Whose norms are compared with."""
-_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,45 +88,64 @@ def read_set(path: Path, stated: Stated | None = None, progress: Progress | None
             f"{path} does not say how it is used; state it with --like CONFIG.yaml (source, preprocessing, training) "
             "and --space whitened or --space pixels"
         )
-    kind = stated.config.data.preprocessing
-    if stated.space == "whitened" and kind == "none":
+    config = stated.config
+    if stated.space == "whitened" and config.data.preprocessing == "none":
         raise DataError(
             "--space whitened: data.preprocessing is none, so there are only pixels; use --space pixels"
         )
     contents = read_contents(path)
+    # The preprocessing may take minutes to fit: before that, all mistakes that can be told without it.
+    read = _read(contents, stated, load_development(data_spec(config), progress))
+    config = _with_ipc(config, len(read.images_NCHW) // read.labels_NK.shape[1], path)
+    data = build.development_data(config, None, progress)
+    if stated.space == "pixels":
+        images_NCHW, figures = data.preprocessing.apply(read.images_NCHW), "then preprocessed"
+    else:
+        _check_own_preprocessing(contents, data.preprocessing)
+        images_NCHW, figures = read.images_NCHW, _norms(read.images_NCHW, data, path)
+    return _dataset(
+        config, data, images_NCHW, read.labels_NK, imported_from=path.name, read_as=f"{read.said}; {figures}"
+    )
+
+
+class _Read(NamedTuple):
+    """Images in the stated space and their labels, sorted by class, and what was taken for what."""
+
+    images_NCHW: Tensor
+    labels_NK: Tensor
+    said: str
+
+
+def _read(contents: Contents, stated: Stated, source: LabelledImages) -> _Read:
+    """What can be told without the preprocessing. Raises: DataError."""
+    where = str(contents.path)
     chosen = choose(contents, stated.images, stated.labels)
-    data = build.development_data(stated.config, None, progress)
-    _check_own_words(contents, data, stated.space)
-    ordered, layout = as_NCHW(chosen.images, data.image_shape, stated.layout)
-    images_NCHW, space = _in_space(ordered, stated.space, data, path)
-    labels = label_rows(chosen, data.class_names, str(path))
-    rows_N, order = _by_class(labels, data.class_names, path)
-    read_as = f"images `{chosen.images_name}` {layout}; {space}; {labels.said}{order}"
-    return _dataset(path, stated.config, data, images_NCHW[rows_N], labels.rows_NK[rows_N], read_as)
+    _check_own_words(contents, source.class_names, stated.space)
+    check_values(chosen.images, where)
+    ordered, layout = as_NCHW(chosen.images, source.image_shape, stated.layout)
+    values, space = (unit_pixels if stated.space == "pixels" else preprocessed_values)(ordered, where)
+    labels = label_rows(chosen, source.class_names, where)
+    rows_N, order = by_class(labels, source.class_names, where)
+    return _Read(
+        torch.from_numpy(values[rows_N]),
+        torch.from_numpy(labels.rows_NK[rows_N]),
+        f"images `{chosen.images_name}` {layout}; {labels.said}{order}; {space}",
+    )
 
 
 def _dataset(
-    path: Path,
-    config: Config,
-    data: DevelopmentData,
-    images_NCHW: Tensor,
-    labels_NK: NDArray[np.float32],
-    read_as: str,
+    config: Config, data: DevelopmentData, images_NCHW: Tensor, labels_NK: Tensor, **facts: str
 ) -> DistilledDataset:
-    config = _with_ipc(config, len(images_NCHW) // data.num_classes, path)
-    try:
-        return DistilledDataset(
-            images_NCHW=images_NCHW,
-            labels_NK=torch.from_numpy(labels_NK),
-            class_names=data.class_names,
-            preprocessing=data.preprocessing,
-            protocol=protocol_of(config, data.num_classes),
-            config=config.experiment(),
-            config_hash=config.hash,
-            provenance=provenance(imported_from=path.name, read_as=read_as),
-        )
-    except ArtifactError as e:
-        raise DataError(f"{path}: {e}") from e
+    return DistilledDataset(
+        images_NCHW=images_NCHW,
+        labels_NK=labels_NK,
+        class_names=data.class_names,
+        preprocessing=data.preprocessing,
+        protocol=protocol_of(config, data.num_classes),
+        config=config.experiment(),
+        config_hash=config.hash,
+        provenance=provenance(**facts),
+    )
 
 
 def _with_ipc(config: Config, ipc: int, path: Path) -> Config:
@@ -136,32 +158,39 @@ def _with_ipc(config: Config, ipc: int, path: Path) -> Config:
         raise ConfigError(f"{path} has {ipc} image(s) per class, and in the configuration {e}") from None
 
 
-def _check_own_words(contents: Contents, data: DevelopmentData, space: Space) -> None:
-    """Raises: DataError for a file that says of itself what is not so here."""
+def _check_own_words(contents: Contents, class_names: tuple[str, ...], space: Space) -> None:
+    """Raises: DataError for a file that says of itself other classes, or another space."""
     path, words = contents.path, contents.words
     names = words.get("class_names")
-    if names is not None and names != data.class_names:
+    if names is not None and names != class_names:
         raise DataError(
-            f"{path} has the classes {', '.join(names)}; the source of the configuration {', '.join(data.class_names)}: "
+            f"{path} has the classes {', '.join(names)}; the source of the configuration {', '.join(class_names)}: "
             "they must be the same, in the same order (data.classes says which)"
         )
     if words.get("space", (space,)) != (space,):
         raise DataError(f"--space {space}: {path} says of itself {', '.join(words['space'])}")
-    if space == "pixels" or "preprocessing" not in words:
+
+
+def _check_own_preprocessing(contents: Contents, fitted: Preprocessing) -> None:
+    """Raises: DataError for a file that names, or holds, another preprocessing than the fitted one."""
+    if "preprocessing" not in contents.words:
         return
-    here, tensors = data.preprocessing.to_record()
+    here, tensors = fitted.to_record()
     try:
-        there = json.loads(words["preprocessing"][0])
+        there = json.loads(contents.words["preprocessing"][0])
     except ValueError as e:
-        raise DataError(f"{path}: its `preprocessing` is not JSON: {e}") from e
+        raise DataError(f"{contents.path}: its `preprocessing` is not JSON: {e}") from e
     if not isinstance(there, dict) or there.get("kind") != here["kind"]:
-        raise DataError(f"{path} says of itself the preprocessing {there}; the configuration's is {here}")
+        raise DataError(
+            f"{contents.path} says of itself the preprocessing {there}; the configuration's is {here}"
+        )
     for name, tensor in tensors.items():
         own = contents.arrays.get(f"preprocessing_{name}")
         if own is not None and not _alike(own, tensor.numpy()):
             raise DataError(
-                f"{path} has another {name} than is fitted to the configuration's training images: it was made from "
-                "other images, or another part of them (data.validation_fraction, seed, data.limit, data.zca_shrinkage)"
+                f"{contents.path} has another {name} than is fitted to the configuration's training images: it was "
+                "made from other images, or another part of them (data.validation_fraction, seed, data.limit, "
+                "data.zca_shrinkage)"
             )
 
 
@@ -170,52 +199,6 @@ def _alike(own: NDArray[Any], fitted: NDArray[np.float32]) -> bool:
     if own.shape != fitted.shape:
         return False
     return float(np.linalg.norm(own - fitted)) <= 1e-3 * float(np.linalg.norm(fitted))
-
-
-def _in_space(images: NDArray[Any], space: Space, data: DevelopmentData, path: Path) -> tuple[Tensor, str]:
-    """Images [N, C, H, W] as networks take them, float32, and what they were. Raises: DataError."""
-    if images.size == 0 or not bool(np.isfinite(images).all()):
-        raise DataError(f"{path}: its images are empty, or hold values that are not finite")
-    if space == "pixels":
-        pixels, said = _unit_pixels(images, path)
-        return data.preprocessing.apply(torch.from_numpy(pixels)), f"{said}, then preprocessed"
-    low, high = float(images.min()), float(images.max())
-    if low >= 0.0:
-        raise DataError(
-            f"{path}: no value of its images is below 0 (they lie in {low:.4g} .. {high:.4g}): whitened or normalised "
-            "images have both signs. If these are pixels, use --space pixels"
-        )
-    # A copy in their own order: axes that were turned round would make products round otherwise.
-    images_NCHW = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
-    return images_NCHW, f"already preprocessed; {_norms(images_NCHW, data, path)}"
-
-
-def _unit_pixels(images: NDArray[Any], path: Path) -> tuple[NDArray[np.float32], str]:
-    """Pixels in [0, 1], and what they were.
-
-    Floats are in [0, 1] or in [0, 255]. Those of which the largest lies between, up to 16, could be either.
-    Raises: DataError for values outside.
-    """
-    low, high = float(images.min()), float(images.max())
-    found = f"{path}: values of its images lie in {low:.4g} .. {high:.4g}"
-    if low < -_ROUNDING or high > 255 + _ROUNDING:
-        raise DataError(
-            f"{found}; pixels lie in 0 .. 1 or in 0 .. 255. If they are whitened or normalised already, use "
-            "--space whitened; if they ran over the edges, clamp them first"
-        )
-    whole = images.dtype.kind in "iub"
-    if high <= 1 + _ROUNDING and not whole:
-        return np.ascontiguousarray(images, dtype=np.float32), f"pixels 0 .. 1, found {low:.3g} .. {high:.3g}"
-    if high <= 16 and not whole:
-        raise DataError(
-            f"{found}: too large for pixels of 0 .. 1, too small for 0 .. 255; scale or clamp them to one of the two"
-        )
-    if high <= 1:
-        raise DataError(
-            f"{found}, as {images.dtype}: whole numbers are pixels of 0 .. 255; save 0 .. 1 as floats"
-        )
-    scaled = np.ascontiguousarray(images, dtype=np.float32) / np.float32(255)
-    return scaled, f"pixels 0 .. 255, found {low:.3g} .. {high:.3g}"
 
 
 def _norms(images_NCHW: Tensor, data: DevelopmentData, path: Path) -> str:
@@ -230,19 +213,3 @@ def _norms(images_NCHW: Tensor, data: DevelopmentData, path: Path) -> str:
             f"{data.preprocessing.kind} of the configuration does"
         )
     return said if 1 / ODD_TIMES < times < ODD_TIMES else f"WARNING: {said}"
-
-
-def _by_class(labels: Labels, class_names: tuple[str, ...], path: Path) -> tuple[NDArray[np.int64], str]:
-    """The rows in the order of their classes, and whether that is another. Raises: DataError for unequal counts."""
-    counts = np.bincount(labels.classes_N, minlength=len(class_names))
-    if len(set(counts.tolist())) > 1:
-        shown = ", ".join(f"{name} {count}" for name, count in zip(class_names, counts, strict=True))
-        learnt = (
-            "; classes are those of the largest target: where labels are learnt, add an array `classes` with the "
-            "class that each image was made for"
-            if "rows" in labels.said
-            else ""
-        )
-        raise DataError(f"{path} has not as many images of each class ({shown}){learnt}")
-    rows_N = labels.classes_N.argsort(kind="stable")
-    return rows_N, "" if bool((rows_N == np.arange(len(rows_N))).all()) else ", sorted by class"

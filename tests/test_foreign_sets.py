@@ -17,9 +17,10 @@ import torch
 from exchanged import CLASSES, World, make_world, set_of
 from PIL import Image
 
-from ray_distill.config import ConfigError, parse
+from ray_distill import build
+from ray_distill.config import ConfigError, load, parse
 from ray_distill.data.labelled_images import DataError
-from ray_distill.foreign_arrays import class_of
+from ray_distill.foreign_labels import class_of
 from ray_distill.foreign_sets import Stated, read_set
 
 
@@ -319,6 +320,31 @@ def test_nothing_is_whitened_where_nothing_is_preprocessed(tmp_path: Path) -> No
     assert torch.equal(read_set(path, stated(plain, "pixels")).images_NCHW, plain.pixels_NCHW)
 
 
+def test_what_can_be_told_is_told_before_anything_is_fitted(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whitening takes minutes: an open layout, a wrong space, labels and images per class do not wait for it."""
+
+    def fitted(*_: Any) -> Any:
+        raise AssertionError("fitted before the mistake was told")
+
+    monkeypatch.setattr("ray_distill.foreign_sets.build.development_data", fitted)
+    images, labels = world.whitened_NCHW.numpy(), world.labels_N.numpy()
+    for arrays, space in (
+        ({"images": flat_first(images), "labels": labels}, "whitened"),
+        ({"images": images, "labels": labels}, "pixels"),
+        ({"images": np.abs(images), "labels": labels}, "whitened"),
+        ({"images": images, "labels": labels + 1}, "whitened"),
+        ({"images": images[:5], "labels": labels[:5]}, "whitened"),
+    ):
+        np.savez(tmp_path / "set.npz", **arrays)
+        with pytest.raises(DataError):
+            read_set(tmp_path / "set.npz", stated(world, space))
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    with pytest.raises(AssertionError):
+        read_set(tmp_path / "set.npz", stated(world))
+
+
 def test_several_experiments_in_a_file_are_chosen_from(world: World, tmp_path: Path) -> None:
     """Two pairs of images and labels: refused by name; with the images' place their labels are the pair's."""
     path, images, labels = tmp_path / "set.pt", world.whitened_NCHW, world.labels_N
@@ -486,3 +512,32 @@ def test_another_whitening_than_the_configurations_is_refused(world: World, tmp_
     values["data"] |= {"preprocessing": "normalise", "zca_shrinkage": None}
     with pytest.raises(DataError, match="says of itself the preprocessing"):
         read_set(tmp_path / "set.npz", replace(stated(world), config=parse(values)))
+
+
+ROOT = Path(__file__).parents[1]
+CIFAR10 = Path(os.environ.get("CIFAR10_PARQUET", ROOT.parent / "shared" / "data" / "cifar10"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not CIFAR10.is_dir(), reason=f"no real CIFAR-10 at {CIFAR10}; name its folder by CIFAR10_PARQUET"
+)
+def test_a_hundred_whitened_images_of_cifar(tmp_path: Path) -> None:
+    """Ten real images of each class, whitened, shuffled, flat with the channels first, as (100, 3072): they come
+    back in the order of their classes, and their norms are those of real images."""
+    config = load(
+        ROOT / "experiments" / "cifar10_ipc1_cpu.yaml", [f"data.source=parquet:{CIFAR10}", "data.limit=2000"]
+    )
+    data = build.development_data(config)
+    rows_N = torch.cat([(data.train.labels_N == k).nonzero().flatten()[:10] for k in range(10)])
+    shuffled = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    whitened = data.train.images(rows_N)
+    flat = whitened[shuffled].reshape(100, 3072).numpy()
+    np.savez(tmp_path / "set.npz", images=flat, labels=data.train.labels_N[rows_N][shuffled].numpy())
+    dataset = read_set(tmp_path / "set.npz", Stated(config=config, space="whitened", layout="channels-first"))
+    for k in range(10):
+        of_class = slice(10 * k, 10 * k + 10)
+        order = shuffled[(shuffled >= 10 * k) & (shuffled < 10 * k + 10)]
+        assert torch.equal(dataset.images_NCHW[of_class], whitened[order])
+    assert dataset.protocol["batch_per_class"] == 10
+    assert "WARNING" not in dataset.provenance["read_as"]
