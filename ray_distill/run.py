@@ -35,6 +35,7 @@ from ray_distill.evaluate import (
     tickets_for,
 )
 from ray_distill.progress import Update
+from ray_distill.protocol import protocol_of
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
@@ -103,21 +104,12 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: 
     """The best set on validation, with all that is needed to use it."""
     assert state.best is not None, "the last outer step is always validated"
     best = state.best
-    inner = config.inner
     return DistilledDataset(
         images_NCHW=best.data.images_NCHW.to(torch.float32),
         labels_NK=best.data.labels_NK.to(torch.float32),
         class_names=data.class_names,
         preprocessing=data.preprocessing,
-        protocol={
-            "network": config.network.model_dump(mode="json"),
-            "optimizer": {"name": inner.optimizer, **asdict(build.inner_optimizer(config))},
-            "batch_per_class": inner.batch_per_class or config.distilled.ipc,
-            "classes_per_batch": inner.classes_per_batch or data.num_classes,
-            "augmentation": list(inner.augmentation),
-            "augmentation_mode": inner.augmentation_mode,
-            "inner_steps": config.evaluation.horizon,
-        },
+        protocol=protocol_of(config, data.num_classes),
         config=config.experiment(),
         config_hash=config.hash,
         provenance=provenance(

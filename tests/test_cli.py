@@ -28,7 +28,7 @@ runner = CliRunner()
 def test_help_names_every_verb_and_option() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for verb in ("demo", "distill", "evaluate", "show", "bench", "data"):
+    for verb in ("demo", "distill", "evaluate", "show", "import", "export", "bench", "data"):
         assert verb in result.output
         assert runner.invoke(app, [verb, "--help"]).exit_code == 0
 

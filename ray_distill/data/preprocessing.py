@@ -5,6 +5,7 @@ the very same numbers:
 
     apply(images in [0, 1])   -> preprocessed images          float32 [N, C, H, W]
     to_pixels(preprocessed)   -> images in [0, 1] to look at  float32 [N, C, H, W]
+    unclamped_pixels(..)      -> the same before values are clamped to [0, 1]
     check_shape(images)       -> ValueError for images that it was not fitted for
     describe()                -> one line for people
     to_record()               -> (plain data, float32 tensors); `preprocessing_from_record` undoes it
@@ -56,9 +57,13 @@ class NoPreprocessing:
         """The same images as float32."""
         return images_NCHW.to(torch.float32)
 
+    def unclamped_pixels(self, images_NCHW: Tensor) -> Tensor:
+        """The same images as float32."""
+        return images_NCHW.to(torch.float32)
+
     def to_pixels(self, images_NCHW: Tensor) -> Tensor:
         """The images clamped to [0, 1]."""
-        return images_NCHW.to(torch.float32).clamp(0.0, 1.0)
+        return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
 
     def describe(self) -> str:
         """One line for people."""
@@ -85,11 +90,16 @@ class Normalisation:
         normalised: Tensor = (images_NCHW.to(torch.float32) - mean) / std
         return normalised
 
-    def to_pixels(self, images_NCHW: Tensor) -> Tensor:
-        """The inverse of `apply`, clamped to [0, 1]."""
+    def unclamped_pixels(self, images_NCHW: Tensor) -> Tensor:
+        """The inverse of `apply`. Raises: ValueError for another number of channels."""
         self.check_shape(images_NCHW)
         mean, std = (v.to(images_NCHW.device)[:, None, None] for v in (self.mean_C, self.std_C))
-        return (images_NCHW.to(torch.float32) * std + mean).clamp(0.0, 1.0)
+        pixels: Tensor = images_NCHW.to(torch.float32) * std + mean
+        return pixels
+
+    def to_pixels(self, images_NCHW: Tensor) -> Tensor:
+        """The inverse of `apply`, clamped to [0, 1]."""
+        return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
 
     def describe(self) -> str:
         """One line for people."""
@@ -132,12 +142,12 @@ class ZcaWhitening:
             out.copy_((unit_ND @ whiten_DD).view(chunk.shape))
         return whitened
 
-    def to_pixels(self, images_NCHW: Tensor) -> Tensor:
-        """The inverse of the whitening, given brightness and contrast of a training image, in [0, 1].
+    def unclamped_pixels(self, images_NCHW: Tensor) -> Tensor:
+        """The inverse of the whitening, given brightness and contrast of a training image.
 
         What whitening took from each image, its mean and its norm, is lost, and a distilled image never
         had them. So each image is scaled to the mean norm of the training images and moved to their
-        mean brightness, then clamped: a real image comes back as itself but for brightness and contrast,
+        mean brightness: a real image comes back as itself but for brightness and contrast,
         and a distilled one looks as strong as a real one whatever norm it drifted to. Stretching from the
         darkest to the brightest pixel instead would let one outlier wash a picture out.
         Raises: ValueError for another shape.
@@ -147,7 +157,11 @@ class ZcaWhitening:
         pixels = images_NCHW.to(torch.float32).flatten(1) @ unwhiten_DD
         scale = self.contrast / pixels.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         stretched: Tensor = pixels * scale + self.brightness
-        return stretched.clamp(0.0, 1.0).view(images_NCHW.shape)
+        return stretched.view(images_NCHW.shape)
+
+    def to_pixels(self, images_NCHW: Tensor) -> Tensor:
+        """`unclamped_pixels`, clamped to [0, 1]."""
+        return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
 
     def describe(self) -> str:
         """One line for people."""

@@ -1,0 +1,241 @@
+"""A distilled set in forms that others read: a folder of PNGs, .npz, .pt, and Parquet in the hubs' image layout.
+
+| | values | what is in it |
+|---|---|---|
+| `png` | pixels | a picture for each image, in a folder for each class |
+| `npz`, `pt` | as networks train on them, or pixels | see `contents_of` |
+| `parquet` | pixels, as PNGs | columns `image` (struct<bytes, path>) and `label`, which datasets viewers show |
+
+Pixels are for people: whitening took brightness and contrast from each image, which come back as those of a mean
+training image, and what lies outside [0, 1] is clipped. Trained on, they are another set.
+"""
+
+import io
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ray_distill.artifact import DistilledDataset
+from ray_distill.errors import MistakeError
+from ray_distill.exchange_words import Form, Space
+from ray_distill.pictures import classes_by_row
+from ray_distill.whole_files import written_whole
+
+_ENDINGS: dict[Form, str] = {"png": "", "npz": ".npz", "pt": ".pt", "parquet": ".parquet"}
+_FOLDER_NAME = re.compile(r"[^\W_][\w ,'()-]*")
+"""A class that a folder can be named after on every system."""
+
+
+class Exported(NamedTuple):
+    """What was written, and how it is read: lines for people."""
+
+    said: list[str]
+    code: list[str]
+    """Python that loads it."""
+
+
+def space_of(form: Form, space: Space | None) -> Space:
+    """The values that a form holds. Raises: MistakeError for pictures of whitened values."""
+    pictures = form in ("png", "parquet")
+    if pictures and space == "whitened":
+        raise MistakeError(
+            f"--space whitened: {form} holds pictures, of 8 bits a pixel; use --to npz or --to pt"
+        )
+    return space or ("pixels" if pictures else "whitened")
+
+
+def export(dataset: DistilledDataset, form: Form, path: Path, space: Space | None = None) -> Exported:
+    """Write the set; a reader sees the whole of it or nothing.
+
+    Args:
+        path: where nothing is yet: of a folder for png, otherwise of a file whose name ends as the form's do.
+        space: default: pixels in pictures, otherwise as networks train on them.
+
+    Raises: MistakeError for a path that is taken or has no folder, a name of another form, or images that are no
+        pictures; OSError.
+    """
+    space = space_of(form, space)
+    _check_free(form, path)
+    if form in ("png", "parquet") and dataset.images_NCHW.shape[1] not in (1, 3):
+        raise MistakeError(
+            f"--to {form}: pictures have 1 or 3 channels, the set has {dataset.images_NCHW.shape[1]}; use npz or pt"
+        )
+    write: dict[Form, Callable[[DistilledDataset, Path, Space], list[str]]] = {
+        "png": _write_pngs,
+        "npz": _write_npz,
+        "pt": _write_torch,
+        "parquet": _write_parquet,
+    }
+    code = write[form](dataset, path, space)
+    count, shape = len(dataset), "x".join(map(str, dataset.images_NCHW.shape[1:]))
+    said = [
+        f"{path}: {count} images of {shape}, {len(dataset.class_names)} classes, {_words(dataset, space)}"
+    ]
+    return Exported(said + _losses(dataset, form, space), code)
+
+
+def _words(dataset: DistilledDataset, space: Space) -> str:
+    if space == "pixels":
+        return (
+            "pixels in 0 .. 1" if dataset.preprocessing.kind == "none" else "pixels, the preprocessing undone"
+        )
+    return f"values as networks train on them (preprocessing {dataset.preprocessing.kind})"
+
+
+def _losses(dataset: DistilledDataset, form: Form, space: Space) -> list[str]:
+    """What the form does not hold, in numbers."""
+    if space == "whitened":
+        return []
+    pixels = dataset.preprocessing.unclamped_pixels(dataset.images_NCHW)
+    outside = (pixels < 0) | (pixels > 1)
+    clipped = float(outside.float().mean())
+    lines = [
+        f"clipped: {100 * clipped:.2f}% of the values, in {int(outside.flatten(1).any(dim=1).sum())} of "
+        f"{len(pixels)} images; they reached from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}"
+    ]
+    if dataset.preprocessing.kind == "zca":
+        lines.append(
+            "for people: each image has the brightness and contrast of a mean training image. Trained on, it is "
+            "another set; for that export npz or pt"
+        )
+    if form in ("png", "parquet") and _learnt(dataset):
+        lines.append("left out: the learnt labels; each image has the class that it was made for")
+    return lines
+
+
+def _learnt(dataset: DistilledDataset) -> bool:
+    classes_N = torch.tensor(classes_by_row(dataset.labels_NK))
+    hard_NK = torch.nn.functional.one_hot(classes_N, len(dataset.class_names))
+    return not torch.equal(dataset.labels_NK, hard_NK.to(torch.float32))
+
+
+def _check_free(form: Form, path: Path) -> None:
+    if path.suffix != _ENDINGS[form] and form != "png":
+        raise MistakeError(f"--out {path}: the name of {form} ends in {_ENDINGS[form]}")
+    if path.exists():
+        raise MistakeError(f"{path}: exists; nothing was written. Use another --out, or remove it.")
+    if not path.parent.is_dir():
+        raise MistakeError(f"{path}: there is no folder {path.parent}")
+
+
+def contents_of(dataset: DistilledDataset, space: Space) -> dict[str, Tensor | str | list[str]]:
+    """All that .npz and .pt hold, by name, in types that need no unpickling.
+
+    `images` float32 [N, C, H, W], `labels` float32 [N, K] (targets of the cross entropy), `classes` int64 [N] (the
+    class that each image was made for), `class_names`, `space`, and the JSON `preprocessing` and `protocol`; with
+    `preprocessing_*`, the tensors that real images need, where the images are in the preprocessed space.
+    """
+    description, tensors = dataset.preprocessing.to_record()
+    whitened = space == "whitened"
+    return {
+        "images": (dataset.images_NCHW if whitened else dataset.to_pixels()).detach().cpu().contiguous(),
+        "labels": dataset.labels_NK.detach().cpu().contiguous(),
+        "classes": torch.tensor(classes_by_row(dataset.labels_NK)),
+        "class_names": list(dataset.class_names),
+        "space": space,
+        "preprocessing": json.dumps(description),
+        "protocol": json.dumps(dataset.protocol),
+        **({f"preprocessing_{name}": tensor for name, tensor in tensors.items()} if whitened else {}),
+    }
+
+
+def _write_npz(dataset: DistilledDataset, path: Path, space: Space) -> list[str]:
+    arrays: dict[str, Any] = {
+        name: value.numpy() if isinstance(value, Tensor) else np.array(value)
+        for name, value in contents_of(dataset, space).items()
+    }
+    with written_whole(path) as file:
+        np.savez(file, **arrays)
+    return [
+        "import numpy",
+        f'arrays = numpy.load("{path}", allow_pickle=False)  # {", ".join(arrays)}',
+    ]
+
+
+def _write_torch(dataset: DistilledDataset, path: Path, space: Space) -> list[str]:
+    contents = contents_of(dataset, space)
+    with written_whole(path) as file:
+        torch.save(contents, file)
+    return ["import torch", f'contents = torch.load("{path}", weights_only=True)  # {", ".join(contents)}']
+
+
+def _pictures(dataset: DistilledDataset) -> list[bytes]:
+    """Each image as a PNG, grey or RGB."""
+    from PIL import Image
+
+    pictures = []
+    bytes_NHWC = (dataset.to_pixels() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    for array in bytes_NHWC.numpy():
+        buffer = io.BytesIO()
+        plain: NDArray[np.uint8] = np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)
+        Image.fromarray(plain).save(buffer, format="png")
+        pictures.append(buffer.getvalue())
+    return pictures
+
+
+def _places(dataset: DistilledDataset) -> list[str]:
+    """CLASS/NUMBER.png of each image; classes by name, or by number where folders cannot be so named."""
+    names = dataset.class_names
+    usable = all(_FOLDER_NAME.fullmatch(name) and name == name.rstrip() for name in names)
+    distinct = len({name.lower() for name in names}) == len(names)
+    width = len(str(len(names) - 1))
+    folders = names if usable and distinct else [f"{k:0{width}}" for k in range(len(names))]
+    classes = classes_by_row(dataset.labels_NK)
+    digits = len(str(len(dataset) - 1))
+    return [f"{folders[k]}/{row:0{digits}}.png" for row, k in enumerate(classes)]
+
+
+def _write_pngs(dataset: DistilledDataset, path: Path, _space: Space) -> list[str]:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        for place, picture in zip(_places(dataset), _pictures(dataset), strict=True):
+            file = temporary / place
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [
+        "from torchvision.datasets import ImageFolder",
+        f'pictures = ImageFolder("{path}")  # its classes are sorted by name: {", ".join(_sorted_folders(dataset))}',
+    ]
+
+
+def _sorted_folders(dataset: DistilledDataset) -> list[str]:
+    folders = sorted({place.partition("/")[0] for place in _places(dataset)})
+    return [*folders[:10], *([".."] if len(folders) > 10 else [])]
+
+
+def _write_parquet(dataset: DistilledDataset, path: Path, _space: Space) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [
+        {"bytes": picture, "path": place.replace("/", "-")}
+        for picture, place in zip(_pictures(dataset), _places(dataset), strict=True)
+    ]
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(dataset.class_names)},
+    }
+    schema = pa.schema(
+        [pa.field("image", image_type), pa.field("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    columns = [pa.array(rows, image_type), pa.array(classes_by_row(dataset.labels_NK), pa.int64())]
+    with written_whole(path) as file:
+        pq.write_table(pa.table(columns, schema=schema), file)
+    return [
+        "import pyarrow.parquet",
+        f'table = pyarrow.parquet.read_table("{path}")  # image.bytes are PNGs; label',
+    ]
