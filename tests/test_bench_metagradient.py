@@ -12,8 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from ray_distill import bench_metagradient, bench_replicas
+from ray_distill.bench_command import image_shape
 from ray_distill.bench_metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench_work import ENGINES, Work, image_shape, problem, seconds
+from ray_distill.bench_work import ENGINES, Work, problem, seconds
 from ray_distill.cli import app
 from ray_distill.errors import MistakeError
 
