@@ -17,7 +17,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
 )
@@ -25,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from ray_distill.config_network import network_name
 from ray_distill.config_schedules import ScheduledFloat
-from ray_distill.config_strict import Fraction, NonNegativeInt, Section
+from ray_distill.config_strict import Fraction, NonNegativeInt, PositiveInt, Section
 from ray_distill.config_strict import earlier as _earlier
 from ray_distill.config_strict import refuse as _refuse
 

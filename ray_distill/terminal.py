@@ -69,3 +69,10 @@ def check_target(target: Path, option: str = "--out") -> None:
         raise MistakeError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
     if not target.parent.is_dir():
         raise MistakeError(f"{target}: there is no folder {target.parent}")
+
+
+def check_picture(target: Path, option: str = "--out") -> None:
+    """Raises: MistakeError as `check_target`, or for a name that is not that of a PNG."""
+    if target.suffix != ".png":
+        raise MistakeError(f"{option} {target}: a picture's name ends in .png")
+    check_target(target, option)

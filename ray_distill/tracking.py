@@ -7,6 +7,7 @@ What is logged twice is kept once: a run that was resumed computes the very same
 
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 WITNESS = "seconds_per_outer_step"
 """A metric that every point has; its last step tells what is already logged."""
 
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""Of stores."""
+
 MAX_METRICS = 900
 """Metrics in one call; MLflow takes 1000, and a point's metrics stay together."""
 
@@ -42,9 +46,15 @@ class TrackingError(FailedError):
 def store_uri(configured: str | None, folder: Path) -> str:
     """The tracking URI: the configured one, else $MLFLOW_TRACKING_URI, else a sqlite file in the folder.
 
-    A relative sqlite path is made absolute: Ray's processes work in other folders.
+    A relative sqlite path is made absolute: Ray's processes work in other folders. Raises: StoreError for a URI that is
+    of no store.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://|databricks$", uri):
+        raise StoreError(
+            f"MLflow at {shown(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
+        )
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
 
@@ -83,10 +93,12 @@ def _import_mlflow() -> Any:
 def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     """What MLflow raises becomes one error of ours."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as e:
+    # A database whose driver is not installed is an ImportError.
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise error(f"MLflow at {shown(uri)}: {reason}") from e
 
@@ -259,7 +271,10 @@ def open_store(uri: str, experiment: str) -> None:
     """Open the store, or make it, with the experiment in it: what takes seconds. Raises: StoreError."""
     path = uri.removeprefix("sqlite:///")
     if path != uri:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreError(f"MLflow at {uri}: the folder cannot be made ({e})") from e
     client = _client(uri)
     with _store(uri, StoreError):
         _experiment_id(client, uri, experiment)
