@@ -33,6 +33,7 @@ from ray_distill.config_sections import (
 from ray_distill.config_strict import PositiveInt, Section, Seed
 from ray_distill.config_truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
 from ray_distill.errors import MistakeError
+from ray_distill.uris import masked
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -146,7 +147,7 @@ def _explain(error: Any) -> str:
 
 def _in_short(found: Any) -> str:
     """A value as a message shows it: enough of it to be known again."""
-    text = repr(found)
+    text = masked(repr(found))
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
 
 

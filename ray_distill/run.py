@@ -38,6 +38,7 @@ from ray_distill.progress import Update
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
+from ray_distill.uris import masked
 from ray_distill.whole_files import write_json
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]
@@ -154,7 +155,7 @@ def _claim(config: Config, folder: RunFolder, uri: str, *, resume: bool, replace
         tracker = folder.reopen(config)
         if not tracker.has_run():
             raise ConfigError(
-                f"{folder.path}: MLflow at {tracking.shown(tracker.uri)} does not know its run {tracker.run_id}; "
+                f"{folder.path}: MLflow at {masked(tracker.uri)} does not know its run {tracker.run_id}; "
                 "bring the store back, or start again in another --out"
             )
         tracker.reopen()

@@ -1,7 +1,8 @@
 """The folder of a run: what lies where, and who may write into it.
 
 `run.json` ties the folder to one experiment (by the configuration's hash) and to one MLflow run, so that
-a resumed run goes on in both. A folder that holds anything is never written into without being asked: `--resume`
+a resumed run goes on in both. A password in the store's URI is not kept: a run that is resumed takes it from
+$MLFLOW_TRACKING_URI again. A folder that holds anything is never written into without being asked: `--resume`
 goes on with the run in it, `--force` puts a new run in its place.
 
 What `--force` may delete: in a folder whose `run.json` says that it is one of ours, the files that a run writes, and
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_distill.config import Config, ConfigError
-from ray_distill.tracking import Tracker, shown, store_uri
+from ray_distill.tracking import Tracker, store_uri
+from ray_distill.uris import MASK, masked
 from ray_distill.whole_files import write_json, write_text
 
 STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
@@ -138,14 +140,16 @@ class RunFolder:
         """Claim the folder for a new run."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config, config.to_yaml())
-        write_json(self.identity, {"config_hash": config.hash, "uri": tracker.uri, "run_id": tracker.run_id})
+        write_json(
+            self.identity, {"config_hash": config.hash, "uri": masked(tracker.uri), "run_id": tracker.run_id}
+        )
 
     def reopen(self, config: Config) -> Tracker:
         """The tracker of the run to go on with.
 
         Raises: ConfigError if there is none, a finished one, or one of another configuration or store.
         """
-        tracker, hash_there = self._read_identity()
+        uri, run_id, hash_there = self._read_identity()
         if hash_there != config.hash:
             raise ConfigError(
                 f"{self.path}: holds a run of another configuration (hash {hash_there}, yours is {config.hash}); "
@@ -154,25 +158,38 @@ class RunFolder:
         if self.summary.exists():
             raise ConfigError(f"{self.path}: holds a run that is finished; its results are in {self.summary}")
         wanted = config.tracking.uri
-        if wanted is not None and store_uri(wanted, self.path) != tracker.uri:
+        if wanted is not None and store_uri(wanted, self.path) != uri:
             raise ConfigError(
-                f"tracking.uri: the run in {self.path} is recorded at {shown(tracker.uri)} (found {wanted!r}); "
+                f"tracking.uri: the run in {self.path} is recorded at {uri} (found {wanted!r}); "
                 "remove the key, or use another --out"
             )
-        return tracker
+        return Tracker(self._with_password(uri), run_id)
 
     def store(self) -> str | None:
-        """The store in which the run is recorded; None if the folder does not say."""
+        """The store in which the run is recorded; None if the folder does not say. Raises: ConfigError, as `reopen`."""
         try:
-            return self._read_identity()[0].uri
+            uri, _, _ = self._read_identity()
         except ConfigError:
             return None
+        return self._with_password(uri)
+
+    def _with_password(self, uri: str) -> str:
+        """A URI of `run.json` as it was. Raises: ConfigError if it had a password that the environment does not know."""
+        if MASK not in uri:
+            return uri
+        known = store_uri(None, self.path)
+        if masked(known) != uri:
+            raise ConfigError(
+                f"{self.path}: the run is recorded at {uri}, and its password is not kept; set $MLFLOW_TRACKING_URI to "
+                "that URI with its password"
+            )
+        return known
 
     def _names(self) -> set[str]:
         return {path.name for path in self.path.iterdir()}
 
-    def _read_identity(self) -> tuple[Tracker, str]:
-        """The folder's MLflow run and the hash of its configuration. Raises: ConfigError if it does not say."""
+    def _read_identity(self) -> tuple[str, str, str]:
+        """The masked URI of the store, the MLflow run and the configuration's hash. Raises: ConfigError without them."""
         try:
             identity = json.loads(self.identity.read_text())
             uri, run_id, config_hash = (identity[key] for key in ("uri", "run_id", "config_hash"))
@@ -180,4 +197,4 @@ class RunFolder:
                 raise TypeError
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise ConfigError(f"{self.path}: holds no run of ours (no readable run.json)") from None
-        return Tracker(uri, run_id), config_hash
+        return uri, run_id, config_hash

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ray_distill.errors import FailedError, MistakeError
+from ray_distill.uris import masked
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -60,7 +61,7 @@ def errors(on_interrupt: str) -> Iterator[None]:
 
 def _say_error(kind: str, error: Exception) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
-    stderr.print(str(error), markup=False, highlight=False)
+    stderr.print(masked(str(error)), markup=False, highlight=False)
 
 
 def check_target(target: Path, option: str = "--out") -> None:

@@ -12,14 +12,14 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from ray_distill.errors import FailedError, MistakeError
 from ray_distill.points import Point
+from ray_distill.uris import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,26 +52,18 @@ def store_uri(configured: str | None, folder: Path) -> str:
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
     if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://|databricks$", uri):
         raise StoreError(
-            f"MLflow at {shown(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
+            f"MLflow at {masked(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
             f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
         )
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
 
 
-def shown(uri: str) -> str:
-    """The URI without its password."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
-
-
 def ui_command(uri: str) -> str:
     """What to do to look at the store."""
     if uri.startswith("http"):
-        return f"open {shown(uri)} in a browser"
-    return f"uv run mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
+        return f"open {masked(uri)} in a browser"
+    return f"uv run mlflow ui --backend-store-uri {shlex.quote(masked(uri))}"
 
 
 def _import_mlflow() -> Any:
@@ -100,14 +92,15 @@ def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     # A database whose driver is not installed is an ImportError.
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise error(f"MLflow at {shown(uri)}: {reason}") from e
+        raise error(masked(f"MLflow at {uri}: {reason}")) from e
 
 
 @dataclass(frozen=True)
 class Tracker:
     """A run in a store, by its address; safe to send to other processes."""
 
-    uri: str
+    uri: str = field(repr=False)
+    """It may hold a password."""
     run_id: str
 
     @cached_property
