@@ -133,7 +133,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             *(f"  {key}: {value}" for key, value in self.provenance.items()),
             f"  config hash: {self.config_hash}",
         ]
-        return "\n".join(lines)
+        # A stranger's words must not steer the terminal.
+        return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
     def preprocess(self, images_NCHW: Tensor) -> Tensor:
         """Real images with pixels in [0, 1], as networks trained on this set need them: float32 NCHW."""
@@ -302,9 +303,9 @@ def _read(path: Path) -> DistilledDataset:
     return DistilledDataset(
         images_NCHW=torch.from_numpy(images),
         labels_NK=torch.from_numpy(labels_NK),
-        class_names=tuple(str(name) for name in header["class_names"]),
+        class_names=tuple(header["class_names"]),
         preprocessing=preprocessing_from_record(header["preprocessing"], _cut(payload, shapes)),
-        config_hash=str(header["config_hash"]),
+        config_hash=header["config_hash"],
         **{name: header[name] for name in _PLAIN_FIELDS},
     )
 
@@ -320,6 +321,11 @@ def _read_header(metadata: dict[bytes, bytes]) -> dict[str, Any]:
     missing = [name for name in _HEADER_FIELDS if name not in header]
     if missing:
         raise ArtifactError(f"its metadata have no {', '.join(missing)}")
+    names = header["class_names"]
+    if not isinstance(names, list) or not all(
+        isinstance(text, str) for text in (*names, header["config_hash"])
+    ):
+        raise ArtifactError("its class names or its hash are no texts")
     return header
 
 

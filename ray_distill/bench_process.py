@@ -68,14 +68,13 @@ def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     from ray_distill.distill import train
     from ray_distill.progress import silent
     from ray_distill.run_folder import RunFolder
-    from ray_distill.tracking import recorded, store_uri
+    from ray_distill.tracking import store_uri
 
     place = RunFolder(folder / "run")
     uri = store_uri(None, place.path)
     with cluster():
         data = run.prepare(config, uri, silent)
-        tracker = run.claim(config, place, uri, resume=False)
-        with recorded(tracker), silent("distilling", config.outer.steps) as update:
+        with run.claimed(config, place, uri) as tracker, silent("distilling", config.outer.steps) as update:
             end = train(config, data, place, tracker, update).state
     return tracker.points(SECONDS), end
 

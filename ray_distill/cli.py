@@ -4,7 +4,6 @@ A mistake of the user's is one message on stderr and exit code 2; a run that fai
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from ray_distill.cli_data import app as data
 from ray_distill.cli_export import export, import_
 from ray_distill.cli_plan import plan
 from ray_distill.config import Config, ConfigError
-from ray_distill.terminal import Set, bar, check_target, errors, stderr, stdout
+from ray_distill.terminal import Set, bar, check_picture, check_target, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,13 +118,18 @@ def _beside_ray(prepare: "Callable[[], DevelopmentData]") -> "Iterator[Developme
             yield preparing.result()
 
 
-def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -> None:
+def _run(
+    config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
+) -> None:
     """A whole run in the folder."""
     from ray_distill.run_folder import RunFolder
 
     place = RunFolder(folder)
     if resume:
         place.reopen(config)
+        place.check_idle()
+    elif replace:
+        place.check_replaceable()
     else:
         place.check_free(advice)
     _say_plan(config, folder)
@@ -138,7 +142,7 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -
     with _beside_ray(prepare) as real:
         from ray_distill.run import carry_out
 
-        outcome = carry_out(config, real, place, uri, bar, resume=resume, began=BEGAN)
+        outcome = carry_out(config, real, place, uri, bar, resume=resume, replace=replace, began=BEGAN)
         files = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,
@@ -176,7 +180,7 @@ def demo(out: Out = None, set_: Set = None) -> None:
         config = demo_config(set_ or [])
         folder, uri = _place(config, out)
         advice = "Use another --out."
-        _run(config, folder if out else _free_folder(folder), uri, resume=False, advice=advice)
+        _run(config, folder if out else _free_folder(folder), uri, advice)
 
 
 @app.command()
@@ -191,6 +195,13 @@ def distill(
             "--resume", help="Go on with the unfinished run in the folder, from its last checkpoint."
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Delete the run that is in the folder, its checkpoints and results, and start anew.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and stop; nothing is written.")
     ] = False,
@@ -201,14 +212,16 @@ def distill(
     Same configuration, same numbers: whatever the number of workers, stopped and resumed or not.
     """
     with _errors():
+        if resume and force:
+            raise ConfigError("--force: would delete the run that --resume goes on with; give one of the two")
         config = configuration.load(config_file, set_ or [])
         if dry_run:
             print(config.to_yaml(), end="")
             print(f"# hash {config.hash}")
             return
         folder, uri = _place(config, out)
-        advice = "Use --resume to go on with the run in it, or another --out."
-        _run(config, folder, uri, resume=resume, advice=advice)
+        advice = "Use --resume to go on with the run in it, --force to delete that and start anew, or another --out."
+        _run(config, folder, uri, advice, resume=resume, replace=force)
 
 
 @app.command()
@@ -263,12 +276,10 @@ def _judging(values: dict[str, Any], overrides: list[str]) -> Config:
 
 def _store_of(config: Config, artifact: Path) -> str:
     """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
+    from ray_distill.run_folder import RunFolder
     from ray_distill.tracking import store_uri
 
-    try:
-        own = json.loads((artifact.parent / "run.json").read_text())["uri"]
-    except (OSError, ValueError, KeyError, TypeError):
-        own = None
+    own = RunFolder(artifact.parent).store()
     return store_uri(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or own, artifact.parent)
 
 
@@ -289,9 +300,7 @@ def show(
 
         dataset = DistilledDataset.load(artifact)
         target = out or artifact.with_suffix(".sheet.png")
-        if target.suffix != ".png":
-            raise ConfigError(f"--out {target}: a picture's name ends in .png")
-        check_target(target)
+        check_picture(target)
         stdout.print(dataset.describe(), markup=False, highlight=False)
         sheet_of(dataset).save(target)
         stdout.print(f"picture: {target}", markup=False, highlight=False)

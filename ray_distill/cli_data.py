@@ -8,7 +8,7 @@ import typer
 
 from ray_distill import config as configuration
 from ray_distill.config import Config, DataRequest
-from ray_distill.terminal import Set, bar, check_target, errors, stdout
+from ray_distill.terminal import Set, bar, check_picture, errors, stdout
 
 if TYPE_CHECKING:
     from ray_distill.data.labelled_images import LabelledImages
@@ -71,7 +71,7 @@ def prepare(
     with errors("what was finished is kept"):
         request = _request(source, set_ or [])
         if picture is not None:
-            check_target(picture, "--picture")
+            check_picture(picture, "--picture")
         _prepare(request, picture)
 
 

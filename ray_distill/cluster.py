@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 # Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
 # its workers; the second asks Train's controller more often than every 2 s for reports, which it passes
@@ -14,6 +14,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
+from ray._private import ray_constants
 
 from ray_distill.config import ConfigError
 from ray_distill.errors import FailedError
@@ -21,6 +22,21 @@ from ray_distill.errors import FailedError
 
 class ClusterError(FailedError):
     """Ray could not be started or reached."""
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray started within listens to this machine alone, as it does on macOS, instead of to the whole network.
+
+    Ray replaces a loopback address that it is given by that of the network, so this is the only way; the environment
+    variable behind it would reach other processes, which start clusters of many machines.
+    """
+    usual = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = usual
 
 
 @contextmanager
@@ -35,14 +51,16 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     # A submitted job finds RAY_ADDRESS set. On a cluster of our own nobody asks for the dashboard.
     here = not os.environ.get("RAY_ADDRESS")
     try:
-        ray.init(
-            address="local" if here else None,
-            num_cpus=num_cpus if here else None,
-            include_dashboard=False if here else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as e:
+        with _on_loopback() if here else nullcontext():
+            ray.init(
+                address="local" if here else None,
+                num_cpus=num_cpus if here else None,
+                include_dashboard=False if here else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    # Ray raises a bare Exception where its processes do not come up in time.
+    except Exception as e:
         where = "on this machine" if here else f"at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
         raise ClusterError(f"no Ray cluster {where}: {e}") from e
     try:

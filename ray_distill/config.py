@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ray_distill.config_data import DataConfig
 from ray_distill.config_network import NetworkConfig
@@ -30,13 +30,26 @@ from ray_distill.config_sections import (
     TrackingConfig,
     ValidationConfig,
 )
-from ray_distill.config_strict import NonNegativeInt, Section
+from ray_distill.config_strict import PositiveInt, Section, Seed
 from ray_distill.config_truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
 from ray_distill.errors import MistakeError
+from ray_distill.uris import masked
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, since it has no dot; people mean the number."""
+    """YAML 1.1 reads 1e-3 as a string, since it has no dot; people mean the number. A key that stands twice is refused:
+    the first of its values would have no effect."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, for keys that differ."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice in one section", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _YamlDumper(yaml.SafeDumper):
@@ -58,9 +71,9 @@ class ConfigError(MistakeError):
 class Config(Section):
     """One distillation."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """The run's name: of its folder and in MLflow."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of every random draw."""
     precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
     """Of the arithmetic. tf32: float32, its products in TF32 (GPUs only). bf16: float32, the networks of the
@@ -124,12 +137,18 @@ def _explain(error: Any) -> str:
         where = f"in {section}" if section else "at the top"
         effect = " with this truncation.rule" if section == "truncation" else ""
         return (
-            f"{path}: unknown key {key!r} {where}{effect} (found {found!r}); remove it or mend its spelling"
+            f"{path}: unknown key {key!r} {where}{effect} (found {_in_short(found)}); remove it or mend its "
+            "spelling"
         )
-    message = _MESSAGES.get(kind, error["msg"])
+    message = _MESSAGES.get(kind, error["msg"]).removeprefix("Value error, ")
     hidden = kind in ("missing", "secret") or isinstance(found, dict | BaseModel)
-    shown = "" if hidden else f" (found {found!r})"
-    return f"{path}: {message}{shown}"
+    return f"{path}: {message}{'' if hidden else f' (found {_in_short(found)})'}"
+
+
+def _in_short(found: Any) -> str:
+    """A value as a message shows it: enough of it to be known again."""
+    text = masked(repr(found))
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
 
 
 def _check_across_sections(config: Config) -> None:
@@ -197,7 +216,7 @@ def _patience_misfits(config: Config) -> Iterator[str]:
 class DataRequest(Section):
     """The part of a distillation that says which data, and how they are split."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """As in the configuration."""
     data: DataConfig
 
@@ -221,8 +240,31 @@ def parse(values: Mapping[str, Any]) -> Config:
     return config
 
 
+MOST_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
+
+MOST_VALUES = 100_000
+"""In a file, each counted as often as it is referred to."""
+
+
 def _from_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_YamlLoader)
+    """Raises: ValueError for what is no YAML, or grows when it is read."""
+    try:
+        values = yaml.load(text, Loader=_YamlLoader)
+    except yaml.YAMLError as e:
+        raise ValueError(" ".join(str(e).split())) from None
+    except RecursionError:
+        raise ValueError("too many brackets within brackets") from None
+    # A few aliases of aliases are billions of values, or one that holds itself.
+    count, inside = 0, [values]
+    while inside:
+        value = inside.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values, or aliases that go round in a circle")
+        inside += [*value.keys(), *value.values()] if isinstance(value, dict) else []
+        inside += value if isinstance(value, list) else []
+    return values
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -238,8 +280,8 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
             raise ConfigError(f"--set {override!r}: write it as a.b=value, e.g. --set outer.lr=0.01")
         try:
             value = _from_yaml(text)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"--set {path}: {text!r} is not a YAML value ({e})") from None
+        except ValueError as e:
+            raise ConfigError(f"--set {path}: {_in_short(text)} is not a YAML value ({e})") from None
         section = result
         for key in keys[:-1]:
             inside = section.setdefault(key, {})
@@ -253,11 +295,13 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain data of a YAML file. Raises: ConfigError if it cannot be read or is no mapping."""
     try:
-        values = _from_yaml(path.read_text())
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({e})") from None
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(e).split())})") from None
+    try:
+        values = _from_yaml(text)
+    except ValueError as e:
+        raise ConfigError(f"{path}: is not YAML ({e})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, not {type(values).__name__}")
     return values

@@ -5,12 +5,12 @@ importing that means importing torch, and a test holds the two against each othe
 """
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_distill.config_strict import Section, earlier, refuse
+from ray_distill.config_strict import PositiveInt, Section, Size, earlier, refuse
+from ray_distill.uris import holds_password
 
 NAMED_SIZES: dict[str, int | None] = {
     "digits": 8,
@@ -42,7 +42,7 @@ def _class_list(value: Any) -> Any:
 
 def _without_password(uri: str, value: str) -> str:
     """The value, unless the URI in it holds a password."""
-    if "://" in uri and urlsplit(uri).password:
+    if holds_password(uri):
         raise PydanticCustomError(
             "secret",
             "holds a password, and configurations are kept and shared; give it to the store's own variables, as "
@@ -70,7 +70,7 @@ class DataConfig(Section):
     cache: str | None = Field(default=None, min_length=1)
     """Local folder for decoded, fitted and whitened data, which runs share. Default: prepared in
     $RAY_DISTILL_CACHE, or in ~/.cache/ray_distill."""
-    image_size: PositiveInt | None = Field(default=None, validate_default=True)
+    image_size: Size | None = Field(default=None, validate_default=True)
     """Scale the shorter side to this and cut a square out of the middle. Default: 64 for imagenet; to be given for
     cub200; otherwise the images as they are, which must then have one size."""
     classes: Annotated[tuple[str | int, ...] | None, BeforeValidator(_class_list)] = None

@@ -7,9 +7,9 @@ torchvision has the one that is named is only known when it is built.
 import re
 from typing import Any
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from ray_distill.config_strict import Section, earlier, refuse
+from ray_distill.config_strict import Section, Size, earlier, refuse
 from ray_distill.core.network_names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
 
 TORCHVISION = "torchvision:"
@@ -24,7 +24,7 @@ class NetworkConfig(Section):
     alexnet, vgg11, vgg13, vgg16, vgg19, resnet18, resnet34, resnet50, all but mlp with instance norm; -bn batch,
     -gn group, -ln layer norm, -none without, as in resnet18-bn. Or a classifier of torchvision, fitted to the images and
     classes, as in torchvision:mobilenet_v2."""
-    width: PositiveInt | None = Field(default=None, validate_default=True)
+    width: Size | None = Field(default=None, validate_default=True)
     """Channels of each block of a convnet, units of each hidden layer of an mlp, channels of the first convolution
     of the others (the rest in proportion). Default: as published. Not for torchvision's."""
     activation: str | None = Field(default=None, validate_default=True)

@@ -18,7 +18,6 @@ from pydantic import (
     Discriminator,
     Field,
     PositiveFloat,
-    PositiveInt,
     Tag,
     ValidationInfo,
     field_validator,
@@ -28,6 +27,8 @@ from ray_distill.config_strict import NonNegativeInt, Section, earlier, refuse
 from ray_distill.core.schedules import Constant, Cosine, Linear, Piecewise, Schedule
 
 Number = TypeVar("Number", int, float)
+Length = Annotated[int, Field(gt=0, le=100_000)]
+"""In inner steps."""
 
 
 class RampConfig(Section, Generic[Number]):
@@ -98,12 +99,12 @@ ScheduledFloat = Annotated[
 ]
 """A positive number at every outer step."""
 ScheduledInt = Annotated[
-    Annotated[PositiveInt, Tag("number")]
-    | Annotated[RampConfig[PositiveInt], Tag("ramp")]
-    | Annotated[PiecewiseConfig[PositiveInt], Tag("piecewise")],
+    Annotated[Length, Tag("number")]
+    | Annotated[RampConfig[Length], Tag("ramp")]
+    | Annotated[PiecewiseConfig[Length], Tag("piecewise")],
     _BY_FORM,
 ]
-"""A positive integer at every outer step."""
+"""A length at every outer step."""
 
 
 def schedule(value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Schedule:

@@ -9,7 +9,6 @@ a mistake in a file is told at once. A test holds the two against each other.
 """
 
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +16,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
 )
@@ -25,9 +23,10 @@ from pydantic_core import PydanticCustomError
 
 from ray_distill.config_network import network_name
 from ray_distill.config_schedules import ScheduledFloat
-from ray_distill.config_strict import Fraction, NonNegativeInt, Section
+from ray_distill.config_strict import Fraction, NonNegativeInt, PositiveInt, Section
 from ray_distill.config_strict import earlier as _earlier
 from ray_distill.config_strict import refuse as _refuse
+from ray_distill.uris import holds_password
 
 Operation = Literal[
     "color", "brightness", "saturation", "contrast", "flip", "crop", "scale", "rotate", "cutout"
@@ -257,7 +256,7 @@ class TrackingConfig(Section):
     @field_validator("uri")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).password:
+        if value is not None and holds_password(value):
             raise PydanticCustomError(
                 "secret",
                 "holds a password, and configurations are kept and shared; use MLFLOW_TRACKING_USERNAME and "

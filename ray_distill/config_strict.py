@@ -5,7 +5,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-NonNegativeInt = Annotated[int, Field(ge=0)]
+MOST = 2**31
+"""Of anything that is counted: the streams of random numbers count in 32 bits (`core.rng`)."""
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, le=2**53)]
+"""What JSON keeps as it is wherever it is read."""
+Size = Annotated[int, Field(gt=0, le=2**16)]
+"""Of what is held whole: the side of an image, the width of a layer."""
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

@@ -4,14 +4,16 @@ Each rule has a section type of its own, so that an option of another rule is an
 change over the run (`config_schedules`); that they fit at every outer step is checked before the first.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from ray_distill.config_schedules import ScheduledInt, misfits, schedule
-from ray_distill.config_strict import NonNegativeInt, Section
-from ray_distill.core.schedules import Constant, integer_at
+from ray_distill.config_strict import NonNegativeInt, PositiveInt, Section
+from ray_distill.core.schedules import Piecewise, Schedule, integer_at
 
 RULES = ("bptt", "t-bptt", "r-bptt", "rat-bptt", "forward")
 
@@ -84,9 +86,9 @@ def truncation_misfits(section: TruncationConfig, outer_steps: int) -> Iterator[
 
 def _lengths_misfit(section: _Windowed, outer_steps: int) -> Iterator[str]:
     unrolls, windows = (schedule(x, outer_steps) for x in (section.unroll_length, section.window_length))
-    fixed = isinstance(unrolls, Constant) and isinstance(windows, Constant)
     earliest = section.min_window_start if isinstance(section, RatBpttConfig | ForwardConfig) else 0
-    for step in range(1 if fixed else outer_steps):
+    # Between two changes every step is as the first of them: runs have many millions of steps.
+    for step in sorted({*_changes(unrolls, outer_steps), *_changes(windows, outer_steps)}):
         unroll, window = integer_at(unrolls, step), integer_at(windows, step)
         if window > unroll:
             yield (
@@ -100,3 +102,20 @@ def _lengths_misfit(section: _Windowed, outer_steps: int) -> Iterator[str]:
                 f"which at step {step} is {unroll} - {window} = {unroll - window} (found {earliest})"
             )
             return
+
+
+def _changes(lengths: Schedule, outer_steps: int) -> Iterator[int]:
+    """The first outer step, and those at which the length is another than at the step before."""
+    if isinstance(lengths, Piecewise):
+        yield from lengths.from_steps
+        return
+    step = 0
+    while step < outer_steps:
+        yield step
+        # What rises or falls all the way does not come back to a value that it has left.
+        leaves = partial(_differ, lengths, step)
+        step += 1 + bisect_left(range(step + 1, outer_steps), True, key=leaves)
+
+
+def _differ(lengths: Schedule, step: int, other: int) -> bool:
+    return integer_at(lengths, step) != integer_at(lengths, other)

@@ -5,6 +5,7 @@ on a small machine every import there delays the training.
 """
 
 import logging
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import ray.train
 
 from ray_distill.points import Point
 from ray_distill.tracking import StoreError, Tracker, TrackingError
+from ray_distill.uris import masked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,7 +57,7 @@ class Recorder(ray.train.UserCallback):
             if "computation" in metrics[0]:
                 self._tracker.set_tag("computation", metrics[0]["computation"])
         except Exception:
-            logger.warning("a report could not be recorded", exc_info=True)
+            logger.warning("a report could not be recorded: %s", masked(traceback.format_exc()))
 
     def _record(self, points: list[Point], kept: Any) -> None:
         self._waiting += points

@@ -6,8 +6,8 @@ then to MLflow: a store that is away costs a warning, never a result.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from ray_distill.protocol import protocol_of
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
+from ray_distill.uris import masked
 from ray_distill.whole_files import write_json
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]
@@ -122,18 +123,39 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: 
     )
 
 
-def claim(config: Config, folder: RunFolder, uri: str, *, resume: bool) -> Tracker:
-    """Claim the folder and open the MLflow run; or take both up again. Raises: ConfigError, StoreError."""
+@contextmanager
+def claimed(
+    config: Config, folder: RunFolder, uri: str, *, resume: bool = False, replace: bool = False
+) -> Iterator[Tracker]:
+    """The folder for this process alone, and an MLflow run, which ends with the block.
+
+    Args:
+        resume: take up the run in the folder.
+        replace: delete the run in the folder, which must be `check_replaceable`, if there is one.
+
+    Raises: ConfigError, StoreError.
+    """
+    with folder.held():
+        tracker = _claim(config, folder, uri, resume=resume, replace=replace)
+        with recorded(tracker):
+            yield tracker
+
+
+def _claim(config: Config, folder: RunFolder, uri: str, *, resume: bool, replace: bool) -> Tracker:
+    """Claim a folder that is held, and open the MLflow run; or take both up again."""
     if resume:
         tracker = folder.reopen(config)
         if not tracker.has_run():
             raise ConfigError(
-                f"{folder.path}: MLflow at {tracking.shown(tracker.uri)} does not know its run {tracker.run_id}; "
+                f"{folder.path}: MLflow at {masked(tracker.uri)} does not know its run {tracker.run_id}; "
                 "bring the store back, or start again in another --out"
             )
         tracker.reopen()
         return tracker
-    folder.path.mkdir(parents=True, exist_ok=True)
+    if replace:
+        folder.clear()
+    # Another run may have taken it since it was looked at.
+    folder.check_free("Use another --out.")
     tags = {"config_hash": config.hash, "kind": "distill"}
     tracker = open_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
     folder.open(config, tracker)
@@ -148,19 +170,20 @@ def carry_out(
     bar: Bar,
     *,
     resume: bool,
+    replace: bool = False,
     began: float,
 ) -> Outcome:
     """Distil, keep, evaluate, on the connected Ray cluster. The MLflow run ends with it.
 
     Args:
+        resume, replace: as `claimed` has them.
         began: `time.monotonic()` when the command began, from which the seconds count.
 
     Raises: ConfigError or StoreError before anything is distilled; DistillError, EvaluationError.
     """
     check_cluster(config)
-    tracker = claim(config, folder, uri, resume=resume)
     warnings: list[str] = []
-    with recorded(tracker):
+    with claimed(config, folder, uri, resume=resume, replace=replace) as tracker:
         with bar("distilling", config.outer.steps) as update:
             state, unrecorded = train(config, data, folder, tracker, update)
         _tell(warnings, lambda: tracker.log_points(unrecorded))

@@ -1,16 +1,37 @@
 """The folder of a run: what lies where, and who may write into it.
 
 `run.json` ties the folder to one experiment (by the configuration's hash) and to one MLflow run, so that
-a resumed run goes on in both. A folder that holds anything is never written into without being asked.
+a resumed run goes on in both. A password in the store's URI is not kept: a run that is resumed takes it from
+$MLFLOW_TRACKING_URI again. A folder that holds anything is never written into without being asked: `--resume`
+goes on with the run in it, `--force` puts a new run in its place.
+
+What `--force` may delete: in a folder whose `run.json` says that it is one of ours, the files that a run writes, and
+those that `evaluate` and `show` put beside them. Not MLflow's store, which holds the records of the old run and of
+others. A folder that holds anything else, or in which a process is at work, is left as it is. `run.json` is
+the last to go, so that a folder that was half cleared can be cleared again.
 """
 
+import fcntl
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_distill.config import Config, ConfigError
-from ray_distill.tracking import Tracker, shown, store_uri
+from ray_distill.tracking import Tracker, store_uri
+from ray_distill.uris import MASK, masked
 from ray_distill.whole_files import write_json, write_text
+
+STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
+"""MLflow's, in a folder that was given with --out. Alone they are not a run: they may be shared, or left by a run that
+was killed as it began."""
+LOCK = ".lock"
+"""Held by the process that works in the folder. The file stays."""
+JUDGED = ("distilled.evaluation.json", "distilled.sheet.png")
+"""What `evaluate` and `show` put beside a distilled set."""
 
 
 @dataclass(frozen=True)
@@ -54,30 +75,81 @@ class RunFolder:
         """Seconds and accuracies."""
         return self.path / "summary.json"
 
+    @property
+    def _deletable(self) -> tuple[Path, ...]:
+        """What `clear` deletes, in this order."""
+        results = (self.summary, self.evaluation, self.contact_sheet, self.artifact)
+        return (*(self.path / name for name in JUDGED), *results, self.train, self.config, self.identity)
+
     def check_free(self, advice: str) -> None:
-        """Raises: ConfigError if the folder holds anything but an MLflow store."""
-        if self.path.exists():
-            there = {p.name for p in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
-            # A store alone is not a run: it may be shared, or left by a run that was killed as it began.
-            if there - {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}:
-                raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
+        """Raises: ConfigError if the folder holds anything but an MLflow store, or cannot be made."""
+        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if there == self.path and (not there.is_dir() or self._names() - STORE - {LOCK}):
+            raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"--out {self.path}: {there} is not a folder that can be written into; use another --out"
+            )
+
+    def check_replaceable(self) -> None:
+        """Raises: ConfigError unless the folder is free, or holds a run that nobody works on and nothing else."""
+        self._check_ours()
+        self.check_idle()
+
+    def _check_ours(self) -> None:
+        if not self.identity.exists():
+            self.check_free("It has no run.json, and --force deletes nothing but runs. Use another --out.")
+            return
+        self._read_identity()
+        strange = sorted(self._names() - STORE - {LOCK} - {path.name for path in self._deletable})
+        if strange:
+            raise ConfigError(
+                f"{self.path}: holds {', '.join(strange)}, which no run wrote; nothing was deleted. Move that away, or "
+                "use another --out"
+            )
+
+    def clear(self) -> None:
+        """Delete the run in a folder that is held. Raises: ConfigError for one that was not `check_replaceable`."""
+        self._check_ours()
+        for path in self._deletable:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, made if need be, for this process alone, however it ends. Raises: ConfigError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: another process is at work in it; wait for it to end, or stop it"
+                ) from None
+            yield
+
+    def check_idle(self) -> None:
+        """Raises: ConfigError if a process holds the folder."""
+        if (self.path / LOCK).exists():
+            with self.held():
+                pass
 
     def open(self, config: Config, tracker: Tracker) -> None:
         """Claim the folder for a new run."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config, config.to_yaml())
-        write_json(self.identity, {"config_hash": config.hash, "uri": tracker.uri, "run_id": tracker.run_id})
+        write_json(
+            self.identity, {"config_hash": config.hash, "uri": masked(tracker.uri), "run_id": tracker.run_id}
+        )
 
     def reopen(self, config: Config) -> Tracker:
         """The tracker of the run to go on with.
 
         Raises: ConfigError if there is none, a finished one, or one of another configuration or store.
         """
-        try:
-            identity = json.loads(self.identity.read_text())
-            tracker, hash_there = Tracker(identity["uri"], identity["run_id"]), identity["config_hash"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"{self.path}: holds no run to resume (no readable run.json)") from None
+        uri, run_id, hash_there = self._read_identity()
         if hash_there != config.hash:
             raise ConfigError(
                 f"{self.path}: holds a run of another configuration (hash {hash_there}, yours is {config.hash}); "
@@ -86,9 +158,43 @@ class RunFolder:
         if self.summary.exists():
             raise ConfigError(f"{self.path}: holds a run that is finished; its results are in {self.summary}")
         wanted = config.tracking.uri
-        if wanted is not None and store_uri(wanted, self.path) != tracker.uri:
+        if wanted is not None and store_uri(wanted, self.path) != uri:
             raise ConfigError(
-                f"tracking.uri: the run in {self.path} is recorded at {shown(tracker.uri)} (found {wanted!r}); "
+                f"tracking.uri: the run in {self.path} is recorded at {uri} (found {wanted!r}); "
                 "remove the key, or use another --out"
             )
-        return tracker
+        return Tracker(self._with_password(uri), run_id)
+
+    def store(self) -> str | None:
+        """The store in which the run is recorded; None if the folder does not say. Raises: ConfigError, as `reopen`."""
+        try:
+            uri, _, _ = self._read_identity()
+        except ConfigError:
+            return None
+        return self._with_password(uri)
+
+    def _with_password(self, uri: str) -> str:
+        """A URI of `run.json` as it was. Raises: ConfigError if it had a password that the environment does not know."""
+        if MASK not in uri:
+            return uri
+        known = store_uri(None, self.path)
+        if masked(known) != uri:
+            raise ConfigError(
+                f"{self.path}: the run is recorded at {uri}, and its password is not kept; set $MLFLOW_TRACKING_URI to "
+                "that URI with its password"
+            )
+        return known
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.path.iterdir()}
+
+    def _read_identity(self) -> tuple[str, str, str]:
+        """The masked URI of the store, the MLflow run and the configuration's hash. Raises: ConfigError without them."""
+        try:
+            identity = json.loads(self.identity.read_text())
+            uri, run_id, config_hash = (identity[key] for key in ("uri", "run_id", "config_hash"))
+            if not all(isinstance(value, str) and value for value in (uri, run_id, config_hash)):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise ConfigError(f"{self.path}: holds no run of ours (no readable run.json)") from None
+        return uri, run_id, config_hash

@@ -101,30 +101,75 @@ class RunState(NamedTuple):
     def from_record(
         cls, tensors: Mapping[str, Tensor], record: Mapping[str, Any], device: torch.device | None = None
     ) -> "RunState":
-        """The inverse of `to_record`, onto a device. Raises: CheckpointError if something is missing."""
+        """The inverse of `to_record`, onto a device. Raises: CheckpointError for what no run has come to."""
         at = {name: tensor.to(device) for name, tensor in tensors.items()}
         try:
-            best = record["best"]
+            data, best = _set_of(at, "images", "labels"), record["best"]
+            labels = _moments_of(at, "outer_label", data.labels_NK) if record["labels_learnt"] else None
             return cls(
-                data=DistilledData(at["images"], at["labels"]),
+                data=data,
                 outer=OuterState(
-                    Moments(at["outer_m"], at["outer_v"]),
-                    Moments(at["outer_label_m"], at["outer_label_v"]) if record["labels_learnt"] else None,
-                    record["outer_num_steps"],
-                    record["clip_ema"],
+                    _moments_of(at, "outer", data.images_NCHW),
+                    labels,
+                    _count(record, "outer_num_steps"),
+                    None if record["clip_ema"] is None else _number(record, "clip_ema"),
                 ),
-                outer_step=record["outer_step"],
-                clipped_total=record["clipped_total"],
-                nonfinite_in_a_row=record["nonfinite_in_a_row"],
-                nonfinite_total=record["nonfinite_total"],
-                best=best
-                and Best(
-                    DistilledData(at["best_images"], at["best_labels"]), best["outer_step"], best["accuracy"]
-                ),
-                curriculum=CurriculumState(**record["curriculum"]),
+                outer_step=_count(record, "outer_step"),
+                clipped_total=_count(record, "clipped_total"),
+                nonfinite_in_a_row=_count(record, "nonfinite_in_a_row"),
+                nonfinite_total=_count(record, "nonfinite_total"),
+                best=None if best is None else _best_of(at, best, data),
+                curriculum=_curriculum_of(record["curriculum"]),
             )
         except (KeyError, TypeError) as e:
             raise CheckpointError(f"the checkpoint lacks {e}") from e
+
+
+def _count(record: Mapping[str, Any], name: str) -> int:
+    value = record[name]
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise CheckpointError(f"the checkpoint's {name} is no count")
+    return value
+
+
+def _number(record: Mapping[str, Any], name: str) -> float:
+    value = record[name]
+    if type(value) is not float:
+        raise CheckpointError(f"the checkpoint's {name} is no number")
+    return value
+
+
+def _set_of(tensors: Mapping[str, Tensor], images: str, labels: str) -> DistilledData:
+    data = DistilledData(tensors[images], tensors[labels])
+    shapes = data.images_NCHW.shape, data.labels_NK.shape
+    if (len(shapes[0]), len(shapes[1])) != (4, 2) or shapes[0][0] != shapes[1][0] or not shapes[0].numel():
+        raise CheckpointError(f"the checkpoint's {images} and {labels} do not belong together")
+    if not all(x.is_floating_point() and bool(x.isfinite().all()) for x in data):
+        raise CheckpointError(f"the checkpoint's {images} or {labels} are not finite")
+    return data
+
+
+def _moments_of(tensors: Mapping[str, Tensor], name: str, of: Tensor) -> Moments:
+    moments = Moments(tensors[f"{name}_m"], tensors[f"{name}_v"])
+    if any((x.shape, x.dtype) != (of.shape, of.dtype) for x in moments):
+        raise CheckpointError(f"the checkpoint's {name}_m or {name}_v are of another shape or type")
+    return moments
+
+
+def _best_of(tensors: Mapping[str, Tensor], record: Mapping[str, Any], data: DistilledData) -> Best:
+    best = Best(
+        _set_of(tensors, "best_images", "best_labels"),
+        _count(record, "outer_step"),
+        _number(record, "accuracy"),
+    )
+    if any((x.shape, x.dtype) != (y.shape, y.dtype) for x, y in zip(best.data, data, strict=True)):
+        raise CheckpointError("the checkpoint's best set is of another shape or type")
+    return best
+
+
+def _curriculum_of(record: Mapping[str, Any]) -> CurriculumState:
+    loss = None if record["best_loss"] is None else _number(record, "best_loss")
+    return CurriculumState(_count(record, "advanced"), loss, _count(record, "num_stalled"))
 
 
 class KeptRun(NamedTuple):
@@ -153,6 +198,6 @@ def load_kept(path: Path, config_hash: str, device: torch.device | None = None) 
             Point(int(step), {str(name): float(value) for name, value in values.items()}, float(unix_s))
             for step, values, unix_s in record["unrecorded"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise CheckpointError(f"{path}: its points are not points ({e})") from e
     return KeptRun(state, points)

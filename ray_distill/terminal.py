@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ray_distill.errors import FailedError, MistakeError
+from ray_distill.uris import masked
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -60,7 +61,7 @@ def errors(on_interrupt: str) -> Iterator[None]:
 
 def _say_error(kind: str, error: Exception) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
-    stderr.print(str(error), markup=False, highlight=False)
+    stderr.print(masked(str(error)), markup=False, highlight=False)
 
 
 def check_target(target: Path, option: str = "--out") -> None:
@@ -69,3 +70,10 @@ def check_target(target: Path, option: str = "--out") -> None:
         raise MistakeError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
     if not target.parent.is_dir():
         raise MistakeError(f"{target}: there is no folder {target.parent}")
+
+
+def check_picture(target: Path, option: str = "--out") -> None:
+    """Raises: MistakeError as `check_target`, or for a name that is not that of a PNG."""
+    if target.suffix != ".png":
+        raise MistakeError(f"{option} {target}: a picture's name ends in .png")
+    check_target(target, option)

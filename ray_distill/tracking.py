@@ -7,18 +7,19 @@ What is logged twice is kept once: a run that was resumed computes the very same
 
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from ray_distill.errors import FailedError, MistakeError
 from ray_distill.points import Point
+from ray_distill.uris import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 WITNESS = "seconds_per_outer_step"
 """A metric that every point has; its last step tells what is already logged."""
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""Of stores."""
 
 MAX_METRICS = 900
 """Metrics in one call; MLflow takes 1000, and a point's metrics stay together."""
@@ -42,26 +46,24 @@ class TrackingError(FailedError):
 def store_uri(configured: str | None, folder: Path) -> str:
     """The tracking URI: the configured one, else $MLFLOW_TRACKING_URI, else a sqlite file in the folder.
 
-    A relative sqlite path is made absolute: Ray's processes work in other folders.
+    A relative sqlite path is made absolute: Ray's processes work in other folders. Raises: StoreError for a URI that is
+    of no store.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://|databricks$", uri):
+        raise StoreError(
+            f"MLflow at {masked(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
+        )
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
-
-
-def shown(uri: str) -> str:
-    """The URI without its password."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
 
 
 def ui_command(uri: str) -> str:
     """What to do to look at the store."""
     if uri.startswith("http"):
-        return f"open {shown(uri)} in a browser"
-    return f"uv run mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
+        return f"open {masked(uri)} in a browser"
+    return f"uv run mlflow ui --backend-store-uri {shlex.quote(masked(uri))}"
 
 
 def _import_mlflow() -> Any:
@@ -83,19 +85,22 @@ def _import_mlflow() -> Any:
 def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     """What MLflow raises becomes one error of ours."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as e:
+    # A database whose driver is not installed is an ImportError.
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise error(f"MLflow at {shown(uri)}: {reason}") from e
+        raise error(masked(f"MLflow at {uri}: {reason}")) from e
 
 
 @dataclass(frozen=True)
 class Tracker:
     """A run in a store, by its address; safe to send to other processes."""
 
-    uri: str
+    uri: str = field(repr=False)
+    """It may hold a password."""
     run_id: str
 
     @cached_property
@@ -259,7 +264,10 @@ def open_store(uri: str, experiment: str) -> None:
     """Open the store, or make it, with the experiment in it: what takes seconds. Raises: StoreError."""
     path = uri.removeprefix("sqlite:///")
     if path != uri:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreError(f"MLflow at {uri}: the folder cannot be made ({e})") from e
     client = _client(uri)
     with _store(uri, StoreError):
         _experiment_id(client, uri, experiment)

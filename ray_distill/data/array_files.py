@@ -80,7 +80,11 @@ def _errors_named(kind: str, file: File) -> Iterator[None]:
         yield
     except Exception as e:
         what = "an .npz file of plain arrays" if kind == "npz" else "a file of tensors that torch.save wrote"
-        raise DataError(f"{file} is not {what}: {str(e).splitlines()[0] if str(e) else repr(e)}") from e
+        reason = str(e).splitlines()[0] if str(e) else repr(e)
+        # Both libraries advise to read the file in a way that runs what is in it.
+        if "weights_only" in reason or "allow_pickle" in reason:
+            reason = "it holds other objects, which could run anything, or is of another kind"
+        raise DataError(f"{file} is not {what}: {reason}") from e
 
 
 def _seekable(file: File) -> Any:

@@ -13,6 +13,7 @@ target first, which is then copied behind Arrow's header: twice the disk for a w
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import warnings
@@ -101,15 +102,30 @@ def open_images(path: Path) -> LabelledImages:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}")
             (batch,) = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        stored = batch.column("image").storage
-        shape = (len(stored), *batch.schema.field("image").type.shape)
-        images = np.frombuffer(
-            stored.values.buffers()[1], dtype=batch.schema.field("image").type.value_type.to_pandas_dtype()
+        batch.validate()
+        tensor, stored, labels = (
+            batch.schema.field("image").type,
+            batch.column("image").storage,
+            batch.column("label"),
         )
-        labels = np.frombuffer(batch.column("label").buffers()[1], dtype=np.int64, count=len(stored))
+        dtype = np.dtype(tensor.value_type.to_pandas_dtype())
+        shape = (len(stored), *tensor.shape)
+        if (
+            dtype not in _TORCH
+            or len(tensor.shape) != 3
+            or min(shape) < 1
+            or stored.offset
+            or stored.null_count
+        ):
+            raise ValueError(f"{dtype} images of shape {shape}")
+        if labels.type != pa.int64() or labels.offset or labels.null_count:
+            raise ValueError(f"labels of type {labels.type}")
+        images = np.frombuffer(stored.values.buffers()[1], dtype=dtype, count=math.prod(shape))
+        labels_N = np.frombuffer(labels.buffers()[1], dtype=np.int64, count=len(stored))
+        _check_header(header, labels_N)
         return LabelledImages(
-            images_NCHW=_read_only_tensor(images[: np.prod(shape)]).view(shape),
-            labels_N=torch.from_numpy(labels.copy()),
+            images_NCHW=_read_only_tensor(images).view(shape),
+            labels_N=torch.from_numpy(labels_N.copy()),
             class_names=tuple(header["class_names"]),
             white=header["white"],
             digest=header["digest"],
@@ -117,10 +133,22 @@ def open_images(path: Path) -> LabelledImages:
             mapping=mapping,
             broken=tuple(header.get("broken", ())),
         )
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as e:
+    # What a broken file makes Arrow and NumPy raise is many things.
+    except Exception as e:
         raise DataError(
             f"{path} is not a file of prepared images ({e}); remove it, to have it made anew"
         ) from e
+
+
+def _check_header(header: dict[str, Any], labels_N: NDArray[np.int64]) -> None:
+    """Raises: ValueError for values of another kind than a Spool writes; KeyError for missing ones."""
+    texts = [header["digest"], *header["class_names"], *header.get("broken", ())]
+    if not all(type(text) is str for text in texts) or not isinstance(header["class_names"], list):
+        raise ValueError("names that are no texts")
+    if type(header["white"]) is not int or not 1 <= header["white"] <= 255:
+        raise ValueError(f"white is {header['white']}")
+    if labels_N.min() < 0 or labels_N.max() >= len(header["class_names"]):
+        raise ValueError("labels of classes that have no name")
 
 
 def _read_only_tensor(array: NDArray[Any]) -> Tensor:

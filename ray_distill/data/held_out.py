@@ -140,6 +140,8 @@ def _test_folder(spec: DataSpec) -> Place:
             raise DataError(f"{found} is not a folder, or is named as test data and as development data")
         return found
     folder = place_of(spec.path)
+    if not folder.is_folder():
+        raise DataError(f"there is no folder {folder}")
     for name in _FOLDERS:
         if (folder / name).is_folder():
             return folder / name
@@ -156,6 +158,7 @@ def _test_files(spec: DataSpec) -> list[File]:
     if spec.test_source is None:
         place = place_of(spec.path)
         if not place.is_folder():
+            parquet_files(spec.path)
             raise DataError(
                 f"{place} is training data alone; name the test data in data.test_source, as in "
                 "parquet:test.parquet"

@@ -26,6 +26,7 @@ Legend: D = C * H * W, the numbers of one image. W takes 4 D^2 bytes: 38 MB for 
 What fitting needs is told in `whitening_memory`; pictures need one more of 8 D^2 bytes, and W's inverse.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -240,16 +241,19 @@ def preprocessing_from_record(description: Mapping[str, Any], tensors: Mapping[s
 
 
 def _zca_from_record(description: Mapping[str, Any], whiten_DD: Tensor) -> ZcaWhitening:
-    channels, height, width = (int(v) for v in description["image_shape"])
+    channels, height, width = description["image_shape"]
+    if not all(type(side) is int and side > 0 for side in (channels, height, width)):
+        raise ValueError(f"images of the shape {description['image_shape']}")
+    numbers = {name: description[name] for name in ("shrinkage", "brightness", "contrast")}
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers.values()):
+        raise ValueError(f"a whitening with {numbers}, which must be finite numbers")
     size = channels * height * width
     if whiten_DD.shape != (size, size):
         raise ValueError(f"a whitening matrix of shape {list(whiten_DD.shape)} for images of {size} numbers")
     return ZcaWhitening(
         whiten_DD=whiten_DD,
         image_shape=(channels, height, width),
-        shrinkage=float(description["shrinkage"]),
-        brightness=float(description["brightness"]),
-        contrast=float(description["contrast"]),
+        **{name: float(number) for name, number in numbers.items()},
     )
 
 

@@ -40,6 +40,7 @@ def load_preprocessing(path: Path) -> Preprocessing:
     try:
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
             table = reader.read_all()
+            table.validate(full=True)
         header = json.loads(table.schema.metadata[_KEY])
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}")
@@ -50,5 +51,6 @@ def load_preprocessing(path: Path) -> Preprocessing:
             flat = np.array(values.values.to_numpy(zero_copy_only=True), copy=True)
             tensors[name] = torch.from_numpy(flat).reshape(shape)
         return preprocessing_from_record(header["preprocessing"], tensors)
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as e:
+    # What a broken file makes Arrow and NumPy raise is many things.
+    except Exception as e:
         raise DataError(f"{path} is not a fitted preprocessing ({e}); remove it, to have it made anew") from e

@@ -45,7 +45,9 @@ def balanced_rows(labels_N: Tensor, num_rows: int, stream: Stream) -> Tensor:
     """
     classes = _classes(labels_N)
     if num_rows < len(classes):
-        raise DataError(f"limit is {num_rows}, fewer than one image for each of the {len(classes)} classes")
+        raise DataError(
+            f"data.limit: is fewer than one image for each of the {len(classes)} classes (found {num_rows}); raise it"
+        )
     order = stream.permutation(len(labels_N))[0]
     turn_N = torch.empty_like(labels_N)
     for k in classes:

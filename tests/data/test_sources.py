@@ -152,7 +152,9 @@ def test_a_limit_of_digits_is_balanced() -> None:
     """30 of ten classes: 3 of each; more than there are: all."""
     assert torch.bincount(load_development(DataSpec(source="digits", limit=30)).labels_N).tolist() == [3] * 10
     assert len(load_development(DataSpec(source="digits", limit=5000))) == 1438
-    with pytest.raises(DataError, match="limit is 9, fewer than one image for each of the 10 classes"):
+    with pytest.raises(
+        DataError, match=r"data\.limit: is fewer than one image for each of the 10 classes \(found 9\)"
+    ):
         load_development(DataSpec(source="digits", limit=9))
     with pytest.raises(DataError, match="limit is 0"):
         load_development(DataSpec(source="digits", limit=0))

@@ -1,0 +1,114 @@
+"""A whole run beside a planted password, and the ports that it opens."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from processes import descendants_named
+from tiny import tiny_config
+
+PLANTED = "geheimwort"
+
+
+def listening() -> dict[str, str]:
+    """Socket -> address, in hexadecimal, of what listens on this machine."""
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        if Path(f"/proc/net/{name}").exists()
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
+
+
+def sockets_of(pid: int) -> set[str]:
+    found = set()
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(entry.readlink()).removeprefix("socket:[").removesuffix("]"))
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux to see who listens")
+def test_a_cluster_of_our_own_listens_to_this_machine_alone(ray_cluster: None) -> None:
+    """Every port of this process and of those that it started, Ray's among them, is on 127.0.0.1 or ::1."""
+    addresses = listening()
+    ours = {
+        pid: {addresses[s] for s in sockets_of(pid) if s in addresses}
+        for pid in [os.getpid(), *descendants_named("")]
+    }
+    assert sum(map(len, ours.values())) >= 3, "no port of Ray's was seen"
+    assert set().union(*ours.values()) <= LOOPBACK, ours
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    """MLflow's own server on a free port; it lets everybody in, whatever the password."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            for _ in range(300):
+                with suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                    break
+                assert process.poll() is None, (folder / "server.log").read_text()
+                time.sleep(1)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.mark.slow
+def test_a_password_of_the_store_is_left_nowhere(tmp_path: Path) -> None:
+    """A run to its end, with MLflow's password in the environment: the word is in no file, of the run, of Ray or of
+    MLflow, under any name, and not in what was printed."""
+    (tmp_path / "server").mkdir()
+    config = tiny_config(outer={"steps": 5})
+    (tmp_path / "tiny.yaml").write_text(config.to_yaml())
+    # Ray's sockets need a short path.
+    ray = Path(f"/tmp/rd-{os.getpid()}")
+    with mlflow_server(tmp_path / "server") as port:
+        environment = os.environ | {
+            "MLFLOW_TRACKING_URI": f"http://me:{PLANTED}@127.0.0.1:{port}",
+            "RAY_TMPDIR": str(ray),
+        }
+        ray.mkdir()
+        main = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+        done = subprocess.run(
+            [*main, "distill", "tiny.yaml", "--out", "run"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert f"open http://me:***@127.0.0.1:{port} in a browser" in done.stdout
+    files = [path for folder in (tmp_path, ray) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 30
+    assert [str(path) for path in files if PLANTED.encode() in path.read_bytes()] == []
+    assert [str(path) for path in files if PLANTED in str(path)] == []
+    assert PLANTED not in done.stdout + done.stderr

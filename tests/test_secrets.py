@@ -1,0 +1,107 @@
+"""Passwords in URIs: seen by nobody, kept nowhere, and still there for a run that is resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ray_distill import tracking
+from ray_distill.config import ConfigError, load, parse
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.places import place_of
+from ray_distill.run_folder import RunFolder
+from ray_distill.tracking import StoreError, Tracker, TrackingError, ui_command
+from ray_distill.uris import holds_password, masked
+
+DIGITS = Path(__file__).parents[1] / "experiments" / "digits_ipc1.yaml"
+WHOLE = "postgresql://me:geheim@host/db"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (WHOLE, "postgresql://me:***@host/db"),
+        ("http://me:ge@he/im@host:5000", "http://me:***@host:5000"),
+        (
+            "cannot reach s3://key:ge:heim@bucket/x?region=y now",
+            "cannot reach s3://key:***@bucket/x?region=y now",
+        ),
+        (
+            "'mysql+pymysql://me:geheim@a/b' and 'http://u:geheim@c'",
+            "'mysql+pymysql://me:***@a/b' and 'http://u:***@c'",
+        ),
+        ("http://host/?user=me&api_token=geheim&x=1", "http://host/?user=me&api_token=***&x=1"),
+        ("postgresql://host/db?Password=geheim", "postgresql://host/db?Password=***"),
+    ],
+)
+def test_a_password_is_masked_wherever_it_stands(text: str, shown: str) -> None:
+    assert masked(text) == shown
+    assert holds_password(text)
+    assert not holds_password(shown)
+    assert "geheim" not in ui_command(text)
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////a/b.db", "http://127.0.0.1:5000", "s3://bucket/a?region=b", "folder:a:b@c"]
+)
+def test_what_holds_none_is_left_alone(uri: str) -> None:
+    assert masked(uri) == uri
+
+
+def test_a_configuration_that_holds_one_is_refused_without_repeating_it() -> None:
+    values = load(DIGITS).to_dict()
+    for section, key, uri in (
+        ("data", "source", "parquet:s3://key:geheim@bucket/x"),
+        ("data", "source", "parquet:s3://bucket/x?secret_key=geheim"),
+        ("data", "root", "s3://key:geheim@bucket"),
+        ("tracking", "uri", WHOLE),
+        ("tracking", "uri", "http://host?token=geheim"),
+        ("tracking", "experiment", [WHOLE]),
+    ):
+        with pytest.raises(ConfigError, match=rf"{section}\.{key}: ") as caught:
+            parse(
+                values
+                | {
+                    section: values[section] | {"source": "mnist", key: uri}
+                    if key == "root"
+                    else values[section] | {key: uri}
+                }
+            )
+        assert "geheim" not in str(caught.value)
+
+
+def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in `run.json` nor in `config.yaml`; the environment's is taken if it is that of this store."""
+    config, folder = load(DIGITS), RunFolder(tmp_path)
+    folder.open(config, Tracker(WHOLE, "abc"))
+    assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
+    assert json.loads(folder.identity.read_text())["uri"] == "postgresql://me:***@host/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", WHOLE)
+    assert folder.reopen(config) == Tracker(WHOLE, "abc")
+    assert folder.store() == WHOLE
+    for other in ("postgresql://me:geheim@else/db", "sqlite:///x.db", ""):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+        with pytest.raises(ConfigError, match=r"\*\*\*@host/db, and its password is not kept; set \$MLFLOW"):
+            folder.reopen(config)
+
+
+def test_what_mlflow_says_of_a_store_that_is_away_is_masked() -> None:
+    """It repeats the whole URI in what it raises."""
+    away = Tracker("http://me:geheim@127.0.0.1:9", "abc")
+    assert "geheim" not in repr(away)
+    for error, ask in ((TrackingError, lambda: away.set_tag("a", "b")), (StoreError, away.has_run)):
+        with pytest.raises(error, match=r"http://me:\*\*\*@127\.0\.0\.1:9") as caught:
+            ask()
+        assert "geheim" not in str(caught.value)
+    with pytest.raises(StoreError) as caught_open:
+        tracking.open_store("mysql://me:geheim@127.0.0.1:9/x", "tests")
+    assert "geheim" not in str(caught_open.value)
+
+
+def test_a_place_that_cannot_be_reached_is_named_without_it() -> None:
+    with pytest.raises(DataError) as caught:
+        place_of("ftp://me:geheim@host/x")
+    assert "geheim" not in str(caught.value)
+    assert "ftp://me:***@host/x" in str(caught.value)
