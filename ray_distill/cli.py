@@ -1,4 +1,4 @@
-"""The command line: demo, distill, evaluate, show; and plan, bench and data, in modules of their own.
+"""The command line: demo, distill, evaluate, show; and plan, doctor, bench and data, in modules of their own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -19,6 +19,7 @@ from rich.table import Table
 from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
+from ray_distill.cli_doctor import doctor
 from ray_distill.cli_plan import plan
 from ray_distill.config import Config, ConfigError
 from ray_distill.terminal import Set, bar, check_picture, check_target, errors, stderr, stdout
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.command()(plan)
+app.command()(doctor)
 
 Out = Annotated[
     Path | None,
