@@ -1,4 +1,5 @@
-"""The command line: demo, distill, evaluate, show; and plan, bench, data, import and export, in modules of their own.
+"""The command line: demo, distill, evaluate, show; and plan, doctor, bench, data, import and export, in modules of
+their own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -20,6 +21,7 @@ from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
 from ray_distill.cli_export import export, import_
+from ray_distill.cli_doctor import doctor
 from ray_distill.cli_plan import plan
 from ray_distill.config import Config, ConfigError
 from ray_distill.terminal import Set, bar, check_picture, check_target, errors, stderr, stdout
@@ -49,6 +51,7 @@ app.add_typer(data, name="data")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
+app.command()(doctor)
 
 Out = Annotated[
     Path | None,

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from urllib.parse import urlsplit
 
 # Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
 # its workers; the second asks Train's controller more often than every 2 s for reports, which it passes
@@ -39,6 +41,18 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = usual
 
 
+def _check_answered(address: str) -> None:
+    """Raises: ClusterError if nobody answers at a host and port: Ray would try again for more than five minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.hostname and parts.port:
+            socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+    except (OSError, ValueError) as e:
+        raise ClusterError(
+            f"no Ray cluster at RAY_ADDRESS {address}: {e}; start it, or unset RAY_ADDRESS"
+        ) from e
+
+
 @contextmanager
 def cluster(num_cpus: int | None = None) -> Iterator[None]:
     """A connection to Ray. The cluster of RAY_ADDRESS or of the submitted job if there is one, else a
@@ -50,6 +64,8 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         return
     # A submitted job finds RAY_ADDRESS set. On a cluster of our own nobody asks for the dashboard.
     here = not os.environ.get("RAY_ADDRESS")
+    if not here:
+        _check_answered(os.environ["RAY_ADDRESS"])
     try:
         with _on_loopback() if here else nullcontext():
             ray.init(

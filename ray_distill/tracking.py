@@ -85,6 +85,8 @@ def ui_command(uri: str) -> str:
 def _import_mlflow() -> Any:
     """MLflow, without usage reports, migration logs, and minutes of retries when a server is away."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It prints the server's URI with the password in it.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
@@ -324,6 +326,16 @@ def open_store(uri: str, experiment: str) -> None:
     client = _client(uri)
     with _store(uri, StoreError):
         _experiment_id(client, uri, experiment)
+
+
+def try_store(uri: str) -> None:
+    """Write a run into the store and delete it again. Raises: StoreError, TrackingError."""
+    open_store(uri, "ray_distill-doctor")
+    tracker = open_run(uri, "ray_distill-doctor", "doctor", {"written": True}, {})
+    tracker.log_metrics({"written": 1.0})
+    tracker.finish("FINISHED")
+    with _store(uri):
+        tracker.client.delete_run(tracker.run_id)
 
 
 def open_run(

@@ -1,19 +1,23 @@
 """Distillation by real Ray Train workers: the same numbers whatever carries them out."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from processes import descendants_named
 from tiny import Bench, tiny_config, tiny_data
+from typer.testing import CliRunner
 
+from ray_distill.cli import app
 from ray_distill.config import Config, ConfigError
-from ray_distill.distill import DistillError, train
-from ray_distill.outer_loop import outer_loop
+from ray_distill.distill import train
+from ray_distill.outer_loop import outer_loop, outer_step
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState
+from ray_distill.run_state import RunState, load_kept
 from ray_distill.tracking import Tracker
 from ray_distill.world import OneProcess
 
@@ -84,11 +88,40 @@ def test_too_few_cpus_are_refused_at_once(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_ends_with_its_place(place: Place) -> None:
-    """An inner lr of 1e300 makes every metagradient NaN: DistillError after 2 steps, without retries; MLflow
-    has the step before the last, which no cadence would have reported."""
-    config = tiny_config(inner={"lr": 1e300}, outer={"steps": 20, "max_nonfinite_steps": 2})
-    folder, tracker = place(config)
-    with pytest.raises(DistillError, match=r"outer step 1, window \[\d, \d\), replicas \[0, 1\]"):
-        train(config, tiny_data(config), folder, tracker, lambda done, said: None)
-    assert history(tracker, "nonfinite_steps") == [(1, 1.0)]
+def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An inner lr of 1e300 from step 6 on makes every metagradient NaN on both workers: exit code 1 after steps 6 and 7,
+    without retries, and the same words again from the checkpoint of step 5. Kept is the D that the good steps gave,
+    in an MLflow run that FAILED and has the step before the last, which no cadence would have reported, once."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = tiny_config(
+        inner={"lr": {"schedule": "piecewise", "values": [1e-3, 1e300], "from_steps": [0, 6]}},
+        outer={"steps": 20, "max_nonfinite_steps": 2},
+        cluster={"num_workers": 2},
+    )
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    command = ["distill", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    said = []
+    for more in ([], ["--resume"]):
+        result = CliRunner().invoke(app, [*command, *more])
+        assert result.exit_code == 1, result.output
+        assert "Traceback" not in result.output
+        said.append(result.stderr)
+        tracker = RunFolder(tmp_path / "run").reopen(config)
+        assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
+        assert history(tracker, "nonfinite_steps") == [(7, 1.0)]
+        assert [step for step, _ in history(tracker, "seconds_per_outer_step")] == list(range(1, 8))
+    assert said[0] == said[1]
+    assert re.search(
+        r"^failed: outer step 7, window \[\d, \d\), replicas \[0, 1\]: .*; D was not touched", said[0]
+    )
+    kept = sorted((tmp_path / "run" / "train" / "run").glob("step_*/state.arrow"))
+    assert [path.parent.name for path in kept] == ["step_00000005"]
+    five = Bench(config)
+    state = RunState.start(five.initial, five.experiment.outer)
+    for _ in range(5):
+        state, _ = outer_step(five.experiment, five.train, state, OneProcess())
+    torch.testing.assert_close(
+        load_kept(kept[0], config.hash).state.data.images_NCHW, state.data.images_NCHW, rtol=1e-10, atol=1e-12
+    )

@@ -1,0 +1,127 @@
+"""`doctor`: each check finds what is there and what is not, and none stops the others."""
+
+import http.server
+import io
+import json
+import threading
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ray_distill import doctor
+from ray_distill.cli import app
+from ray_distill.cli_doctor import table
+from ray_distill.doctor import Finding
+
+
+def checked(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings}
+
+
+def test_all_is_looked_at_and_told(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a real Ray cluster and a real MLflow store, which has no run afterwards; nor has the folder a file."""
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    result = CliRunner().invoke(app, ["doctor", "--json", "d.json"])
+    assert result.exit_code == 0, result.output
+    found = {row["check"]: row for row in json.loads((tmp_path / "d.json").read_text())}
+    assert {"Python", "torch", "compiler", "memory", "storage", "disk", "MLflow", "Ray", "Ray's GPUs"} <= set(
+        found
+    )
+    assert "1 node(s), 2 CPUs" in found["Ray"]["found"]
+    assert "a run was written and deleted" in found["MLflow"]["found"]
+    assert result.stdout.isascii()
+    assert "all that runs need is there" in result.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"store.db", "d.json"}
+    client = MlflowClient(f"sqlite:///{tmp_path}/store.db")
+    assert client.search_runs([client.get_experiment_by_name("ray_distill-doctor").experiment_id]) == []
+
+
+def test_what_is_missing_is_named_and_the_rest_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of no kind, a place that cannot be written to, no compiler, no cluster: exit code 1, and all of it said."""
+    (tmp_path / "text").write_text("x")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://me:geheim@a")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = CliRunner().invoke(app, ["doctor", "--out", str(tmp_path / "text" / "x")])
+    assert result.exit_code == 1
+    assert "runs need what is not there: storage, MLflow, Ray" in result.stderr
+    for part in (
+        "no-such-compiler",
+        "install g++",
+        "mend MLFLOW_TRACKING_URI",
+        "mend RAY_ADDRESS",
+        "Connection refused",
+    ):
+        assert part in " ".join(result.stdout.split()), part
+    assert "geheim" not in result.output
+
+
+def test_a_place_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
+    """A folder that is there or not, by its path or as a URI."""
+    for storage in (tmp_path, f"file://{tmp_path}", tmp_path / "new"):
+        assert checked(doctor.stored(str(storage)))["storage"].state == "good"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PATIENCE_S", 0.05)
+    (found,) = doctor._safe("storage", lambda: doctor._in_time(lambda: threading.Event().wait() or []))
+    assert (found.state, found.found) == ("bad", "no answer in 0.05 s")
+
+
+@pytest.fixture
+def server_of_yesterday() -> Iterator[str]:
+    """An HTTP server that lets nobody in, with a clock 100 s slow."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(401)
+            self.send_header("Date", formatdate(doctor.time.time() - 100, usegmt=True))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://me:geheim@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_clocks_that_are_apart_are_told(server_of_yesterday: str) -> None:
+    """The server says whole seconds: -100 to -99 s, and the middle of that is what is taken."""
+    ahead_s = doctor._server_ahead_s(server_of_yesterday)
+    assert ahead_s == pytest.approx(-100, abs=1.5)
+    found = doctor._skew("clock", ahead_s, 1.0)
+    assert (found.state, "apart from this machine's, by -" in found.found) == ("note", True)
+    assert doctor._skew("clock", 2.9, 1.0).state == "good"
+
+
+def test_the_table_shows_what_to_do_where_something_is_wrong() -> None:
+    """Ticks on a terminal, words elsewhere; brackets in what was found are no markup."""
+    findings = [Finding("a", "good", "[red]x", "p"), Finding("b", "bad", "y", "q", "mend it")]
+    said = {}
+    for terminal in (True, False):
+        console = Console(width=80, force_terminal=terminal, file=io.StringIO())
+        console.print(table(findings, terminal=terminal))
+        assert isinstance(console.file, io.StringIO)
+        said[terminal] = console.file.getvalue()
+    assert "✓" in said[True]
+    assert "✗" in said[True]
+    assert said[False].isascii()
+    assert "[red]x" in said[False]
+    assert "-> mend it" in said[False]
+    assert said[False].count("->") == 1
