@@ -20,8 +20,8 @@ from rich.table import Table
 from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
-from ray_distill.cli_export import export, import_
 from ray_distill.cli_doctor import doctor
+from ray_distill.cli_export import export, import_
 from ray_distill.cli_plan import plan
 from ray_distill.config import Config, ConfigError
 from ray_distill.terminal import Set, bar, check_picture, check_target, errors, stderr, stdout
