@@ -37,7 +37,7 @@ POLL_S = 1.0
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
 _JobT = TypeVar("_JobT")
-_ResultT = TypeVar("_ResultT", contravariant=True)
+_ResultT_contra = TypeVar("_ResultT_contra", contravariant=True)
 
 
 class PoolError(FailedError):
@@ -71,10 +71,10 @@ class Workers:
         return " and ".join(said)
 
 
-class Customer(Protocol[_JobT, _ResultT]):
+class Customer(Protocol[_JobT, _ResultT_contra]):
     """Whose jobs they are. Told what becomes of them, one at a time, in the thread that runs the pool."""
 
-    def done(self, job: _JobT, result: _ResultT) -> Iterable[_JobT]:
+    def done(self, job: _JobT, result: _ResultT_contra) -> Iterable[_JobT]:
         """A result, as soon as it is there. Returns: jobs that have come of it."""
 
     def failed(self, job: _JobT, reason: str) -> Iterable[_JobT]:
@@ -105,7 +105,7 @@ class PoolReport:
 
     @property
     def efficiency(self) -> float:
-        """busy time / (wall time x actors): actors that come late, or start, count as idle ones."""
+        """Busy time / (wall time x actors): actors that come late, or start, count as idle ones."""
         return self.busy_s / (self.wall_s * self.num_actors) if self.num_actors else 0.0
 
 
