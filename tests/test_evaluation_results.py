@@ -39,6 +39,7 @@ def some() -> tuple[list[Record], list[Failure]]:
     ]
     records += [record(0.3, steps, subject="random", kind="random_real") for steps in (50, 100)]
     records += [record(0.4, 100, subject="z first", kind="subset", num_images=n) for n in (2, 5)]
+    records.append(record(0.9, 7000, subject="all", kind="whole_train", num_images=50_000))
     failures = [
         Failure(of("random", "resnet18", index, kind="random_real"), f"out of memory, {index}")
         for index in (1, 0)
@@ -91,6 +92,7 @@ def test_distilled_sets_come_first_and_the_order_of_arrival_does_not_matter() ->
         ("z first", "subset", 5),
         ("z first", "subset", 2),
         ("random", "random_real", 10),
+        ("all", "whole_train", 50_000),
     ]
     assert [(row.network, row.inner_steps) for row in rows[:4]] == [
         ("resnet18", 50),
@@ -218,6 +220,7 @@ def test_the_table_is_for_people() -> None:
         "| random images of z first | 5 | 100 |  | 40.0% (n=1) |",
         "| random images of z first | 2 | 100 |  | 40.0% (n=1) |",
         "| random | 10 | 100 | failed | 30.0% (n=1) |",
+        "| all | 50,000 | 7,000 |  | 90.0% (n=1) |",
     ]
     assert "| z first | 10 | convnet3 | 50 | 3 | 60.0% | 10.0% | 35.2% to 84.8% |" in every.splitlines()
     assert reasons.splitlines() == [
