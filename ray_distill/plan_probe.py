@@ -26,9 +26,10 @@ from ray_distill import build
 from ray_distill.bench_work import seconds
 from ray_distill.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
-from ray_distill.core.retrain import score
+from ray_distill.core.retrain import scores
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import integer_at
+from ray_distill.core.side_by_side import NetworkGroup
 from ray_distill.core.step_functions import Batches
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_steps
@@ -188,16 +189,16 @@ def probe_validation(setting: Setting) -> ValidationProbe:
     import ray_distill.distill  # noqa: F401
 
     experiment, data = _prepared(setting)
-    network = experiment.inner.network
+    network = NetworkGroup(experiment.inner.network, 1)
     libraries = _Memory(data).before
     count = min(CHUNK_IMAGES, setting.images.num_validation)
     held_out = _real_images(setting, data, count)
     (draws,) = _draws(experiment, data, 1, 1)
-    theta_P, statistics = draws.theta_P, network.initial_statistics(draws.theta_P)
+    theta_RP, statistics = draws.theta_P[None], network.initial_statistics(draws.theta_P)
     memory = _Memory(data)
     with torch.no_grad():
         (score_s,) = median_s(
-            data, lambda: score(network, theta_P, statistics, held_out.batches()), warm=False
+            data, lambda: scores(network, theta_RP, statistics, held_out.batches()), warm=False
         )
     return ValidationProbe(score_s=score_s, images=count, score_bytes=memory.grown(), library_bytes=libraries)
 

@@ -13,6 +13,11 @@ from ray_distill.tracking import Tracker, shown, store_uri
 from ray_distill.whole_files import write_json, write_text
 
 
+def evaluation_folder(artifact: Path) -> Path:
+    """Where the results of an evaluation go that was given no other place: beside the set."""
+    return artifact.with_name(f"{artifact.stem}.evaluation")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's files."""
@@ -46,8 +51,8 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Every retraining of the evaluation, one record each."""
-        return self.path / "evaluation.json"
+        """The folder of the evaluation: the one that `evaluate` takes for the artefact."""
+        return evaluation_folder(self.artifact)
 
     @property
     def summary(self) -> Path:

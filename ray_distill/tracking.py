@@ -5,11 +5,12 @@ process-wide state, so that any process may add to a run: the driver, Ray Train'
 What is logged twice is kept once: a run that was resumed computes the very same numbers again.
 """
 
+import json
 import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,18 +152,22 @@ class Tracker:
                     ended[m.step] = m.timestamp / 1000
         return [Point(step, values[step], ended[step]) for step in sorted(values)]
 
-    def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Metrics that belong to no outer step, such as a test accuracy; those that are there stay.
+    def log_metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
+        """(name, step, value) of what belongs to no outer step, such as a test accuracy after so many inner steps.
 
         Raises: TrackingError.
         """
         client = self.client
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now, metrics, there = int(time.time() * 1000), [], dict[str, set[tuple[int, float]]]()
         with _store(self.uri):
-            there = client.get_run(self.run_id).data.metrics
-            metrics = [Metric(k, v, now, 0) for k, v in values.items() if k not in there]
+            for name, step, value in values:
+                if name not in there:
+                    history = client.get_metric_history(self.run_id, name)
+                    there[name] = {(m.step, m.value) for m in history}
+                if (step, value) not in there[name]:
+                    metrics.append(Metric(name, value, now, step))
             client.log_batch(self.run_id, metrics=metrics)
 
     def set_tag(self, key: str, value: str) -> None:
@@ -184,12 +189,18 @@ class Tracker:
             client.log_artifact(self.run_id, str(path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows with the same keys as a table that the UI can compare across runs. Raises: TrackingError."""
+        """Rows with the same keys as a table that the UI can compare across runs, in the place of one of that name.
+
+        Raises: TrackingError.
+        """
         client = self.client
         with _store(self.uri):
-            # MLflow would append to a table that is there.
             if name not in {artifact.path for artifact in client.list_artifacts(self.run_id)}:
                 client.log_table(self.run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
+            else:
+                # `log_table` would append.
+                table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}
+                client.log_text(self.run_id, json.dumps(table), name)
 
     def has_run(self) -> bool:
         """Whether the store knows the run. Raises: StoreError if it cannot be asked."""

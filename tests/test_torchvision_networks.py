@@ -13,6 +13,7 @@ from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.metagradient import adjoint_metagradient
 from ray_distill.core.networks import NetworkSpec, build_network
 from ray_distill.core.rng import Stream
+from ray_distill.core.side_by_side import NetworkGroup
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
@@ -87,9 +88,9 @@ def test_our_resnets_are_torchvisions(depth: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(ours(theta, x), theirs(theta, x), rtol=1e-10, atol=1e-10)
         judged = []
-        for network in (ours, theirs):
-            statistics = network.next_statistics(network.initial_statistics(theta), theta, x)
-            judged.append(network.judged(theta, statistics, x[:2]))
+        for network in (NetworkGroup(ours, 1), NetworkGroup(theirs, 1)):
+            statistics = network.next_statistics(network.initial_statistics(theta), theta[None], x[None])
+            judged.append(network.judged(theta[None], statistics, x[:2])[0])
         torch.testing.assert_close(*judged, rtol=1e-10, atol=1e-10)
         assert float((judged[0] - ours(theta, x[:2])).abs().max()) > 1e-3
 

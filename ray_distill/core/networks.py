@@ -6,8 +6,9 @@ the architecture, and the state of a window is a few vectors.
 
 Batch norm makes a network two functions. In training, and in the outer loss that a metagradient is of, it
 takes mean and variance from the batch at hand: a function of (theta, batch) like any other, but one that
-joins the images of a batch. What is trained is then judged by running statistics (`core.retrain` keeps them),
-which are numbers beside theta and have no part in any gradient.
+joins the images of a batch. What is trained is then judged by running statistics (`core.side_by_side` has both
+for any number of networks, `core.retrain` keeps them), which are numbers beside theta and have no part in any
+gradient.
 """
 
 import copy
@@ -27,9 +28,6 @@ from ray_distill.core.resnet import resnet
 from ray_distill.core.rng import Stream
 
 ImageShape = tuple[int, int, int]
-
-RunningStatistics = dict[str, Tensor]
-"""Mean, unbiased variance and number of batches of each batch norm; empty for networks without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,10 @@ class Network:
             raise ValueError(f"a network with buffers has no functional form here (found {buffers[0]}{more})")
         self.joins_images = bool(joining)
         """Whether the logits of an image depend on the others of its batch."""
-        self._keeping_statistics, self._in_test_mode = module, copy.deepcopy(module).eval()
+        self.keeping_statistics = module
+        """As in training, with batch norms that keep running statistics in buffers."""
+        self.in_test_mode = copy.deepcopy(module).eval()
+        """Batch norms take the running statistics in their buffers."""
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.num_parameters = sum(self.sizes)
@@ -93,47 +94,15 @@ class Network:
         logits: Tensor = torch.func.functional_call(self.module, self.unflatten(theta_P), (images_NCHW,))
         return logits
 
-    def initial_statistics(self, like: Tensor) -> RunningStatistics:
-        """Before the first batch: means 0 and variances 1, of the type and on the device of `like`."""
-        return {
-            name: torch.full(
-                buffer.shape,
-                1 if name.endswith("running_var") else 0,
-                dtype=like.dtype if buffer.is_floating_point() else buffer.dtype,
-                device=like.device,
-            )
-            for name, buffer in self._keeping_statistics.named_buffers()
-        }
-
-    @torch.no_grad()
-    def next_statistics(
-        self, statistics: RunningStatistics, theta_P: Tensor, images_NCHW: Tensor
-    ) -> RunningStatistics:
-        """The running statistics after one more training batch, by each norm's own momentum."""
-        if not self.joins_images:
-            return statistics
-        after = {name: value.clone() for name, value in statistics.items()}
-        # The module writes what it has seen into the buffers that it is given.
-        torch.func.functional_call(
-            self._keeping_statistics, {**self.unflatten(theta_P), **after}, (images_NCHW,)
-        )
-        return after
-
-    def judged(self, theta_P: Tensor, statistics: RunningStatistics, images_NCHW: Tensor) -> Tensor:
-        """Logits [N, K] in test mode: normalised by the running statistics, each image by itself."""
-        everything = {**self.unflatten(theta_P), **statistics}
-        logits: Tensor = torch.func.functional_call(self._in_test_mode, everything, (images_NCHW,))
-        return logits
-
     def largest_map(self, image_shape: ImageShape) -> int:
         """The most numbers that any layer puts out for one image of this shape."""
         sizes: list[int] = []
         hooks = [
             layer.register_forward_hook(lambda _module, _args, out: sizes.append(out.numel()))
-            for layer in self._in_test_mode.modules()
+            for layer in self.in_test_mode.modules()
         ]
         try:
-            self._in_test_mode(torch.empty(1, *image_shape, device="meta"))
+            self.in_test_mode(torch.empty(1, *image_shape, device="meta"))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -142,7 +111,7 @@ class Network:
     def forward_flops(self, image_shape: ImageShape) -> int:
         """Floating-point operations of the products in one image's forward pass, as torch counts them."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self._in_test_mode(torch.empty(1, *image_shape, device="meta"))
+            self.in_test_mode(torch.empty(1, *image_shape, device="meta"))
         return int(counter.get_total_flops())
 
     def init(self, stream: Stream, *, dtype: torch.dtype) -> Tensor:

@@ -1,11 +1,17 @@
-"""Retraining: a fresh network trained on a set alone, and its score on other data at each horizon.
+"""Retraining: fresh networks trained on a set alone, and their scores on other data at each horizon.
 
 The same function serves validation during a run, the evaluation of a distilled set, and its baselines:
 random real images (a set like any other) and the whole training set (in random batches).
 
+Several seeds of one network are trained and scored as one computation, one alone as a group of one: which of
+them are together changes their numbers by rounding alone. (In float32 a long training makes much of that, as it
+does of any other rounding.)
+
 Networks are judged in test mode. For those with batch norm that means by running statistics, kept during the
 training as torch keeps them: at each step, before the parameters move, from its batch. That takes a forward
 pass more, since the gradient's own are inside a function that has nothing but the gradient to give.
+
+Axes, beside those of the package: R networks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,14 +23,14 @@ from torch.nn import functional as F
 
 from ray_distill.core.distilled import TrainingSet
 from ray_distill.core.inner_optimizer import InnerState
-from ray_distill.core.networks import Network, RunningStatistics
+from ray_distill.core.side_by_side import NetworkGroup, RunningStatistics
 from ray_distill.core.step_functions import cached_size
 from ray_distill.core.unroll import (
     InnerDraws,
     InnerProblem,
     draw_inner,
+    group_batches,
     initial_state,
-    inner_batch,
     run_steps,
 )
 
@@ -42,25 +48,38 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(network: Network, theta_P: Tensor, statistics: RunningStatistics, batches: Batches) -> Score:
-    """The accuracy and loss, on images of known classes, of the network in test mode.
+def scores(
+    group: NetworkGroup, theta_RP: Tensor, statistics: RunningStatistics, batches: Batches
+) -> list[Score]:
+    """The accuracy and loss of each network of the group, in test mode, on images of known classes.
 
     It looks at a few images at a time, however many a batch has: in test mode no network joins images.
     """
-    count, right, loss = 0, 0, 0.0
+    count, right_R, loss_R = 0, torch.zeros(group.replicas), torch.zeros(group.replicas)
+    right_R, loss_R = (x.to(theta_RP.device, torch.float64) for x in (right_R, loss_R))
     for batch in batches:
-        for images, labels in _passes(network, *batch):
-            logits = network.judged(theta_P, statistics, images)
-            count += len(labels)
-            right += int((logits.argmax(dim=1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return Score(right / count, loss / count)
+        for images, labels_N in _passes(group, *batch):
+            logits_RNK = group.judged(theta_RP, statistics, images)
+            count += len(labels_N)
+            right_R += (logits_RNK.argmax(dim=2) == labels_N).sum(dim=1)
+            labels_RN = labels_N.expand(group.replicas, -1)
+            loss_RN = F.cross_entropy(logits_RNK.transpose(1, 2), labels_RN, reduction="none")
+            loss_R += loss_RN.sum(dim=1)
+    return [
+        Score(right / count, loss / count)
+        for right, loss in zip(right_R.tolist(), loss_R.tolist(), strict=True)
+    ]
 
 
-def _passes(network: Network, images_NCHW: Tensor, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _passes(group: NetworkGroup, images_NCHW: Tensor, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     channels, height, width = images_NCHW.shape[1:]
     size = cached_size(
-        network, (channels, height, width), len(images_NCHW), images_NCHW.dtype, images_NCHW.device
+        group.network,
+        (channels, height, width),
+        len(images_NCHW),
+        images_NCHW.dtype,
+        images_NCHW.device,
+        group.replicas,
     )
     return zip(images_NCHW.split(size), labels_N.split(size), strict=True)
 
@@ -69,20 +88,60 @@ def _passes(network: Network, images_NCHW: Tensor, labels_N: Tensor) -> Iterator
 def train_steps(
     problem: InnerProblem,
     data: TrainingSet,
-    draws: InnerDraws,
+    group: NetworkGroup,
+    draws: Sequence[InnerDraws],
     state: InnerState,
     statistics: RunningStatistics,
     num_steps: int,
 ) -> tuple[InnerState, RunningStatistics]:
-    """`run_steps` of one network, with the running statistics of its batch norms."""
-    network = problem.network
-    if not network.joins_images:
-        return run_steps(problem, data, [draws], state, num_steps), statistics
+    """`run_steps`, with the running statistics of the networks' batch norms."""
+    if not statistics:
+        return run_steps(problem, data, draws, state, num_steps), statistics
     for t in range(state.num_steps, state.num_steps + num_steps):
-        images = inner_batch(data, draws, t).images_NCHW
-        statistics = network.next_statistics(statistics, state.theta_P[0], images)
-        state = run_steps(problem, data, [draws], state, 1)
+        images_RBCHW = group_batches(data, draws, t).images_RBCHW
+        statistics = group.next_statistics(statistics, state.theta_P, images_RBCHW)
+        state = run_steps(problem, data, draws, state, 1)
     return state, statistics
+
+
+def retrain_group(
+    problem: InnerProblem,
+    data: TrainingSet,
+    test: Callable[[], Batches],
+    horizons: Sequence[int],
+    *,
+    seed: int,
+    indices: Sequence[int],
+    outer_step: int = 0,
+    batch: int | None = None,
+) -> list[list[Score]]:
+    """The scores on other images of fresh networks trained on `data` as one computation, at each horizon.
+
+    Args:
+        problem: network, optimiser, augmentation and batches, those of the inner training by default.
+        data: the training set, a distilled one or any other.
+        test: gives what the scores are measured on, from its beginning at each call.
+        horizons: increasing numbers of inner steps.
+        seed, indices, outer_step: the places of the draws: another index is another initialisation, with
+            batches and augmentations of its own.
+        batch: None trains in the inner training's class-balanced batches; a number trains in random
+            batches of that size (for sets that are large or not class-balanced).
+
+    Returns: for each index, its scores at the horizons; up to rounding, whatever other indices are with it.
+    Raises: ValueError if the horizons do not increase, or if there are several indices and the network cannot be
+        set side by side with others of its kind.
+    """
+    if list(horizons) != sorted(set(horizons)) or not horizons or horizons[0] < 1:
+        raise ValueError(f"horizons must be increasing positive numbers of inner steps, not {list(horizons)}")
+    draws = [draw_inner(problem, seed, outer_step, i, horizons[-1], data, batch=batch) for i in indices]
+    group, state = NetworkGroup(problem.network, len(draws)), initial_state(problem, draws)
+    statistics = group.initial_statistics(state.theta_P)
+    at_horizons = []
+    for horizon in horizons:
+        num_steps = horizon - state.num_steps
+        state, statistics = train_steps(problem, data, group, draws, state, statistics, num_steps)
+        at_horizons.append(scores(group, state.theta_P, statistics, test()))
+    return [list(of_one) for of_one in zip(*at_horizons, strict=True)]
 
 
 def retrain(
@@ -96,25 +155,8 @@ def retrain(
     outer_step: int = 0,
     batch: int | None = None,
 ) -> list[Score]:
-    """The score on other images of one network trained on `data`, at each horizon.
-
-    Args:
-        problem: network, optimiser, augmentation and batches, those of the inner training by default.
-        data: the training set, a distilled one or any other.
-        test: gives what the score is measured on, from its beginning at each call.
-        horizons: increasing numbers of inner steps.
-        seed, index, outer_step: the place of the draws: another index is another initialisation.
-        batch: None trains in the inner training's class-balanced batches; a number trains in random
-            batches of that size (for sets that are large or not class-balanced).
-
-    Raises: ValueError if the horizons do not increase.
-    """
-    if list(horizons) != sorted(set(horizons)) or not horizons or horizons[0] < 1:
-        raise ValueError(f"horizons must be increasing positive numbers of inner steps, not {list(horizons)}")
-    draws = draw_inner(problem, seed, outer_step, index, horizons[-1], data, batch=batch)
-    state, statistics = initial_state(problem, [draws]), problem.network.initial_statistics(draws.theta_P)
-    scores = []
-    for horizon in horizons:
-        state, statistics = train_steps(problem, data, draws, state, statistics, horizon - state.num_steps)
-        scores.append(score(problem.network, state.theta_P[0], statistics, test()))
-    return scores
+    """`retrain_group` of one network: its score at each horizon."""
+    (of_one,) = retrain_group(
+        problem, data, test, horizons, seed=seed, indices=[index], outer_step=outer_step, batch=batch
+    )
+    return of_one

@@ -13,8 +13,9 @@ from ray_distill.core.higher_reference import higher_metagradient
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.metagradient import adjoint_metagradient
 from ray_distill.core.networks import Network, NetworkSpec, build_network
-from ray_distill.core.retrain import retrain, score, train_steps
+from ray_distill.core.retrain import retrain, scores, train_steps
 from ray_distill.core.rng import Stream
+from ray_distill.core.side_by_side import NetworkGroup
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions, images_per_pass
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import draw_inner, initial_state
@@ -92,7 +93,8 @@ def test_a_retraining_is_torchs_own(
     draws = draw_inner(problem, 7, 0, 2, 25, data)
     module = ordinary(problem.network, draws.theta_P, two_blocks)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2, foreach=False)
-    state, statistics = initial_state(problem, [draws]), problem.network.initial_statistics(draws.theta_P)
+    group, state = NetworkGroup(problem.network, 1), initial_state(problem, [draws])
+    statistics = group.initial_statistics(draws.theta_P)
     done = 0
     for horizon, measured in zip(horizons, ours, strict=True):
         module.train()
@@ -102,12 +104,12 @@ def test_a_retraining_is_torchs_own(
             optimizer.zero_grad()
             F.cross_entropy(module(batch), data.labels_NK[rows]).backward()
             optimizer.step()
-        state, statistics = train_steps(problem, data, draws, state, statistics, horizon - done)
+        state, statistics = train_steps(problem, data, group, [draws], state, statistics, horizon - done)
         done = horizon
         module.eval()
         with torch.no_grad():
             logits = module(test_images)
-        judged = problem.network.judged(state.theta_P[0], statistics, test_images)
+        (judged,) = group.judged(state.theta_P, statistics, test_images)
         torch.testing.assert_close(judged, logits, rtol=1e-10, atol=1e-10)
         for name, buffer in module.named_buffers():
             torch.testing.assert_close(statistics[name], buffer, rtol=1e-10, atol=1e-10)
@@ -121,8 +123,9 @@ def test_running_statistics_are_torchs_law() -> None:
     with torch.device("meta"):
         network = Network(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 3)))
     theta, x = network.init(Stream(seed=1, name="init"), dtype=torch.float64), images(5)
-    start = network.initial_statistics(theta)
-    after = network.next_statistics(start, theta, x)
+    group = NetworkGroup(network, 1)
+    start = group.initial_statistics(theta)
+    after = group.next_statistics(start, theta[None], x[None])
     values = x.transpose(0, 1).flatten(1)
     torch.testing.assert_close(after["0.running_mean"], 0.1 * values.mean(dim=1), rtol=1e-12, atol=0)
     torch.testing.assert_close(after["0.running_var"], 0.9 + 0.1 * values.var(dim=1), rtol=1e-12, atol=0)
@@ -137,12 +140,13 @@ def test_a_score_does_not_depend_on_how_the_images_are_batched(make_case: Callab
     """One by one, in sevens, at once; in training mode it would, and by a lot."""
     case = make_case(network="convnet2-bn")
     network, theta = case.problem.network, case.draws.theta_P
-    statistics = network.initial_statistics(theta)
+    group = NetworkGroup(network, 1)
+    statistics = group.initial_statistics(theta)
     for i in range(20):
-        statistics = network.next_statistics(statistics, theta, images(6, f"batch-{i}"))
+        statistics = group.next_statistics(statistics, theta[None], images(6, f"batch-{i}")[None])
     x, y = images(40), torch.arange(40) % 3
-    whole = score(network, theta, statistics, [(x, y)])
-    parts = score(network, theta, statistics, zip(x.split(batch), y.split(batch), strict=True))
+    (whole,) = scores(group, theta[None], statistics, [(x, y)])
+    (parts,) = scores(group, theta[None], statistics, zip(x.split(batch), y.split(batch), strict=True))
     assert parts.accuracy == whole.accuracy
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
     trained = [float(F.cross_entropy(network(theta, x[i : i + 7]), y[i : i + 7])) for i in range(0, 35, 7)]
@@ -151,9 +155,10 @@ def test_a_score_does_not_depend_on_how_the_images_are_batched(make_case: Callab
 
 def test_other_networks_have_no_statistics(make_case: Callable) -> None:
     network, theta = make_case().problem.network, make_case().draws.theta_P
-    assert network.initial_statistics(theta) == {}
-    assert network.next_statistics({}, theta, images(3)) == {}
-    assert torch.equal(network.judged(theta, {}, images(3)), network(theta, images(3)))
+    group = NetworkGroup(network, 1)
+    assert group.initial_statistics(theta) == {}
+    assert group.next_statistics({}, theta[None], images(3)[None]) == {}
+    assert torch.equal(group.judged(theta[None], {}, images(3))[0], network(theta, images(3)))
 
 
 def test_batch_norm_is_not_computed_in_passes(make_case: Callable) -> None:

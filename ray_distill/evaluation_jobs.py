@@ -1,0 +1,289 @@
+"""What an evaluation retrains: the lines of its table, and the jobs that fill them.
+
+A line is one network trained on one subject under one treatment: a distilled set, or a baseline beside it, as the set's
+own protocol says. Its retrainings differ in their index alone, the number of a fresh start and, where the subject is
+drawn at random, of a draw. A job trains some of them. So a new baseline is a new kind of subject, and a new robustness
+score a new treatment; the pool that does the jobs, and the files that keep the results, know of neither.
+
+The fingerprint of a line is a hash of all that determines its numbers beside index, lr and inner steps: what was
+found out once, under one fingerprint, need not be found out again.
+
+With `evaluation.tune_lr` the lr is chosen line by line among multiples of the set's own: the best mean accuracy on the
+validation split after the last horizon, of networks that are not among those that are tested. A job that chooses never
+sees the test split.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ray_distill import build
+from ray_distill.artifact import DistilledDataset
+from ray_distill.build_networks import network_for, network_spec
+from ray_distill.config import Config, ConfigError
+from ray_distill.config_network import TORCHVISION
+from ray_distill.core.networks import ImageShape
+from ray_distill.data.splits import Ticket
+from ray_distill.evaluation_records import Kind, Retraining, Treatment
+
+
+class Tickets(NamedTuple):
+    """For what networks are trained and tested on: each process redeems them for itself."""
+
+    train: Ticket
+    test: Ticket
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JudgedSet:
+    """A distilled set that is judged, and the real images that it is judged with."""
+
+    name: str
+    dataset: DistilledDataset
+    config: Config
+    """Its protocol; and how it is judged."""
+    tickets: Tickets
+    num_train: int
+    num_validation: int
+    num_test: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.dataset.class_names)
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(C, H, W)."""
+        channels, height, width = self.dataset.images_NCHW.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the images and labels that networks are trained on."""
+        return _digest_of([self.dataset.images_NCHW, self.dataset.labels_NK])
+
+    @cached_property
+    def preprocessing_digest(self) -> str:
+        """Of what is done to real images."""
+        description, tensors = self.dataset.preprocessing.to_record()
+        return _digest_of(tensors.values(), json.dumps(description, sort_keys=True))
+
+    def flops(self, network: str) -> int:
+        """Of one image's forward pass. Raises: ConfigError if the network does not fit the images."""
+        if network not in self._flops:
+            built = network_for(
+                self.config, network, self.image_shape, self.num_classes, "evaluation.networks"
+            )
+            self._flops[network] = built.forward_flops(self.image_shape)
+        return self._flops[network]
+
+    @cached_property
+    def _flops(self) -> dict[str, int]:
+        """Counted once for all lines."""
+        return {}
+
+
+def _digest_of(tensors: Iterable[Tensor], text: str = "") -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that networks are trained on."""
+
+    name: str
+    kind: Kind
+    of_set: str
+    """The judged set whose protocol, seed and real images it goes with."""
+    num_images: int
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether each index has images of its own."""
+        return self.kind in ("subset", "random_real")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What the retrainings of one line of the table have in common."""
+
+    subject: Subject
+    treatment: Treatment
+    network: str
+    num_networks: int
+    horizons: tuple[int, ...]
+    batch: int | None
+    """None: the protocol's class-balanced batches; otherwise random ones of so many images."""
+    own_lr: float
+    grid: tuple[float, ...]
+    """Lrs to choose among; empty if the own one is taken."""
+    num_choosing: int
+    """Networks for each of them."""
+    fingerprint: str
+    step_flops: float
+    """Of an inner step of one network; roughly, as the next two."""
+    test_flops: float
+    validation_flops: float
+
+    def retraining(self, index: int) -> Retraining:
+        """One of its retrainings."""
+        subject = self.subject
+        return Retraining(subject.name, subject.kind, self.treatment, subject.num_images, self.network, index)
+
+    @property
+    def num_trainings(self) -> int:
+        """Those that choose the lr too."""
+        return self.num_networks + len(self.grid) * self.num_choosing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Some of a line's networks, trained at one lr: for the table, or to choose the lr."""
+
+    line: Line
+    indices: tuple[int, ...]
+    lr: float
+    choosing: bool
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Inner steps after which the networks are judged."""
+        return self.line.horizons[-1:] if self.choosing else self.line.horizons
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations, roughly: enough to tell long jobs from short ones."""
+        line = self.line
+        judging = (line.validation_flops if self.choosing else line.test_flops) * len(self.horizons)
+        return len(self.indices) * (line.step_flops * self.horizons[-1] + judging)
+
+
+@dataclass(frozen=True)
+class LrTrial:
+    """How a network that helps to choose an lr has done. The accuracy is a fraction of the validation images."""
+
+    of: Retraining
+    lr: float
+    inner_steps: int
+    validation_accuracy: float
+
+
+def jobs_for(line: Line, indices: Iterable[int], lr: float, *, choosing: bool = False) -> list[Job]:
+    """Jobs for these networks of a line, each of as many as are trained at once."""
+    every, size = list(indices), 1
+    return [
+        Job(line=line, indices=tuple(every[i : i + size]), lr=lr, choosing=choosing)
+        for i in range(0, len(every), size)
+    ]
+
+
+def best_lr(own_lr: float, accuracies: Mapping[float, Sequence[float]]) -> float:
+    """The lr with the best mean accuracy; of equally good ones the nearest to the own, then the smaller."""
+
+    def rank(lr: float) -> tuple[float, float, float]:
+        return -statistics.fmean(accuracies[lr]), abs(math.log(lr / own_lr)), lr
+
+    return min(accuracies, key=rank)
+
+
+def lines_of(sets: Sequence[JudgedSet]) -> list[Line]:
+    """The lines of the table of some sets, the baselines after them.
+
+    A baseline that is the same beside several sets, since they have one protocol and size, stands there once.
+    Raises: ConfigError if two of the sets are the same; or for a network that does not fit the images.
+    """
+    lines = [line for judged in sets for line in _lines(judged, judged.name, "distilled")]
+    seen: dict[str, str] = {}
+    for line in lines:
+        name = seen.setdefault(line.fingerprint, line.subject.name)
+        if name != line.subject.name:
+            raise ConfigError(
+                f"{name} and {line.subject.name} are the same set with the same protocol; name it once"
+            )
+    for kind in sets[0].config.evaluation.baselines:
+        different: dict[tuple[str, ...], list[Line]] = {}
+        for judged in sets:
+            beside = _lines(judged, kind, kind)
+            different.setdefault(tuple(line.fingerprint for line in beside), beside)
+        for beside in different.values():
+            lines += beside if len(different) == 1 else map(_named_by_set, beside)
+    return lines
+
+
+def _named_by_set(line: Line) -> Line:
+    subject = line.subject
+    return replace(line, subject=replace(subject, name=f"{subject.name} beside {subject.of_set}"))
+
+
+def _lines(judged: JudgedSet, name: str, kind: Kind) -> list[Line]:
+    """A line for each network that is trained on a subject."""
+    evaluation, own = judged.config.evaluation, judged.config.network.name
+    if kind == "whole_train":
+        subject = Subject(name, kind, judged.name, judged.num_train)
+        return [_line(judged, subject, own, evaluation.whole_train_seeds or 0)]
+    subject = Subject(name, kind, judged.name, len(judged.dataset))
+    num = evaluation.seeds if kind == "distilled" else evaluation.random_real_draws or 0
+    return [_line(judged, subject, network, num) for network in evaluation.networks]
+
+
+def _line(judged: JudgedSet, subject: Subject, network: str, num_networks: int) -> Line:
+    config, evaluation = judged.config, judged.config.evaluation
+    batch, horizons = None, evaluation.horizons
+    if subject.kind == "whole_train":
+        assert evaluation.whole_train_batch is not None
+        assert evaluation.whole_train_epochs is not None
+        batch = min(evaluation.whole_train_batch, judged.num_train)
+        horizons = (evaluation.whole_train_epochs * (judged.num_train // batch),)
+    own_lr, flops = build.judging_inner_lr(config), judged.flops(network)
+    return Line(
+        subject=subject,
+        treatment="own",
+        network=network,
+        num_networks=num_networks,
+        horizons=horizons,
+        batch=batch,
+        own_lr=own_lr,
+        # Rounded: 0.3 x 0.001 would be 0.00030000000000000003 in every file.
+        grid=tuple(float(f"{own_lr * factor:.12g}") for factor in evaluation.lr_grid or ()),
+        num_choosing=evaluation.lr_networks or 0,
+        fingerprint=_fingerprint(judged, subject, "own", network, batch),
+        step_flops=3.0 * flops * (batch or build.inner_batch_size(config, judged.num_classes)),
+        test_flops=float(flops * judged.num_test),
+        validation_flops=float(flops * judged.num_validation),
+    )
+
+
+def _fingerprint(
+    judged: JudgedSet, subject: Subject, treatment: Treatment, network: str, batch: int | None
+) -> str:
+    """32 hex digits over what determines the numbers: neither names nor where and how fast they are computed."""
+    config, of_set = judged.config, subject.kind in ("distilled", "subset")
+    inner: dict[str, Any] = config.inner.model_dump(mode="json", exclude={"lr"})
+    if batch is not None:
+        del inner["batch_per_class"], inner["classes_per_batch"]
+    values = {
+        "subject": [subject.kind, subject.num_images],
+        "images": judged.digest if of_set else config.data.validation_fraction,
+        "preprocessing": judged.preprocessing_digest,
+        "data": [ticket.pixels_digest for ticket in judged.tickets],
+        "treatment": treatment,
+        "network": {"name": network}
+        if network.startswith(TORCHVISION)
+        else asdict(network_spec(config, network)),
+        "inner": inner,
+        "batch": batch,
+        "seed": config.seed,
+        "precision": config.precision,
+    }
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
