@@ -33,6 +33,12 @@ from ray_distill.core.networks import ImageShape
 from ray_distill.data.splits import Ticket
 from ray_distill.evaluation_records import Kind, Retraining, Treatment
 
+TREATMENTS: dict[Kind, tuple[Treatment, ...]] = {
+    "distilled": ("hard_labels", "no_augmentation", "augmentation"),
+    "random_real": ("no_augmentation", "augmentation"),
+}
+"""Beside its own: what the robustness scores are made of (`robustness`). Real images have hard labels already."""
+
 
 class Tickets(NamedTuple):
     """For what networks are trained and tested on: each process redeems them for itself."""
@@ -203,7 +209,7 @@ def lines_of(sets: Sequence[JudgedSet]) -> list[Line]:
     A baseline that is the same beside several sets, since they have one protocol and size, stands there once.
     Raises: ConfigError if two of the sets are the same; or for a network that does not fit the images.
     """
-    lines = [line for judged in sets for line in _lines(judged, judged.name, "distilled")]
+    lines = [line for judged in sets for line in _set_lines(judged)]
     seen: dict[str, str] = {}
     for line in lines:
         name = seen.setdefault(line.fingerprint, line.subject.name)
@@ -226,18 +232,42 @@ def _named_by_set(line: Line) -> Line:
     return replace(line, subject=replace(subject, name=f"{subject.name} beside {subject.of_set}"))
 
 
+def _set_lines(judged: JudgedSet) -> list[Line]:
+    """A distilled set's, and those of its subsets. Raises: ConfigError for one that is as large as the set."""
+    evaluation, ipc = judged.config.evaluation, len(judged.dataset) // judged.num_classes
+    lines = _lines(judged, judged.name, "distilled")
+    for size in evaluation.subsets:
+        if size >= ipc:
+            raise ConfigError(
+                f"evaluation.subsets: must be below {ipc}, the images per class of {judged.name} (found {size})"
+            )
+        subject = Subject(judged.name, "subset", judged.name, size * judged.num_classes)
+        lines += [
+            _line(judged, subject, "own", network, evaluation.subset_draws or 0)
+            for network in evaluation.networks
+        ]
+    return lines
+
+
 def _lines(judged: JudgedSet, name: str, kind: Kind) -> list[Line]:
-    """A line for each network that is trained on a subject."""
+    """A line for each treatment of a subject, and each network that is trained on it."""
     evaluation, own = judged.config.evaluation, judged.config.network.name
     if kind == "whole_train":
         subject = Subject(name, kind, judged.name, judged.num_train)
-        return [_line(judged, subject, own, evaluation.whole_train_seeds or 0)]
+        # Robust against nothing: the other networks are there to be compared with under their own labels.
+        networks = evaluation.networks if evaluation.robustness else (own,)
+        return [
+            _line(judged, subject, "own", network, evaluation.whole_train_seeds or 0) for network in networks
+        ]
     subject = Subject(name, kind, judged.name, len(judged.dataset))
-    num = evaluation.seeds if kind == "distilled" else evaluation.random_real_draws or 0
-    return [_line(judged, subject, network, num) for network in evaluation.networks]
+    num = (evaluation.random_real_draws or 0) if kind == "random_real" else evaluation.seeds
+    treatments = ("own", *(TREATMENTS.get(kind, ()) if evaluation.robustness else ()))
+    return [
+        _line(judged, subject, how, network, num) for how in treatments for network in evaluation.networks
+    ]
 
 
-def _line(judged: JudgedSet, subject: Subject, network: str, num_networks: int) -> Line:
+def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, network: str, num_networks: int) -> Line:
     config, evaluation = judged.config, judged.config.evaluation
     batch, horizons = None, evaluation.horizons
     if subject.kind == "whole_train":
@@ -248,7 +278,7 @@ def _line(judged: JudgedSet, subject: Subject, network: str, num_networks: int) 
     own_lr, flops = build.judging_inner_lr(config), judged.flops(network)
     return Line(
         subject=subject,
-        treatment="own",
+        treatment=treatment,
         network=network,
         num_networks=num_networks,
         horizons=horizons,
@@ -257,7 +287,7 @@ def _line(judged: JudgedSet, subject: Subject, network: str, num_networks: int) 
         # Rounded: 0.3 x 0.001 would be 0.00030000000000000003 in every file.
         grid=tuple(float(f"{own_lr * factor:.12g}") for factor in evaluation.lr_grid or ()),
         num_choosing=evaluation.lr_networks or 0,
-        fingerprint=_fingerprint(judged, subject, "own", network, batch),
+        fingerprint=_fingerprint(judged, subject, treatment, network, batch),
         step_flops=3.0 * flops * (batch or build.inner_batch_size(config, judged.num_classes)),
         test_flops=float(flops * judged.num_test),
         validation_flops=float(flops * judged.num_validation),

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ray_distill import build, tracking
 from ray_distill.artifact import DistilledDataset
+from ray_distill.baselines import check_budget
 from ray_distill.build_networks import network_for
 from ray_distill.config import Config, ConfigError, apply_overrides, parse
+from ray_distill.config_evaluation import USUAL
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
@@ -100,23 +100,19 @@ def judging_configs(
 
 def _idle(key: str, evaluation: Mapping[str, Any]) -> bool:
     """Whether a key that the set brought along is about something that is not done any more."""
-    baselines = evaluation.get("baselines", ("random_real", "whole_train"))
-    about = next((name for name in ("random_real", "whole_train") if key.startswith(f"{name}_")), None)
-    return (about is not None and about not in baselines) or (
-        key.startswith("lr_") and not evaluation.get("tune_lr")
-    )
+    about = next((name for name in USUAL if key.startswith(f"{name}_")), None)
+    if about is not None:
+        return about not in evaluation.get("baselines", USUAL)
+    needed = {"lr_grid": "tune_lr", "lr_networks": "tune_lr", "subset_draws": "subsets"}.get(key)
+    return needed is not None and not evaluation.get(needed)
 
 
 def check_evaluation(config: Config, data: DevelopmentData) -> None:
-    """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
+    """Raises: ConfigError, DataError for what does not fit the data, and would only be noticed later."""
     for name in config.evaluation.networks:
         network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
-    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
-    if "random_real" in config.evaluation.baselines and config.distilled.ipc > fewest:
-        raise ConfigError(
-            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class "
-            f"(found {config.distilled.ipc})"
-        )
+    if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
+        check_budget(data.train, config.distilled.ipc)
 
 
 def percent(update: Update) -> Progress:
