@@ -19,6 +19,7 @@ from typing import Any
 from ray_distill.errors import MistakeError
 from ray_distill.evaluation_records import Failure, Record, Retraining
 from ray_distill.evaluation_rows import KINDS, TREATMENTS, Results, Row, at_last_horizon, in_order, rows_of
+from ray_distill.robustness import Robustness
 from ray_distill.whole_files import write_json, write_text, written_whole
 
 FORMAT = 1
@@ -31,7 +32,12 @@ class ResultsError(MistakeError):
     """A file is not the results of an evaluation."""
 
 
-def write_results(folder: Path, records: Sequence[Record], failures: Sequence[Failure] = ()) -> list[Path]:
+def write_results(
+    folder: Path,
+    records: Sequence[Record],
+    failures: Sequence[Failure] = (),
+    robustness: Sequence[Robustness] = (),
+) -> list[Path]:
     """Writes the three files, each of them whole, into a folder that is there. Returns where they are.
 
     Raises: OSError.
@@ -45,9 +51,10 @@ def write_results(folder: Path, records: Sequence[Record], failures: Sequence[Fa
         "records": [_flat(record) for record in records],
         "failures": [_flat(failure) for failure in failures],
         "rows": [asdict(row) for row in rows],
+        "robustness": [scores.to_dict() for scores in robustness],
     }
     write_json(paths[1], values)
-    write_text(paths[2], markdown(rows))
+    write_text(paths[2], markdown(rows, robustness))
     return paths
 
 
@@ -67,9 +74,11 @@ def read_results(path: Path) -> Results:
         raise ResultsError(f"{path} is not the results of an evaluation: {error!r}") from error
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table of what was trained on x networks at the last horizon, every row, and why something failed."""
+def markdown(rows: Sequence[Row], robustness: Sequence[Robustness] = ()) -> str:
+    """A table of what was trained on x networks at the last horizon, scores, every row, and why something failed."""
     parts = ["Test accuracy: mean ± standard deviation over n retrainings.", _overview(rows)]
+    if robustness:
+        parts += [_robust_legend(robustness), _robust(robustness)]
     parts += [
         "Every row, with the 95% interval of the mean (Student's t over the n retrainings).",
         _every(rows),
@@ -147,6 +156,32 @@ def _cell(row: Row | None) -> str:
     spread = "" if row.std is None else f" ± {100 * row.std:.1f}"
     failed = f", {row.num_failed} failed" if row.num_failed else ""
     return f"{100 * row.mean:.1f}{spread}% (n={row.n}{failed})"
+
+
+def _robust_legend(robustness: Sequence[Robustness]) -> str:
+    hard = dict.fromkeys(scores.subject for scores in robustness if scores.own_labels_are_hard)
+    text = (
+        "Robustness scores of DD-Ranking (arXiv 2505.13300), from 0 to 1: LRS from what is lost against the whole training "
+        "set with hard labels (HLR) and gained over random real images (IOR); ARS from the gains over those with "
+        "DSA's augmentation and with none."
+    )
+    return f"{text} The own labels of {', '.join(hard)} are hard labels." if hard else text
+
+
+def _robust(robustness: Sequence[Robustness]) -> str:
+    table = [["set", "network", "LRS", "HLR", "IOR", "ARS", "gain, augmented", "gain, plain"]]
+    for scores in robustness:
+        labels, augmentation = ["failed", "", ""], ["failed", "", ""]
+        if (of := scores.labels) is not None:
+            labels = [
+                f"{of.score:.3f}",
+                _percent(of.hard_label_recovery),
+                _percent(of.improvement_over_random),
+            ]
+        if (by := scores.augmentation) is not None:
+            augmentation = [f"{by.score:.3f}", _percent(by.gain_augmented), _percent(by.gain_plain)]
+        table.append([scores.subject, scores.network, *labels, *augmentation])
+    return _table(table)
 
 
 def _every(rows: Sequence[Row]) -> str:

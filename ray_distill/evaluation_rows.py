@@ -22,6 +22,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
 _LEVEL = 0.95
+_WORDS: dict[Kind, str] = {
+    "random_real": "random real images",
+    "herding": "herding",
+    "k_means": "k-means centres",
+    "whole_train": "whole training set",
+}
 _Place = tuple[Retraining, int | None]
 """What a row is about, with index 0, and its inner steps."""
 
@@ -70,6 +76,8 @@ class Row:
 def label(subject: str, kind: Kind, treatment: Treatment) -> str:
     """What was trained on, in words."""
     name = f"random images of {subject}" if kind == "subset" else subject
+    if kind in _WORDS and subject.startswith(kind):
+        name = _WORDS[kind] + subject.removeprefix(kind)
     return name if treatment == "own" else f"{name}, {treatment.replace('_', ' ')}"
 
 

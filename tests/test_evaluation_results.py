@@ -12,7 +12,7 @@ import pytest
 
 from ray_distill.evaluation_records import Failure, Record, Retraining
 from ray_distill.evaluation_results import ResultsError, markdown, read_results, write_results
-from ray_distill.evaluation_rows import at_last_horizon, half_width, rows_of
+from ray_distill.evaluation_rows import at_last_horizon, half_width, label, rows_of
 
 
 def of(subject: str = "mine", network: str = "convnet3", index: int = 0, **other: Any) -> Retraining:
@@ -232,3 +232,17 @@ def test_the_table_is_for_people() -> None:
 def test_names_do_not_break_the_table() -> None:
     text = markdown(rows_of([record(0.5, subject="a|b", treatment="hard_labels")]))
     assert "| a\\|b, hard labels | 10 | 100 | 50.0% (n=1) |" in text
+
+
+@pytest.mark.parametrize(
+    ("subject", "kind", "treatment", "words"),
+    [
+        ("mine", "distilled", "own", "mine"),
+        ("mine", "distilled", "no_augmentation", "mine, no augmentation"),
+        ("mine", "subset", "own", "random images of mine"),
+        ("random_real", "random_real", "own", "random real images"),
+        ("k_means beside a_set", "k_means", "hard_labels", "k-means centres beside a_set, hard labels"),
+    ],
+)
+def test_subjects_in_words(subject: str, kind: Any, treatment: Any, words: str) -> None:
+    assert label(subject, kind, treatment) == words
