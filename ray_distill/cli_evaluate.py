@@ -13,9 +13,10 @@ from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from ray_distill.artifact import DistilledDataset
-    from ray_distill.evaluation_jobs import JudgedSet, Line
+    from ray_distill.evaluation_jobs import Line
     from ray_distill.evaluation_rows import Row
     from ray_distill.judge import Evaluation
+    from ray_distill.judged_sets import JudgedSet
     from ray_distill.pool import PoolReport
 
 AGAIN = "the same command again does only what is missing"

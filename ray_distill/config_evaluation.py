@@ -94,7 +94,8 @@ class EvaluationConfig(Section):
     @field_validator("robustness")
     @classmethod
     def _with_baselines(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and not set(USUAL) <= set(earlier(info, "baselines") or USUAL):
+        baselines = earlier(info, "baselines")
+        if value and baselines is not None and not set(USUAL) <= set(baselines):
             raise refuse(f"needs {' and '.join(USUAL)} among evaluation.baselines")
         return value
 
@@ -120,13 +121,18 @@ class EvaluationConfig(Section):
             "subset_draws": 8,
         }[name]
         if name.startswith("lr_"):
-            chosen, needs = earlier(info, "tune_lr"), "evaluation.tune_lr is true"
+            option, needs = earlier(info, "tune_lr"), "evaluation.tune_lr is true"
         elif name == "subset_draws":
-            chosen, needs = bool(earlier(info, "subsets")), "evaluation.subsets names sizes"
+            option, needs = earlier(info, "subsets"), "evaluation.subsets names sizes"
         else:
             baseline = next(b for b in USUAL if name.startswith(b))
-            chosen = baseline in (earlier(info, "baselines") or ())
+            baselines = earlier(info, "baselines")
+            option = None if baselines is None else baseline in baselines
             needs = f"{baseline} is one of evaluation.baselines"
+        if option is None:
+            # It was itself wrong, and is told.
+            return value
+        chosen = bool(option)
         if value is not None and not chosen:
             raise refuse(f"has no effect unless {needs}; remove it")
         return default if chosen and value is None else value

@@ -24,7 +24,6 @@ from ray_distill.build_data import data_spec
 from ray_distill.build_networks import network_for
 from ray_distill.config import Config, parse
 from ray_distill.core.augment import NONE as NO_AUGMENTATION
-from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
 from ray_distill.core.retrain import Batches, retrain_group
 from ray_distill.core.rng import Stream
@@ -36,18 +35,16 @@ from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData, issue, redeem, redeem_development
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Job, JudgedSet, Line, LrTrial, Tickets
+from ray_distill.evaluation_jobs import DD_RANKING, Job, Line, LrTrial
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Kind, Record
+from ray_distill.judged_sets import JudgedSet, Tickets
 from ray_distill.pool import PoolReport, Workers, run_jobs
 from ray_distill.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
 
 DEFAULT_GPUS_PER_ACTOR = 0.25
-
-DD_RANKING = Augmentation(("color", "crop", "cutout", "flip", "scale", "rotate"), "single")
-"""The augmentation of the augmentation-robust score: DSA's, one operation at each step (`robustness`)."""
 
 
 def check_test_source(config: Config) -> None:

@@ -18,9 +18,18 @@ from ray_distill.core.rng import Stream
 from ray_distill.data.real_data import RealData
 from ray_distill.evaluate import SetAtHand, run_job
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Job, JudgedSet, LrTrial, best_lr, jobs_for, lines_of
+from ray_distill.evaluation_jobs import (
+    DD_RANKING,
+    Job,
+    LrTrial,
+    baselines_beside,
+    best_lr,
+    jobs_for,
+    lines_of,
+)
 from ray_distill.evaluation_journal import Journal, JournalError, claim, identity, remember
 from ray_distill.evaluation_records import Record
+from ray_distill.judged_sets import JudgedSet
 
 Do = Callable[[Job], Sequence[Record] | Sequence[LrTrial]]
 
@@ -202,7 +211,7 @@ def test_the_lr_is_chosen_line_by_line(mine: JudgedSet) -> None:
     course = Course(lines, Journal(), silent)
     jobs = follow(course, pretend)
     assert {job.lr for job in jobs if not job.choosing} == {0.003}
-    assert sum(job.choosing for job in jobs) == 5 * 3 * 2
+    assert sum(len(job.indices) for job in jobs if job.choosing) == 5 * 3 * 2
     assert len(course.records()) == 4 * 2 * 2 + 1
     assert all(record.lr == 0.003 for record in course.records())
 
@@ -306,7 +315,7 @@ def test_more_networks_seeds_and_horizons_add_to_what_is_there(mine: JudgedSet, 
     follow(Course(lines_of([with_config(mine, small)]), Journal(path), silent), pretend)
     lines = lines_of([with_config(mine, large)])
     course = Course(lines, Journal(path), silent)
-    assert len(follow(course, pretend)) == 3
+    assert [i for job in follow(course, pretend) for i in job.indices] == [0, 1, 2]
     assert len(course.records()) == 2 + 3 * 2
     lines = lines_of(
         [with_config(mine, config_of(horizons=[3, 6], networks=["convnet1"], seeds=4, baselines=[]))]
@@ -378,14 +387,14 @@ def test_every_kind_of_subject_and_treatment(mine: JudgedSet) -> None:
     here = at_hand(judged)
     lines = lines_of([judged])
     assert [(x.subject.kind, x.treatment, x.subject.num_images) for x in lines] == [
-        *(("distilled", how, 20) for how in ("own", "hard_labels", "no_augmentation", "augmentation")),
+        *(("distilled", how, 20) for how in ("own", "no_augmentation", "augmentation")),
         ("subset", "own", 10),
         *(("random_real", how, 20) for how in ("own", "no_augmentation", "augmentation")),
         ("herding", "own", 20),
         ("k_means", "own", 20),
         ("whole_train", "own", 160),
     ]
-    assert lines[4].num_networks == 1
+    assert lines[3].num_networks == 1
     seen = {}
     for line in lines:
         data = here.training_set(line, 0, 0)
@@ -412,6 +421,51 @@ def test_hard_labels_are_the_most_probable_classes(mine: JudgedSet) -> None:
     assert isinstance(data, DistilledData)
     assert torch.equal(data.labels_NK, torch.eye(10, dtype=torch.float64))
     assert torch.equal(data.images_NCHW, here.distilled.images_NCHW)
+
+
+def test_a_treatment_that_is_the_own_one_is_none(mine: JudgedSet) -> None:
+    """Learnt labels are also made hard; a protocol without augmentation, or with DD-Ranking's, lacks that treatment."""
+    labels_NK = mine.dataset.labels_NK.roll(1, dims=1) + mine.dataset.labels_NK
+    soft = replace(mine, dataset=replace(mine.dataset, labels_NK=labels_NK))
+    for augmentation, has in (
+        ([], {"augmentation"}),
+        (["rotate"], {"no_augmentation", "augmentation"}),
+        (list(DD_RANKING.operations), {"no_augmentation"}),
+    ):
+        config = tiny_config(
+            inner={"augmentation": augmentation}, evaluation={"networks": ["mlp1"], "robustness": True}
+        )
+        for judged, labels in ((mine, set()), (soft, {"hard_labels"})):
+            lines = lines_of([with_config(judged, config)])
+            of = {
+                kind: {x.treatment for x in lines if x.subject.kind == kind}
+                for kind in ("distilled", "random_real")
+            }
+            assert of == {"distilled": {"own", *has, *labels}, "random_real": {"own", *has}}
+
+
+def test_the_baselines_beside_a_set_have_the_names_of_the_table(mine: JudgedSet) -> None:
+    same, other = judged_of(mine.config, "same", scale=2.0), judged_of(mine.config, "other", scale=3.0)
+    other = replace(other, config=tiny_config(evaluation={"horizons": [3, 6]}, inner={"augmentation": []}))
+    sets = [mine, same, other]
+    beside = baselines_beside(sets, lines_of(sets))
+    assert beside["mine"] == beside["same"]
+    assert beside["mine"] == {
+        "random_real": "random_real beside mine",
+        "whole_train": "whole_train beside mine",
+    }
+    assert beside["other"]["random_real"] == "random_real beside other"
+
+
+def test_networks_that_are_trained_at_once_stay_so_after_a_new_start(mine: JudgedSet) -> None:
+    """Eight small networks in two groups; of the second one two are missing: they are a job, not part of another."""
+    config = config_of(horizons=[3], seeds=8, tune_lr=True, lr_networks=3)
+    line, *_ = lines_of([with_config(mine, config)])
+    assert [job.indices for job in jobs_for(line, range(8), 1.0)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert [job.indices for job in jobs_for(line, [6, 3, 5], 1.0)] == [(3,), (5, 6)]
+    assert [job.indices for job in jobs_for(line, range(3), 1.0, choosing=True)] == [(0, 1, 2)]
+    drawn = next(x for x in lines_of([with_config(mine, config)]) if x.subject.kind == "random_real")
+    assert [job.indices for job in jobs_for(drawn, range(2), 1.0)] == [(0,), (1,)]
 
 
 def test_a_subset_is_smaller_than_its_set(mine: JudgedSet) -> None:

@@ -16,10 +16,11 @@ from tiny import tiny_config
 from ray_distill.config import ConfigError
 from ray_distill.evaluate import evaluate, run_job
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import JudgedSet, lines_of
+from ray_distill.evaluation_jobs import lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
 from ray_distill.judge import evaluate_sets, judge
+from ray_distill.judged_sets import JudgedSet
 from ray_distill.progress import silent
 from ray_distill.tracking import open_store
 
