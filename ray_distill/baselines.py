@@ -42,7 +42,7 @@ def check_budget(data: RealData, ipc: int) -> None:
 def random_real_rows(data: RealData, ipc: int, seed: int, index: int) -> Tensor:
     """Rows of ipc random images of each class, for one retraining: int64 [K * ipc]."""
     stream = Stream(seed=seed, name="random-real", replica=index)
-    return class_balanced_rows(stream, data.labels_N, data.num_classes, ipc)
+    return class_balanced_rows(stream, data.labels_N.cpu(), data.num_classes, ipc)
 
 
 def subset_rows(num_classes: int, ipc: int, size: int, seed: int, index: int) -> Tensor:

@@ -119,11 +119,54 @@ def worth_compiling(
     return seconds * config.outer.steps * config.replicas >= WORTH_COMPILING_S
 
 
-SMALL_FORWARD_FLOPS = 2e8
-"""Of one replica's inner batch: below it several replicas at once were faster on a CPU (LOG, 2026-11-24)."""
+SMALL_MAPS = 100_000
+"""Numbers that the largest layer puts out for one network's batch."""
+SMALL_THETA = 100_000
+"""Parameters. Up to both, groups of four were 1.3 to 2.5 times as fast as one by one on a CPU; above either, most
+gained little, and some took twice as long (LOG, 2026-11-25)."""
 MOST_AT_ONCE = 8
 AUTO_GROUPS = 2
 """At least so many groups, so that two workers can share them."""
+
+
+def _pays_at_once(network: Network, image_shape: ImageShape, batch: int, device: torch.device) -> bool:
+    """Whether several networks, each with a batch of so many images, are quicker as one computation."""
+    maps = batch * network.largest_map(image_shape)
+    return device.type == "cpu" and maps <= SMALL_MAPS and network.num_parameters <= SMALL_THETA
+
+
+def _of_even_groups(count: int, least_groups: int) -> int:
+    """The size of so many groups, or more, none larger than the most."""
+    return -(-count // max(least_groups, -(-count // MOST_AT_ONCE)))
+
+
+def networks_at_once(
+    config: Config,
+    network: Network,
+    image_shape: ImageShape,
+    num_classes: int,
+    device: torch.device,
+    count: int,
+    *,
+    batch: int | None = None,
+    least_groups: int = AUTO_GROUPS,
+) -> int:
+    """How many of `count` fresh networks are trained as one computation, on a set that is to be judged.
+
+    Like `replicas_at_once` a function of the experiment and not of how many processes share the work.
+
+    Args:
+        batch: images of each network in a step, where it is not the inner training's.
+        least_groups: at least so many groups, where there are as many networks, so that processes can share them.
+    """
+    images = inner_batch_size(config, num_classes) if batch is None else batch
+    if not _pays_at_once(network, image_shape, images, device):
+        return 1
+    try:
+        check_side_by_side(network.module)
+    except ValueError:
+        return 1
+    return _of_even_groups(count, least_groups)
 
 
 def replicas_at_once(
@@ -146,12 +189,8 @@ def replicas_at_once(
         return 1
     if chosen != "auto":
         return chosen
-    forward = inner_batch_size(config, num_classes) * network.forward_flops(image_shape)
-    small = device.type == "cpu" and forward < SMALL_FORWARD_FLOPS
-    if not small or config.engine != "adjoint":
-        return 1
-    groups = max(AUTO_GROUPS, -(-replicas // MOST_AT_ONCE))
-    return -(-replicas // groups)
+    pays = _pays_at_once(network, image_shape, inner_batch_size(config, num_classes), device)
+    return _of_even_groups(replicas, AUTO_GROUPS) if pays and config.engine == "adjoint" else 1
 
 
 def check_groups(config: Config, image_shape: ImageShape, num_classes: int) -> None:

@@ -13,14 +13,13 @@ from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from ray_distill.artifact import DistilledDataset
-    from ray_distill.evaluation_jobs import JudgedSet, Line
+    from ray_distill.evaluation_jobs import Line
     from ray_distill.evaluation_rows import Row
     from ray_distill.judge import Evaluation
+    from ray_distill.judged_sets import JudgedSet
     from ray_distill.pool import PoolReport
 
 AGAIN = "the same command again does only what is missing"
-
-Listed = Annotated[str | None, typer.Option(metavar="A,B")]
 
 
 def evaluate(
@@ -41,7 +40,9 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            "--baselines", metavar="A,B", help="What else is judged: random_real, whole_train; or none."
+            "--baselines",
+            metavar="A,B",
+            help="What else is judged: random_real, herding, k_means, whole_train; or none.",
         ),
     ] = None,
     tune_lr: Annotated[
@@ -51,6 +52,19 @@ def evaluate(
             help="Choose each network's lr on the validation split: the set's own may not fit it.",
         ),
     ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Train with hard labels, without augmentation and with DD-Ranking's too, and give its two scores.",
+        ),
+    ] = False,
+    subsets: Annotated[
+        str | None,
+        typer.Option(
+            "--subsets", metavar="N,M", help="Judge random subsets of the sets, of so many images per class."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -73,32 +87,28 @@ def evaluate(
         folder = out or evaluation_folder(sets[0])
         check_claimable(folder)
         datasets = {name: DistilledDataset.load(path) for name, path in _named(sets).items()}
-        options = _options(networks, seeds, horizons, baselines, tune_lr)
+        options = {
+            "networks": None if networks is None else networks.split(","),
+            "seeds": seeds,
+            "horizons": _numbers("--horizons", horizons),
+            "baselines": [] if baselines == "none" else None if baselines is None else baselines.split(","),
+            "tune_lr": tune_lr or None,
+            "robustness": robustness or None,
+            "subsets": _numbers("--subsets", subsets),
+        }
+        options = {key: value for key, value in options.items() if value is not None}
         evaluation = _evaluate(datasets, options, set_ or [], folder, sets[0].parent)
         _say(evaluation)
     if evaluation.failures:
         raise typer.Exit(1)
 
 
-def _options(
-    networks: str | None, seeds: int | None, horizons: str | None, baselines: str | None, tune_lr: bool
-) -> dict[str, Any]:
-    """What the options say of the section `evaluation`. Raises: ConfigError."""
-    options: dict[str, Any] = {}
-    if networks is not None:
-        options["networks"] = networks.split(",")
-    if seeds is not None:
-        options["seeds"] = seeds
-    if horizons is not None:
-        try:
-            options["horizons"] = [int(word) for word in horizons.split(",")]
-        except ValueError:
-            raise ConfigError(f"--horizons {horizons}: write it as 300,600,1000") from None
-    if baselines is not None:
-        options["baselines"] = [] if baselines == "none" else baselines.split(",")
-    if tune_lr:
-        options["tune_lr"] = True
-    return options
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Raises: ConfigError."""
+    try:
+        return None if text is None else [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text}: write it as 1,2,5") from None
 
 
 def _named(paths: list[Path]) -> dict[str, Path]:

@@ -19,11 +19,13 @@ import torch
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
+from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.build_data import data_spec
 from ray_distill.build_networks import network_for
 from ray_distill.config import Config, parse
-from ray_distill.core.distilled import DistilledData, TrainingSet, class_balanced_rows
-from ray_distill.core.retrain import Batches, Score, retrain
+from ray_distill.core.augment import NONE as NO_AUGMENTATION
+from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
+from ray_distill.core.retrain import Batches, retrain_group
 from ray_distill.core.rng import Stream
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.data.decoding import Progress
@@ -33,9 +35,10 @@ from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData, issue, redeem, redeem_development
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Job, JudgedSet, Line, LrTrial, Tickets
+from ray_distill.evaluation_jobs import DD_RANKING, Job, Line, LrTrial
 from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Record
+from ray_distill.evaluation_records import Kind, Record
+from ray_distill.judged_sets import JudgedSet, Tickets
 from ray_distill.pool import PoolReport, Workers, run_jobs
 from ray_distill.progress import Update
 
@@ -94,6 +97,7 @@ class SetAtHand:
 
     def __init__(self, shipped: Shipped) -> None:
         self._shipped, self.config = shipped, parse(shipped.config)
+        self._kept: dict[Kind, DistilledData] = {}
         self.device = torch.device("cuda" if self.config.cluster.use_gpu else "cpu")
         tf32 = self.config.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -132,36 +136,63 @@ class SetAtHand:
     def _taken(self, data: RealData) -> RealData:
         return build.real_data(self.config, data, self.device)
 
-    def training_set(self, line: Line, index: int, purpose: str) -> TrainingSet:
-        """What one network of a line is trained on. Raises: ValueError if there are too few real images."""
-        match line.subject.kind:
+    def training_set(self, line: Line, index: int, seed: int) -> TrainingSet:
+        """What one network of a line is trained on; `seed` is that of what is drawn anew for each network.
+
+        Raises: ValueError if there are too few real images.
+        """
+        subject, num_classes = line.subject, self.distilled.num_classes
+        ipc = subject.num_images // num_classes
+        match subject.kind:
             case "distilled":
-                return self.distilled
+                data = self.distilled
+            case "subset":
+                whole = self.distilled.num_images // num_classes
+                data = self.distilled.rows(subset_rows(num_classes, whole, ipc, seed, index).to(self.device))
+            case "random_real":
+                data = self.train.rows(random_real_rows(self.train, ipc, seed, index))
+            case "herding" | "k_means":
+                data = self._chosen(subject.kind, ipc)
             case "whole_train":
                 return self.train
-            case "random_real":
-                stream = Stream(seed=self.config.seed, name=f"random-real{purpose}", replica=index)
-                ipc = line.subject.num_images // self.distilled.num_classes
-                labels_N, num_classes = self.train.labels_N.cpu(), self.distilled.num_classes
-                return self.train.rows(class_balanced_rows(stream, labels_N, num_classes, ipc))
-            case kind:
-                raise ValueError(f"nothing is known of how to make {kind}")
+        return _with_hard_labels(data) if line.treatment == "hard_labels" else data
+
+    def _chosen(self, kind: Kind, ipc: int) -> DistilledData:
+        """Real images that are chosen once for all networks."""
+        if kind not in self._kept:
+            if kind == "herding":
+                self._kept[kind] = self.train.rows(herding_rows(self.train, ipc))
+            else:
+                centres = k_means_centres(self.train, ipc, self.config.seed)
+                self._kept[kind] = DistilledData(*(x.to(self.device) for x in centres))
+        return self._kept[kind]
+
+
+def _with_hard_labels(data: DistilledData) -> DistilledData:
+    """With the most probable class for a label."""
+    labels_NK = one_hot(data.labels_NK.argmax(dim=1), data.num_classes, data.dtype)
+    return data._replace(labels_NK=labels_NK)
 
 
 def run_job(here: SetAtHand, job: Job) -> list[Record] | list[LrTrial]:
     """Train fresh networks as the job says. The records are in the order of its indices and horizons."""
-    line, config = job.line, here.config
-    purpose = "-lr" if job.choosing else ""
+    line = job.line
+    # Streams of its own: no network is one that D was distilled through, and those that choose an lr, and the images
+    # that are drawn for them, are none of those of the table.
+    own = here.config.seed
+    seed = Stream(seed=own, name="evaluation-lr" if job.choosing else "evaluation").key()[0]
     judge = here.validation if job.choosing else here.test
-    network = network_for(config, line.network, judge.image_shape, judge.num_classes)
-    problem = build.inner_problem(config, network, judge.image_shape, judge.num_classes, here.device)
-    problem = replace(problem, optimizer=replace(problem.optimizer, lr=job.lr))
-    # The stream is the evaluation's own: no network is one that D was distilled through, and those that choose an
-    # lr are none of those that are tested.
-    seed = Stream(seed=config.seed, name=f"evaluation{purpose}").key()[0]
-    data = here.training_set(line, job.indices[0], purpose)
+    data = here.training_set(line, job.indices[0], seed if job.choosing else own)
     clock = _Clock(judge.batches)
-    scores = _trained(problem, data, clock.batches, job, seed)
+    scores = retrain_group(
+        _problem(here, job, judge),
+        data,
+        clock.batches,
+        job.horizons,
+        seed=seed,
+        indices=job.indices,
+        batch=line.batch,
+    )
     of = [line.retraining(index) for index in job.indices]
     if job.choosing:
         return [
@@ -176,14 +207,19 @@ def run_job(here: SetAtHand, job: Job) -> list[Record] | list[LrTrial]:
     ]
 
 
-def _trained(
-    problem: InnerProblem, data: TrainingSet, test: Callable[[], Batches], job: Job, seed: int
-) -> list[list[Score]]:
-    """The scores of the job's networks at each horizon."""
-    return [
-        retrain(problem, data, test, job.horizons, seed=seed, index=index, batch=job.line.batch)
-        for index in job.indices
-    ]
+def _problem(here: SetAtHand, job: Job, judge: RealData) -> InnerProblem:
+    """The set's own training, with the lr and the treatment that the job says."""
+    config, shape, num_classes = here.config, judge.image_shape, judge.num_classes
+    network = network_for(config, job.line.network, shape, num_classes)
+    problem = build.inner_problem(config, network, shape, num_classes, here.device, at_once=len(job.indices))
+    problem = replace(problem, optimizer=replace(problem.optimizer, lr=job.lr))
+    match job.line.treatment:
+        case "no_augmentation":
+            return replace(problem, augmentation=NO_AUGMENTATION)
+        case "augmentation":
+            return replace(problem, augmentation=DD_RANKING)
+        case _:
+            return problem
 
 
 class _Clock:
@@ -201,10 +237,8 @@ class _Clock:
         self._last = now
 
     def seconds(self, num_horizons: int, num_networks: int) -> list[float]:
-        """From the beginning to each horizon, the mean over the networks."""
-        # They were judged one after the other at all horizons, or all of them at one horizon after the other.
-        stretches = [sum(self._took[h::num_horizons]) / num_networks for h in range(num_horizons)]
-        return [sum(stretches[: h + 1]) for h in range(num_horizons)]
+        """From the beginning to each horizon, a network's share of it."""
+        return [sum(self._took[: h + 1]) / num_networks for h in range(num_horizons)]
 
 
 class _Retrainer:

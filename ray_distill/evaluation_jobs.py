@@ -14,88 +14,26 @@ sees the test split.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from ray_distill import build
-from ray_distill.artifact import DistilledDataset
-from ray_distill.build_networks import network_for, network_spec
-from ray_distill.config import Config, ConfigError
+from ray_distill.build_networks import network_spec
+from ray_distill.config import ConfigError
 from ray_distill.config_network import TORCHVISION
-from ray_distill.core.networks import ImageShape
-from ray_distill.data.splits import Ticket
+from ray_distill.core.augment import Augmentation
 from ray_distill.evaluation_records import Kind, Retraining, Treatment
+from ray_distill.judged_sets import JudgedSet
 
-
-class Tickets(NamedTuple):
-    """For what networks are trained and tested on: each process redeems them for itself."""
-
-    train: Ticket
-    test: Ticket
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class JudgedSet:
-    """A distilled set that is judged, and the real images that it is judged with."""
-
-    name: str
-    dataset: DistilledDataset
-    config: Config
-    """Its protocol; and how it is judged."""
-    tickets: Tickets
-    num_train: int
-    num_validation: int
-    num_test: int
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.dataset.class_names)
-
-    @property
-    def image_shape(self) -> ImageShape:
-        """(C, H, W)."""
-        channels, height, width = self.dataset.images_NCHW.shape[1:]
-        return channels, height, width
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the images and labels that networks are trained on."""
-        return _digest_of([self.dataset.images_NCHW, self.dataset.labels_NK])
-
-    @cached_property
-    def preprocessing_digest(self) -> str:
-        """Of what is done to real images."""
-        description, tensors = self.dataset.preprocessing.to_record()
-        return _digest_of(tensors.values(), json.dumps(description, sort_keys=True))
-
-    def flops(self, network: str) -> int:
-        """Of one image's forward pass. Raises: ConfigError if the network does not fit the images."""
-        if network not in self._flops:
-            built = network_for(
-                self.config, network, self.image_shape, self.num_classes, "evaluation.networks"
-            )
-            self._flops[network] = built.forward_flops(self.image_shape)
-        return self._flops[network]
-
-    @cached_property
-    def _flops(self) -> dict[str, int]:
-        """Counted once for all lines."""
-        return {}
-
-
-def _digest_of(tensors: Iterable[Tensor], text: str = "") -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+DD_RANKING = Augmentation(("color", "crop", "cutout", "flip", "scale", "rotate"), "single")
+"""The augmentation of the augmentation-robust score: DSA's, one operation at each step (`robustness`)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +60,8 @@ class Line:
     treatment: Treatment
     network: str
     num_networks: int
+    at_once: int
+    """Networks that are trained as one computation."""
     horizons: tuple[int, ...]
     batch: int | None
     """None: the protocol's class-balanced batches; otherwise random ones of so many images."""
@@ -130,6 +70,8 @@ class Line:
     """Lrs to choose among; empty if the own one is taken."""
     num_choosing: int
     """Networks for each of them."""
+    choosing_at_once: int
+    """Of those, too."""
     fingerprint: str
     step_flops: float
     """Of an inner step of one network; roughly, as the next two."""
@@ -180,12 +122,13 @@ class LrTrial:
 
 
 def jobs_for(line: Line, indices: Iterable[int], lr: float, *, choosing: bool = False) -> list[Job]:
-    """Jobs for these networks of a line, each of as many as are trained at once."""
-    every, size = list(indices), 1
-    return [
-        Job(line=line, indices=tuple(every[i : i + size]), lr=lr, choosing=choosing)
-        for i in range(0, len(every), size)
-    ]
+    """Jobs for these networks of a line, each of as many as are trained at once.
+
+    Those that are missing stay in the groups in which they would have been without the others.
+    """
+    size = line.choosing_at_once if choosing else line.at_once
+    groups = itertools.groupby(sorted(indices), lambda index: index // size)
+    return [Job(line=line, indices=tuple(group), lr=lr, choosing=choosing) for _, group in groups]
 
 
 def best_lr(own_lr: float, accuracies: Mapping[float, Sequence[float]]) -> float:
@@ -203,7 +146,7 @@ def lines_of(sets: Sequence[JudgedSet]) -> list[Line]:
     A baseline that is the same beside several sets, since they have one protocol and size, stands there once.
     Raises: ConfigError if two of the sets are the same; or for a network that does not fit the images.
     """
-    lines = [line for judged in sets for line in _lines(judged, judged.name, "distilled")]
+    lines = [line for judged in sets for line in _set_lines(judged)]
     seen: dict[str, str] = {}
     for line in lines:
         name = seen.setdefault(line.fingerprint, line.subject.name)
@@ -226,18 +169,70 @@ def _named_by_set(line: Line) -> Line:
     return replace(line, subject=replace(subject, name=f"{subject.name} beside {subject.of_set}"))
 
 
+def baselines_beside(sets: Iterable[JudgedSet], lines: Iterable[Line]) -> dict[str, dict[Kind, str]]:
+    """For each set the names that its baselines have in the table."""
+    names = {line.fingerprint: line.subject.name for line in lines}
+    return {
+        judged.name: {
+            kind: names[_lines(judged, kind, kind)[0].fingerprint]
+            for kind in judged.config.evaluation.baselines
+        }
+        for judged in sets
+    }
+
+
+def _set_lines(judged: JudgedSet) -> list[Line]:
+    """A distilled set's, and those of its subsets. Raises: ConfigError for one that is as large as the set."""
+    evaluation, ipc = judged.config.evaluation, len(judged.dataset) // judged.num_classes
+    lines = _lines(judged, judged.name, "distilled")
+    for size in evaluation.subsets:
+        if size >= ipc:
+            raise ConfigError(
+                f"evaluation.subsets: must be below {ipc}, the images per class of {judged.name} (found {size})"
+            )
+        subject = Subject(judged.name, "subset", judged.name, size * judged.num_classes)
+        lines += [
+            _line(judged, subject, "own", network, evaluation.subset_draws or 0)
+            for network in evaluation.networks
+        ]
+    return lines
+
+
 def _lines(judged: JudgedSet, name: str, kind: Kind) -> list[Line]:
-    """A line for each network that is trained on a subject."""
+    """A line for each treatment of a subject, and each network that is trained on it."""
     evaluation, own = judged.config.evaluation, judged.config.network.name
     if kind == "whole_train":
         subject = Subject(name, kind, judged.name, judged.num_train)
-        return [_line(judged, subject, own, evaluation.whole_train_seeds or 0)]
+        # The robustness scores of a network compare with the whole training set by the same network.
+        networks = evaluation.networks if evaluation.robustness else (own,)
+        return [
+            _line(judged, subject, "own", network, evaluation.whole_train_seeds or 0) for network in networks
+        ]
     subject = Subject(name, kind, judged.name, len(judged.dataset))
-    num = evaluation.seeds if kind == "distilled" else evaluation.random_real_draws or 0
-    return [_line(judged, subject, network, num) for network in evaluation.networks]
+    num = (evaluation.random_real_draws or 0) if kind == "random_real" else evaluation.seeds
+    treatments = _treatments(judged, kind)
+    return [
+        _line(judged, subject, how, network, num) for how in treatments for network in evaluation.networks
+    ]
 
 
-def _line(judged: JudgedSet, subject: Subject, network: str, num_networks: int) -> Line:
+def _treatments(judged: JudgedSet, kind: Kind) -> list[Treatment]:
+    """Beside its own, what the robustness scores are made of (`robustness`), as far as that is something else."""
+    if kind not in ("distilled", "random_real") or not judged.config.evaluation.robustness:
+        return ["own"]
+    inner = judged.config.inner
+    own = Augmentation(inner.augmentation, inner.augmentation_mode)
+    differs: dict[Treatment, bool] = {
+        "own": True,
+        "hard_labels": kind == "distilled" and not judged.has_hard_labels,
+        "no_augmentation": bool(own.operations),
+        "augmentation": own != DD_RANKING,
+    }
+    return [treatment for treatment, does in differs.items() if does]
+
+
+def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, num_networks: int) -> Line:
+    """One line; `name` is the network's."""
     config, evaluation = judged.config, judged.config.evaluation
     batch, horizons = None, evaluation.horizons
     if subject.kind == "whole_train":
@@ -245,19 +240,31 @@ def _line(judged: JudgedSet, subject: Subject, network: str, num_networks: int) 
         assert evaluation.whole_train_epochs is not None
         batch = min(evaluation.whole_train_batch, judged.num_train)
         horizons = (evaluation.whole_train_epochs * (judged.num_train // batch),)
-    own_lr, flops = build.judging_inner_lr(config), judged.flops(network)
+    own_lr = build.judging_inner_lr(config)
+    network, flops = judged.network(name)
+
+    def at_once(count: int, least_groups: int) -> int:
+        device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+        of = (config, network, judged.image_shape, judged.num_classes, device)
+        size = build.networks_at_once(*of, count, batch=batch, least_groups=least_groups)
+        return 1 if subject.is_drawn else size
+
+    num_choosing = evaluation.lr_networks or 0
     return Line(
         subject=subject,
-        treatment="own",
-        network=network,
+        treatment=treatment,
+        network=name,
         num_networks=num_networks,
+        at_once=at_once(num_networks, build.AUTO_GROUPS),
         horizons=horizons,
         batch=batch,
         own_lr=own_lr,
         # Rounded: 0.3 x 0.001 would be 0.00030000000000000003 in every file.
         grid=tuple(float(f"{own_lr * factor:.12g}") for factor in evaluation.lr_grid or ()),
-        num_choosing=evaluation.lr_networks or 0,
-        fingerprint=_fingerprint(judged, subject, "own", network, batch),
+        num_choosing=num_choosing,
+        # There is a job for each lr to share out already.
+        choosing_at_once=at_once(num_choosing, 1) if num_choosing else 1,
+        fingerprint=_fingerprint(judged, subject, treatment, name, batch),
         step_flops=3.0 * flops * (batch or build.inner_batch_size(config, judged.num_classes)),
         test_flops=float(flops * judged.num_test),
         validation_flops=float(flops * judged.num_validation),

@@ -18,8 +18,9 @@ from typing import Any
 
 from ray_distill.config import ConfigError
 from ray_distill.errors import MistakeError
-from ray_distill.evaluation_jobs import JudgedSet, Line, LrTrial
+from ray_distill.evaluation_jobs import Line, LrTrial
 from ray_distill.evaluation_records import Record, Retraining
+from ray_distill.judged_sets import JudgedSet
 from ray_distill.whole_files import write_json
 
 IDENTITY = "evaluation_of.json"

@@ -11,23 +11,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ray_distill import build, tracking
 from ray_distill.artifact import DistilledDataset
+from ray_distill.baselines import check_budget
 from ray_distill.build_networks import network_for
 from ray_distill.config import Config, ConfigError, apply_overrides, parse
+from ray_distill.config_evaluation import USUAL
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.evaluate import check_test_source, evaluate, judged_set
-from ray_distill.evaluation_jobs import JudgedSet, Line, lines_of
+from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
 from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
+from ray_distill.evaluation_pictures import write_pictures
 from ray_distill.evaluation_records import Failure, Record
 from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
+from ray_distill.judged_sets import JudgedSet
 from ray_distill.pool import PoolReport
 from ray_distill.progress import Update, silent
+from ray_distill.robustness import Robustness, robustness_of
 from ray_distill.tracking import StoreError, Tracker, TrackingError, open_run, recorded
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]
@@ -59,6 +62,9 @@ class Evaluation:
     tracker: Tracker | None
     warnings: list[str] = field(default_factory=list)
     """What MLflow did not take."""
+
+    robustness: list[Robustness] = field(default_factory=list)
+    """DD-Ranking's scores, if they were asked for."""
 
     @property
     def rows(self) -> list[Row]:
@@ -100,23 +106,19 @@ def judging_configs(
 
 def _idle(key: str, evaluation: Mapping[str, Any]) -> bool:
     """Whether a key that the set brought along is about something that is not done any more."""
-    baselines = evaluation.get("baselines", ("random_real", "whole_train"))
-    about = next((name for name in ("random_real", "whole_train") if key.startswith(f"{name}_")), None)
-    return (about is not None and about not in baselines) or (
-        key.startswith("lr_") and not evaluation.get("tune_lr")
-    )
+    about = next((name for name in USUAL if key.startswith(f"{name}_")), None)
+    if about is not None:
+        return about not in evaluation.get("baselines", USUAL)
+    needed = {"lr_grid": "tune_lr", "lr_networks": "tune_lr", "subset_draws": "subsets"}.get(key)
+    return needed is not None and not evaluation.get(needed)
 
 
 def check_evaluation(config: Config, data: DevelopmentData) -> None:
-    """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
+    """Raises: ConfigError, DataError for what does not fit the data, and would only be noticed later."""
     for name in config.evaluation.networks:
         network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
-    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
-    if "random_real" in config.evaluation.baselines and config.distilled.ipc > fewest:
-        raise ConfigError(
-            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class "
-            f"(found {config.distilled.ipc})"
-        )
+    if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
+        check_budget(data.train, config.distilled.ipc)
 
 
 def percent(update: Update) -> Progress:
@@ -188,12 +190,29 @@ def judge(
     with recorded(tracker) if tracker else nullcontext():
         with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
             course, report = evaluate(sets, lines, journal, update)
-        found = (course.records(), course.failures, course.lrs)
-        done = Evaluation(*found, report, folder, tracker, warnings)
-        files = write_results(folder, done.records, done.failures) if folder else []
+        found = (course.records(), course.failures)
+        robustness = _robustness(sets, lines, *found)
+        done = Evaluation(*found, course.lrs, report, folder, tracker, warnings, robustness)
+        files = _write(folder, done) if folder else []
         if tracker:
             tell(warnings, lambda: _log(tracker, done, files))
     return done
+
+
+def _robustness(
+    sets: Sequence[JudgedSet], lines: Sequence[Line], records: Sequence[Record], failures: Sequence[Failure]
+) -> list[Robustness]:
+    if not sets[0].config.evaluation.robustness:
+        return []
+    return robustness_of(rows_of(records, failures), baselines_beside(sets, lines))
+
+
+def _write(folder: Path, done: Evaluation) -> list[Path]:
+    """All files but the journal, made anew of all that there is."""
+    return [
+        *write_results(folder, done.records, done.failures, done.robustness),
+        *write_pictures(folder, done.rows),
+    ]
 
 
 def _tracker(sets: Sequence[JudgedSet], known: Mapping[str, str], uri: str, parent: str | None) -> Tracker:

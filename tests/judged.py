@@ -9,7 +9,7 @@ from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.evaluate import SetAtHand, Shipped, judged_set
-from ray_distill.evaluation_jobs import JudgedSet
+from ray_distill.judged_sets import JudgedSet
 
 
 def dataset_of(config: Config, *, scale: float = 1.0) -> DistilledDataset:

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import Bench, tiny_config
+from torch import nn
 
 from ray_distill import build, build_networks
 from ray_distill.config import ConfigError
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.inner_optimizer import SGD, Adam
-from ray_distill.core.networks import NetworkSpec
+from ray_distill.core.networks import ImageShape, Network, NetworkSpec
 from ray_distill.outer_loop import draw_real_batch
 from ray_distill.progress import Update
 from ray_distill.run import prepare
@@ -127,6 +129,30 @@ def test_small_networks_take_their_replicas_at_once() -> None:
     wide = {"network": {"name": "convnet3", "width": 128}, "distilled": {"ipc": 10}}
     assert build.experiment(tiny_config(replicas=5, **wide), (3, 32, 32), 10).replicas_at_once == 1
     assert build.experiment(tiny_config(replicas=5, engine="higher"), GREY, 10).replicas_at_once == 1
+
+
+def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
+    """Even groups, two or more unless told otherwise; one by one where maps or parameters are many, or on a GPU."""
+    config, cpu = tiny_config(), torch.device("cpu")
+
+    def at_once(
+        count: int, name: str = "convnet1", shape: ImageShape = GREY, device: torch.device = cpu, **how: int
+    ) -> int:
+        network = build_networks.network_for(config, name, shape, 10)
+        return build.networks_at_once(config, network, shape, 10, device, count, **how)
+
+    sizes = {1: 1, 2: 1, 3: 2, 8: 4, 9: 5, 17: 6}
+    assert {count: at_once(count) for count in sizes} == sizes
+    assert {count: at_once(count, least_groups=1) for count in (1, 3, 8, 9)} == {1: 1, 3: 3, 8: 8, 9: 5}
+    assert at_once(8, "convnet1-bn") == at_once(8, "mlp2") == 4
+    # Width 4 on 8x8 maps: 256 numbers an image, so 390 images are below 100,000 and 391 above.
+    assert (at_once(8, batch=390), at_once(8, batch=391)) == (4, 1)
+    assert at_once(8, "resnet18", (1, 16, 16)) == 1
+    assert at_once(8, device=torch.device("cuda")) == 1
+    for joining, size in ((nn.Identity(), 4), (nn.LocalResponseNorm(2), 1)):
+        with torch.device("meta"):
+            layers = nn.Sequential(nn.Conv2d(1, 2, 3), joining, nn.Flatten(), nn.Linear(72, 10))
+            assert build.networks_at_once(config, Network(layers), GREY, 10, cpu, 8) == size
 
 
 def test_the_number_of_workers_does_not_change_the_groups() -> None:

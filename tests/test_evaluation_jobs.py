@@ -13,13 +13,23 @@ from tiny import tiny_config
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.retrain import Score
 from ray_distill.core.rng import Stream
 from ray_distill.data.real_data import RealData
 from ray_distill.evaluate import SetAtHand, run_job
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Job, JudgedSet, LrTrial, best_lr, jobs_for, lines_of
+from ray_distill.evaluation_jobs import (
+    DD_RANKING,
+    Job,
+    LrTrial,
+    baselines_beside,
+    best_lr,
+    jobs_for,
+    lines_of,
+)
 from ray_distill.evaluation_journal import Journal, JournalError, claim, identity, remember
 from ray_distill.evaluation_records import Record
+from ray_distill.judged_sets import JudgedSet
 
 Do = Callable[[Job], Sequence[Record] | Sequence[LrTrial]]
 
@@ -150,15 +160,15 @@ def test_the_networks_of_a_job_do_not_depend_on_it(mine: JudgedSet) -> None:
 
 
 def test_random_images_are_drawn_anew_for_each_index(mine: JudgedSet) -> None:
-    """Balanced, from the training images; other images for another index, and for those that choose an lr."""
+    """Balanced, from the training images; other images for another index, and for another seed."""
     here = at_hand(mine)
     line = next(x for x in lines_of([mine]) if x.subject.kind == "random_real")
-    draws = [here.training_set(line, i, purpose) for i, purpose in ((0, ""), (1, ""), (0, "-lr"))]
+    draws = [here.training_set(line, i, seed) for i, seed in ((0, 0), (1, 0), (0, 9))]
     for draw in draws:
         assert isinstance(draw, DistilledData)
         assert torch.equal(draw.labels_NK, torch.eye(10, dtype=torch.float64))
     assert len({tuple(draw.images_NCHW.flatten().tolist()) for draw in draws}) == 3
-    again = here.training_set(line, 1, "")
+    again = here.training_set(line, 1, 0)
     assert isinstance(again, DistilledData)
     assert torch.equal(again.images_NCHW, draws[1].images_NCHW)
 
@@ -201,23 +211,28 @@ def test_the_lr_is_chosen_line_by_line(mine: JudgedSet) -> None:
     course = Course(lines, Journal(), silent)
     jobs = follow(course, pretend)
     assert {job.lr for job in jobs if not job.choosing} == {0.003}
-    assert sum(job.choosing for job in jobs) == 5 * 3 * 2
+    assert sum(len(job.indices) for job in jobs if job.choosing) == 5 * 3 * 2
     assert len(course.records()) == 4 * 2 * 2 + 1
     assert all(record.lr == 0.003 for record in course.records())
 
 
 def test_networks_that_choose_are_none_of_the_table(mine: JudgedSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seeds of their own: the streams of two purposes differ in name."""
-    seeds = []
-    monkeypatch.setattr(
-        "ray_distill.evaluate._trained", lambda problem, data, test, job, seed: seeds.append(seed) or [[]]
-    )
-    here, line = at_hand(mine), lines_of([mine])[0]
+    """Seeds of their own: the streams of two purposes differ in name. So do the random images."""
+    seeds, drawn = [], []
+
+    def note(problem: object, data: DistilledData, *_: object, seed: int, **__: object) -> list[list[Score]]:
+        seeds.append(seed)
+        drawn.append(data.images_NCHW)
+        return [[Score(0.5, 1.0)] * 2]
+
+    monkeypatch.setattr("ray_distill.evaluate.retrain_group", note)
+    monkeypatch.setattr("ray_distill.evaluate._Clock.seconds", lambda *_: [1.0, 2.0])
+    here = at_hand(mine)
+    line = next(x for x in lines_of([mine]) if x.subject.kind == "random_real")
     for choosing in (False, True):
-        (job,) = jobs_for(line, [0], 1.0, choosing=choosing)
-        with pytest.raises((IndexError, ValueError)):
-            run_job(here, job)
+        run_job(here, jobs_for(line, [0], 1.0, choosing=choosing)[0])
     assert seeds == [Stream(seed=0, name=name).key()[0] for name in ("evaluation", "evaluation-lr")]
+    assert not torch.equal(*drawn)
 
 
 def test_the_best_lr() -> None:
@@ -240,7 +255,7 @@ def test_what_fails_is_a_reason_and_the_rest_goes_on(mine: JudgedSet) -> None:
 
     course = Course(lines, Journal(), silent)
     follow(course, do)
-    assert [(f.of.subject, f.of.network, f.of.index, f.reason) for f in course.failures] == [
+    assert sorted((f.of.subject, f.of.network, f.of.index, f.reason) for f in course.failures) == [
         ("mine", "mlp1", 0, "boom"),
         ("mine", "mlp1", 1, "boom"),
         ("random_real", "mlp1", 0, "no lr could be chosen: boom"),
@@ -300,7 +315,7 @@ def test_more_networks_seeds_and_horizons_add_to_what_is_there(mine: JudgedSet, 
     follow(Course(lines_of([with_config(mine, small)]), Journal(path), silent), pretend)
     lines = lines_of([with_config(mine, large)])
     course = Course(lines, Journal(path), silent)
-    assert len(follow(course, pretend)) == 3
+    assert [i for job in follow(course, pretend) for i in job.indices] == [0, 1, 2]
     assert len(course.records()) == 2 + 3 * 2
     lines = lines_of(
         [with_config(mine, config_of(horizons=[3, 6], networks=["convnet1"], seeds=4, baselines=[]))]
@@ -352,6 +367,112 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(mine: JudgedSet, t
     with pytest.raises(ConfigError, match="holds no evaluation"):
         claim(tmp_path / "mine", of)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_every_kind_of_subject_and_treatment(mine: JudgedSet) -> None:
+    """Two images per class: the set, a subset of one of each, random, chosen and whole real data, in every treatment that
+    the robustness scores need; each line's network is trained, on as many images as it says."""
+    config = tiny_config(
+        distilled={"ipc": 2},
+        evaluation={
+            "horizons": [2],
+            "networks": ["mlp1"],
+            "baselines": ["random_real", "herding", "k_means", "whole_train"],
+            "robustness": True,
+            "subsets": [1],
+            "subset_draws": 1,
+        },
+    )
+    judged = judged_of(config)
+    here = at_hand(judged)
+    lines = lines_of([judged])
+    assert [(x.subject.kind, x.treatment, x.subject.num_images) for x in lines] == [
+        *(("distilled", how, 20) for how in ("own", "no_augmentation", "augmentation")),
+        ("subset", "own", 10),
+        *(("random_real", how, 20) for how in ("own", "no_augmentation", "augmentation")),
+        ("herding", "own", 20),
+        ("k_means", "own", 20),
+        ("whole_train", "own", 160),
+    ]
+    assert lines[3].num_networks == 1
+    seen = {}
+    for line in lines:
+        data = here.training_set(line, 0, 0)
+        assert data.num_images == line.subject.num_images
+        seen[line] = data.rows(torch.arange(10)).images_NCHW
+        (record,) = run_job(here, jobs_for(line, [0], line.own_lr)[0])
+        assert isinstance(record, Record)
+        assert record.of == line.retraining(0)
+    real = [x for x in lines if x.treatment == "own" and x.subject.kind != "distilled"]
+    assert len({tuple(seen[line].flatten().tolist()) for line in real}) == len(real)
+    whole = here.distilled
+    (subset,) = (x for x in lines if x.subject.kind == "subset")
+    for image, label in zip(*here.training_set(subset, 0, 0).rows(torch.arange(10)), strict=True):
+        (row,) = (i for i in range(20) if torch.equal(whole.images_NCHW[i], image))
+        assert torch.equal(whole.labels_NK[row], label)
+
+
+def test_hard_labels_are_the_most_probable_classes(mine: JudgedSet) -> None:
+    """Probabilities 0.6 and 0.4 become 1 and 0; the images stay."""
+    labels_NK = 0.6 * torch.eye(10) + 0.4 * torch.eye(10).roll(1, dims=1)
+    soft = replace(mine, dataset=replace(mine.dataset, labels_NK=labels_NK))
+    here, line = at_hand(soft), lines_of([soft])[0]
+    data = here.training_set(replace(line, treatment="hard_labels"), 0, 0)
+    assert isinstance(data, DistilledData)
+    assert torch.equal(data.labels_NK, torch.eye(10, dtype=torch.float64))
+    assert torch.equal(data.images_NCHW, here.distilled.images_NCHW)
+
+
+def test_a_treatment_that_is_the_own_one_is_none(mine: JudgedSet) -> None:
+    """Learnt labels are also made hard; a protocol without augmentation, or with DD-Ranking's, lacks that treatment."""
+    labels_NK = mine.dataset.labels_NK.roll(1, dims=1) + mine.dataset.labels_NK
+    soft = replace(mine, dataset=replace(mine.dataset, labels_NK=labels_NK))
+    for augmentation, has in (
+        ([], {"augmentation"}),
+        (["rotate"], {"no_augmentation", "augmentation"}),
+        (list(DD_RANKING.operations), {"no_augmentation"}),
+    ):
+        config = tiny_config(
+            inner={"augmentation": augmentation}, evaluation={"networks": ["mlp1"], "robustness": True}
+        )
+        for judged, labels in ((mine, set()), (soft, {"hard_labels"})):
+            lines = lines_of([with_config(judged, config)])
+            of = {
+                kind: {x.treatment for x in lines if x.subject.kind == kind}
+                for kind in ("distilled", "random_real")
+            }
+            assert of == {"distilled": {"own", *has, *labels}, "random_real": {"own", *has}}
+
+
+def test_the_baselines_beside_a_set_have_the_names_of_the_table(mine: JudgedSet) -> None:
+    same, other = judged_of(mine.config, "same", scale=2.0), judged_of(mine.config, "other", scale=3.0)
+    other = replace(other, config=tiny_config(evaluation={"horizons": [3, 6]}, inner={"augmentation": []}))
+    sets = [mine, same, other]
+    beside = baselines_beside(sets, lines_of(sets))
+    assert beside["mine"] == beside["same"]
+    assert beside["mine"] == {
+        "random_real": "random_real beside mine",
+        "whole_train": "whole_train beside mine",
+    }
+    assert beside["other"]["random_real"] == "random_real beside other"
+
+
+def test_networks_that_are_trained_at_once_stay_so_after_a_new_start(mine: JudgedSet) -> None:
+    """Eight small networks in two groups; of the second one two are missing: they are a job, not part of another."""
+    config = config_of(horizons=[3], seeds=8, tune_lr=True, lr_networks=3)
+    line, *_ = lines_of([with_config(mine, config)])
+    assert [job.indices for job in jobs_for(line, range(8), 1.0)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert [job.indices for job in jobs_for(line, [6, 3, 5], 1.0)] == [(3,), (5, 6)]
+    assert [job.indices for job in jobs_for(line, range(3), 1.0, choosing=True)] == [(0, 1, 2)]
+    drawn = next(x for x in lines_of([with_config(mine, config)]) if x.subject.kind == "random_real")
+    assert [job.indices for job in jobs_for(drawn, range(2), 1.0)] == [(0,), (1,)]
+
+
+def test_a_subset_is_smaller_than_its_set(mine: JudgedSet) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluation.subsets: must be below 1, the images per class of mine \(found 1\)"
+    ):
+        lines_of([with_config(mine, config_of(horizons=[3], subsets=[1]))])
 
 
 @pytest.mark.parametrize("name", ["convnet3", "alexnet", "vgg11", "resnet18", "resnet18-bn"])

@@ -16,10 +16,11 @@ from tiny import tiny_config
 from ray_distill.config import ConfigError
 from ray_distill.evaluate import evaluate, run_job
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import JudgedSet, lines_of
+from ray_distill.evaluation_jobs import lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
 from ray_distill.judge import evaluate_sets, judge
+from ray_distill.judged_sets import JudgedSet
 from ray_distill.progress import silent
 from ray_distill.tracking import open_store
 
@@ -124,11 +125,9 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_away_costs_no_result(tmp_path: Path) -> None:
+    """Nobody listens at the store's address: a warning, and the records."""
     config = tiny_config(evaluation={"horizons": [2], "networks": ["mlp1"], "seeds": 1})
-    (tmp_path / "mlflow.db").mkdir()
-    done = judge(
-        [judged_of(config)], silent, tmp_path / "results", (f"sqlite:///{tmp_path / 'mlflow.db'}", None)
-    )
+    done = judge([judged_of(config)], silent, tmp_path / "results", ("http://127.0.0.1:9", None))
     assert len(done.records) == 1 + 2 + 1
     assert done.tracker is None
-    assert "MLflow" in done.warnings[0]
+    assert "MLflow at http://127.0.0.1:9" in done.warnings[0]
