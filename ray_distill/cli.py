@@ -1,5 +1,5 @@
-"""The command line: demo, distill, evaluate, show; and plan, doctor, bench, data, import and export, in modules of
-their own.
+"""The command line: demo, distill, show; and evaluate, plan, doctor, bench, data, import and export, in modules of their
+own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -7,31 +7,26 @@ exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at 
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
 from ray_distill.cli_doctor import doctor
+from ray_distill.cli_evaluate import evaluate, say_table
 from ray_distill.cli_export import export, import_
 from ray_distill.cli_plan import plan
 from ray_distill.config import Config, ConfigError
-from ray_distill.terminal import Set, bar, check_picture, check_target, errors, stderr, stdout
+from ray_distill.terminal import Set, bar, beside_ray, check_picture, errors, stderr, stdout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from ray_distill.data.splits import DevelopmentData
-    from ray_distill.evaluate import Row
     from ray_distill.run import Outcome
 
 BEGAN = time.monotonic()
@@ -52,6 +47,7 @@ app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
 app.command()(doctor)
+app.command()(evaluate)
 
 Out = Annotated[
     Path | None,
@@ -89,36 +85,15 @@ def _say_plan(config: Config, folder: Path) -> None:
     )
 
 
-def _table(rows: "list[Row]") -> Table:
-    """Accuracies in percent."""
-    table = Table("trained on", "network", "test accuracy", "std", "n")
-    for row in rows:
-        std = "" if row.std is None else f"{100 * row.std:.1f}"
-        name = row.trained_on.replace("_", " ")
-        table.add_row(name, row.network, f"{100 * row.mean:.1f}%", std, str(row.n))
-    return table
-
-
 def _say_outcome(outcome: "Outcome", files: dict[str, Path]) -> None:
     from ray_distill.tracking import ui_command
 
-    stdout.print(_table(outcome.rows))
+    say_table(outcome.evaluation)
     for warning in outcome.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)
     lines = [f"took {outcome.wall_s:.0f} s", *(f"  {what:<14}{path}" for what, path in files.items())]
     lines.append(f"  {'MLflow':<14}{ui_command(outcome.tracker.uri)}")
     stdout.print("\n".join(lines), markup=False, highlight=False)
-
-
-@contextmanager
-def _beside_ray(prepare: "Callable[[], DevelopmentData]") -> "Iterator[DevelopmentData]":
-    """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
-    with ThreadPoolExecutor(1) as side:
-        preparing = side.submit(prepare)
-        from ray_distill.cluster import cluster
-
-        with cluster():
-            yield preparing.result()
 
 
 def _run(
@@ -142,14 +117,14 @@ def _run(
 
         return prepare(config, uri, bar)
 
-    with _beside_ray(prepare) as real:
+    with beside_ray(prepare) as real:
         from ray_distill.run import carry_out
 
         outcome = carry_out(config, real, place, uri, bar, resume=resume, replace=replace, began=BEGAN)
         files = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,
-            "all numbers": place.evaluation,
+            "its evaluation": place.evaluation,
             "summary": place.summary,
         }
         _say_outcome(outcome, files)
@@ -225,65 +200,6 @@ def distill(
         folder, uri = _place(config, out)
         advice = "Use --resume to go on with the run in it, --force to delete that and start anew, or another --out."
         _run(config, folder, uri, advice, resume=resume, replace=force)
-
-
-@app.command()
-def evaluate(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A distilled.parquet.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Where the numbers go. Default: beside the artefact."),
-    ] = None,
-    set_: Set = None,
-) -> None:
-    """Retrain networks on a distilled set and on baselines, and test them.
-
-    The set brings its own protocol and data source; `--set evaluation.networks=[convnet3,mlp2]` and the
-    like change how it is judged.
-    """
-    with _errors():
-        from ray_distill.artifact import DistilledDataset
-
-        dataset = DistilledDataset.load(artifact)
-        config = _judging(dataset.config, set_ or [])
-        target = out or artifact.with_name(f"{artifact.stem}.evaluation.json")
-        check_target(target)
-        uri = _store_of(config, artifact)
-
-        def prepare() -> "DevelopmentData":
-            from ray_distill.run import prepare
-
-            return prepare(config, uri, bar, dataset.preprocessing)
-
-        with _beside_ray(prepare) as real:
-            from ray_distill.run import evaluate_artifact
-
-            outcome = evaluate_artifact(config, dataset, artifact, target, uri, real, bar)
-            _say_outcome(outcome, {"all numbers": target})
-
-
-JUDGING = ("evaluation", "tracking", "data.source", "data.test_source", "data.root", "data.cache")
-"""What `evaluate` can change; the rest is the set's own."""
-
-
-def _judging(values: dict[str, Any], overrides: list[str]) -> Config:
-    """The configuration in an artefact, with its evaluation changed. Raises: ConfigError for another key."""
-    for override in overrides:
-        key = override.partition("=")[0]
-        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in JUDGING):
-            raise ConfigError(
-                f"--set {override}: evaluate can change {', '.join(JUDGING)}; the rest is the set's own"
-            )
-    return configuration.parse(configuration.apply_overrides(values, overrides))
-
-
-def _store_of(config: Config, artifact: Path) -> str:
-    """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
-    from ray_distill.run_folder import RunFolder
-    from ray_distill.tracking import store_uri
-
-    own = RunFolder(artifact.parent).store()
-    return store_uri(config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or own, artifact.parent)
 
 
 @app.command()

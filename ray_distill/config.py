@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from ray_distill.config_data import DataConfig
+from ray_distill.config_evaluation import EvaluationConfig
 from ray_distill.config_network import NetworkConfig
 from ray_distill.config_schedules import FORMS, misfits
 from ray_distill.config_sections import (
@@ -24,7 +25,6 @@ from ray_distill.config_sections import (
     ClusterConfig,
     ComputeConfig,
     DistilledConfig,
-    EvaluationConfig,
     InnerConfig,
     OuterConfig,
     TrackingConfig,
@@ -107,6 +107,7 @@ class Config(Section):
         """What the run is, as plain data, without where it runs and is recorded: what may be shared."""
         values = {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
         values["data"] = {k: v for k, v in values["data"].items() if k not in ("root", "cache")}
+        del values["evaluation"]["gpus_per_actor"]
         return values
 
     @property
@@ -176,6 +177,11 @@ def _check_arithmetic(config: Config) -> None:
     """That no choice of precision, engine or computation is without effect."""
     if config.precision == "tf32" and not config.cluster.use_gpu:
         raise ConfigError("precision: tf32 has no effect without cluster.use_gpu; use float32 on CPUs")
+    if config.evaluation.gpus_per_actor is not None and not config.cluster.use_gpu:
+        raise ConfigError(
+            "evaluation.gpus_per_actor: has no effect without cluster.use_gpu "
+            f"(found {config.evaluation.gpus_per_actor}); remove it"
+        )
     if config.precision == "bf16" and config.compute.product == "forward":
         raise ConfigError("compute.product: forward does not go with precision bf16; use reverse")
     if config.engine == "higher":

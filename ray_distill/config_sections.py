@@ -1,7 +1,7 @@
 """The sections of a configuration: what every key means, and what it may be.
 
-Every field has its meaning below it; the sections `data`, `network` and `truncation` are in `config_data`,
-`config_network` and `config_truncation`, values that may change over the run in `config_schedules`. An option that
+Every field has its meaning below it; the sections `data`, `network`, `truncation` and `evaluation` are in
+`config_data`, `config_network`, `config_truncation` and `config_evaluation`, values that may change over the run in `config_schedules`. An option that
 would have no effect in the chosen mode is refused, as an unknown key is: it is checked against what was read before it.
 
 Names of operations are spelt out here and not taken from `core`, since importing that means importing torch:
@@ -21,7 +21,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ray_distill.config_network import network_name
 from ray_distill.config_schedules import ScheduledFloat
 from ray_distill.config_strict import Fraction, NonNegativeInt, PositiveInt, Section
 from ray_distill.config_strict import earlier as _earlier
@@ -174,35 +173,6 @@ class ValidationConfig(Section):
     """Inner steps of each."""
 
 
-class EvaluationConfig(Section):
-    """Judging the finished set on the test split."""
-
-    networks: tuple[str, ...] = Field(default=("convnet3",), min_length=1)
-    """Networks to retrain, named as network.name is. Those of its family take its width, activation and pooling
-    (convnets and mlps count as one family); the others are as published."""
-    seeds: PositiveInt = 8
-    """Fresh networks of each."""
-    horizon: PositiveInt = 1000
-    """Inner steps of each retraining."""
-    random_real_draws: PositiveInt = 4
-    """Draws of the baseline of random real images."""
-    whole_train_seeds: PositiveInt = 1
-    """Networks of the baseline trained on the whole training set."""
-    whole_train_epochs: PositiveInt = 20
-    """Passes over the whole training set."""
-    whole_train_batch: PositiveInt = 128
-    """Real images in a batch of the whole training set."""
-
-    @field_validator("networks", mode="before")
-    @classmethod
-    def _known(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise _refuse("allowed: a list of network names")
-        if len(set(value)) != len(value):
-            raise _refuse("names a network twice; remove one")
-        return tuple(network_name(name) for name in value)
-
-
 class CheckpointConfig(Section):
     """What is kept while the run goes on."""
 
@@ -238,7 +208,7 @@ class ClusterConfig(Section):
     cpus_per_worker: PositiveInt = 1
     """CPU cores of each: threads of its arithmetic. Another number of threads may round otherwise."""
     use_gpu: bool = False
-    """One GPU for each worker. The evaluation runs on CPUs."""
+    """One GPU for each worker, and a part of one for each actor of the evaluation."""
     max_failures: NonNegativeInt = 3
     """Worker failures after which the run gives up."""
 

@@ -1,101 +1,66 @@
-"""How good a distilled set is: a pool of Ray actors retrains networks on it and tests them.
+"""How good distilled sets are: a pool of Ray actors retrains networks on them and on baselines, and tests them.
 
-The only user of the test split (`data.held_out`). Every job is one retraining: (training set, network,
-index), and its result is a pure function of that, so a job whose actor died is done again elsewhere and
-gives the same number. Baselines stand beside the distilled set and use the same protocol: random real
-images of the same budget, and the whole training set.
+The only user of the test split (`data.held_out`). What a network is trained on, and its draws, are functions of its
+line and index (`evaluation_jobs`), so a job whose actor died is done again elsewhere and gives the same number, and
+the number does not depend on which job a network was part of. An actor opens the test split when the first of its jobs
+needs it: those that choose an lr are judged on validation, and never do.
+
+Distilled sets and preprocessings are shipped once per node, through Ray's object store; real images are files that all
+processes of a machine map.
 """
 
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
+from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.build_data import data_spec
 from ray_distill.build_networks import network_for
 from ray_distill.config import Config, parse
-from ray_distill.core.distilled import DistilledData, TrainingSet, class_balanced_rows
-from ray_distill.core.retrain import retrain
+from ray_distill.core.augment import NONE as NO_AUGMENTATION
+from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
+from ray_distill.core.retrain import Batches, retrain_group
 from ray_distill.core.rng import Stream
+from ray_distill.core.unroll import InnerProblem
 from ray_distill.data.decoding import Progress
 from ray_distill.data.held_out import check_test, load_test
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
-from ray_distill.data.splits import DevelopmentData, Ticket, issue, redeem, redeem_development
-from ray_distill.errors import FailedError
+from ray_distill.data.splits import DevelopmentData, issue, redeem, redeem_development
+from ray_distill.evaluation_course import Course
+from ray_distill.evaluation_jobs import DD_RANKING, Job, Line, LrTrial
+from ray_distill.evaluation_journal import Journal
+from ray_distill.evaluation_records import Kind, Record
+from ray_distill.judged_sets import JudgedSet, Tickets
+from ray_distill.pool import PoolReport, Workers, run_jobs
 from ray_distill.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
-from ray.exceptions import RayActorError, RayTaskError
 
-DISTILLED = "distilled"
-RANDOM_REAL = "random_real"
-WHOLE_TRAIN = "whole_train"
-MAX_TRIES = 3
-"""Actors that a job may lose before the evaluation gives up."""
+DEFAULT_GPUS_PER_ACTOR = 0.25
 
 
-class EvaluationError(FailedError):
-    """An evaluation that could not be brought to its end."""
+def check_test_source(config: Config) -> None:
+    """Raises: DataError if there is no test split to evaluate on. Opens none of its files."""
+    check_test(data_spec(config))
 
 
-@dataclass(frozen=True)
-class Job:
-    """One retraining: what is trained on, which network, and which of its fresh starts."""
-
-    trained_on: str
-    network: str
-    index: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """The outcome of one job. The accuracy is a fraction of the test images."""
-
-    trained_on: str
-    network: str
-    index: int
-    inner_steps: int
-    test_accuracy: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the result table: mean and sample standard deviation over n retrainings (fractions)."""
-
-    trained_on: str
-    network: str
-    mean: float
-    std: float | None
-    n: int
-
-
-class Tickets(NamedTuple):
-    """For what networks are trained and tested on: each process redeems them for itself."""
-
-    train: Ticket
-    test: Ticket
-
-
-class RealSets(NamedTuple):
-    """Preprocessed training and test images."""
-
-    train: RealData
-    test: RealData
-
-
-def tickets_for(
-    config: Config, dataset: DistilledDataset, data: DevelopmentData, progress: Progress | None = None
-) -> Tickets:
-    """The training images, and the source's test split with the set's preprocessing. Raises: DataError."""
+def judged_set(
+    name: str,
+    dataset: DistilledDataset,
+    config: Config,
+    data: DevelopmentData,
+    progress: Progress | None = None,
+) -> JudgedSet:
+    """A set with the real images that it is judged with: those that it may be trained beside, and the source's test
+    split with the set's preprocessing. Raises: DataError if they do not fit."""
     spec = data_spec(config)
     test = load_test(spec, progress)
     if test.class_names != dataset.class_names or test.image_shape != tuple(dataset.images_NCHW.shape[1:]):
@@ -104,148 +69,216 @@ def tickets_for(
             f"{tuple(dataset.images_NCHW.shape[1:])} images of {', '.join(dataset.class_names)}"
         )
     ticket, _ = issue(spec, test, dataset.preprocessing, progress)
-    return Tickets(data.ticket, ticket)
+    return JudgedSet(
+        name=name,
+        dataset=dataset,
+        config=config,
+        tickets=Tickets(data.ticket, ticket),
+        num_train=data.train.num_images,
+        num_validation=data.validation.num_images,
+        num_test=len(test),
+    )
 
 
-def real_sets(config: Config, tickets: Tickets, fitted: Callable[[], Preprocessing]) -> RealSets:
-    """The images that the tickets are for, as the evaluation takes them. Raises: DataError."""
-    train, _ = redeem_development(tickets.train, fitted)
-    images = redeem(tickets.test, load_test, fitted)
-    test = RealData.of(images, torch.arange(len(images)), tickets.test.applied)
-    return RealSets(*(build.real_data(config, data, build.CPU) for data in (train, test)))
+@dataclass(frozen=True)
+class Shipped:
+    """A judged set on its way to an actor."""
+
+    config: dict[str, Any]
+    tickets: Tickets
+    distilled: Callable[[], list[Any]]
+    """Fetches images and labels, as arrays."""
+    fitted: Callable[[], Preprocessing]
+    """Fetches the preprocessing, on a machine that lacks the preprocessed images."""
 
 
-def check_test_source(config: Config) -> None:
-    """Raises: DataError if there is no test split to evaluate on. Opens none of its files."""
-    check_test(data_spec(config))
+class SetAtHand:
+    """A judged set in an actor: whatever of its data is asked for is opened then, and kept."""
+
+    def __init__(self, shipped: Shipped) -> None:
+        self._shipped, self.config = shipped, parse(shipped.config)
+        self._kept: dict[Kind, DistilledData] = {}
+        self.device = torch.device("cuda" if self.config.cluster.use_gpu else "cpu")
+        tf32 = self.config.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+    @cached_property
+    def distilled(self) -> DistilledData:
+        """What networks are trained on."""
+        dtype = build.dtype(self.config)
+        tensors = (
+            torch.from_numpy(array.copy()).to(self.device, dtype) for array in self._shipped.distilled()
+        )
+        return DistilledData(*tensors)
+
+    @cached_property
+    def _development(self) -> tuple[RealData, RealData]:
+        train, validation = redeem_development(self._shipped.tickets.train, self._shipped.fitted)
+        return self._taken(train), self._taken(validation)
+
+    @property
+    def train(self) -> RealData:
+        """Real images to train on."""
+        return self._development[0]
+
+    @property
+    def validation(self) -> RealData:
+        """Real images to choose by."""
+        return self._development[1]
+
+    @cached_property
+    def test(self) -> RealData:
+        """Real images to report on."""
+        ticket = self._shipped.tickets.test
+        images = redeem(ticket, load_test, self._shipped.fitted)
+        return self._taken(RealData.of(images, torch.arange(len(images)), ticket.applied))
+
+    def _taken(self, data: RealData) -> RealData:
+        return build.real_data(self.config, data, self.device)
+
+    def training_set(self, line: Line, index: int, seed: int) -> TrainingSet:
+        """What one network of a line is trained on; `seed` is that of what is drawn anew for each network.
+
+        Raises: ValueError if there are too few real images.
+        """
+        subject, num_classes = line.subject, self.distilled.num_classes
+        ipc = subject.num_images // num_classes
+        match subject.kind:
+            case "distilled":
+                data = self.distilled
+            case "subset":
+                whole = self.distilled.num_images // num_classes
+                data = self.distilled.rows(subset_rows(num_classes, whole, ipc, seed, index).to(self.device))
+            case "random_real":
+                data = self.train.rows(random_real_rows(self.train, ipc, seed, index))
+            case "herding" | "k_means":
+                data = self._chosen(subject.kind, ipc)
+            case "whole_train":
+                return self.train
+        return _with_hard_labels(data) if line.treatment == "hard_labels" else data
+
+    def _chosen(self, kind: Kind, ipc: int) -> DistilledData:
+        """Real images that are chosen once for all networks."""
+        if kind not in self._kept:
+            if kind == "herding":
+                self._kept[kind] = self.train.rows(herding_rows(self.train, ipc))
+            else:
+                centres = k_means_centres(self.train, ipc, self.config.seed)
+                self._kept[kind] = DistilledData(*(x.to(self.device) for x in centres))
+        return self._kept[kind]
 
 
-def jobs_of(config: Config) -> list[Job]:
-    """The jobs of an evaluation, the longest first so that no actor is left with one at the end."""
-    evaluation, own = config.evaluation, config.network.name
+def _with_hard_labels(data: DistilledData) -> DistilledData:
+    """With the most probable class for a label."""
+    labels_NK = one_hot(data.labels_NK.argmax(dim=1), data.num_classes, data.dtype)
+    return data._replace(labels_NK=labels_NK)
+
+
+def run_job(here: SetAtHand, job: Job) -> list[Record] | list[LrTrial]:
+    """Train fresh networks as the job says. The records are in the order of its indices and horizons."""
+    line = job.line
+    # Streams of its own: no network is one that D was distilled through, and those that choose an lr, and the images
+    # that are drawn for them, are none of those of the table.
+    own = here.config.seed
+    seed = Stream(seed=own, name="evaluation-lr" if job.choosing else "evaluation").key()[0]
+    judge = here.validation if job.choosing else here.test
+    data = here.training_set(line, job.indices[0], seed if job.choosing else own)
+    clock = _Clock(judge.batches)
+    scores = retrain_group(
+        _problem(here, job, judge),
+        data,
+        clock.batches,
+        job.horizons,
+        seed=seed,
+        indices=job.indices,
+        batch=line.batch,
+    )
+    of = [line.retraining(index) for index in job.indices]
+    if job.choosing:
+        return [
+            LrTrial(one, job.lr, job.horizons[-1], score[-1].accuracy)
+            for one, score in zip(of, scores, strict=True)
+        ]
+    seconds = clock.seconds(len(job.horizons), len(of))
     return [
-        *(Job(WHOLE_TRAIN, own, i) for i in range(evaluation.whole_train_seeds)),
-        *(Job(DISTILLED, name, i) for name in evaluation.networks for i in range(evaluation.seeds)),
-        *(
-            Job(RANDOM_REAL, name, i)
-            for name in evaluation.networks
-            for i in range(evaluation.random_real_draws)
-        ),
+        Record(one, job.lr, steps, score.accuracy, took)
+        for one, of_one in zip(of, scores, strict=True)
+        for steps, score, took in zip(job.horizons, of_one, seconds, strict=True)
     ]
 
 
-def run_job(config: Config, distilled: DistilledData, real: RealSets, job: Job) -> Record:
-    """Train one fresh network as the job says, and test it once."""
-    began = time.perf_counter()
-    train, num_classes = real.train, distilled.num_classes
-    data: TrainingSet = distilled
-    batch, steps = None, config.evaluation.horizon
-    if job.trained_on == RANDOM_REAL:
-        stream = Stream(seed=config.seed, name="random-real", replica=job.index)
-        data = train.rows(class_balanced_rows(stream, train.labels_N, num_classes, config.distilled.ipc))
-    elif job.trained_on == WHOLE_TRAIN:
-        data = train
-        batch = min(config.evaluation.whole_train_batch, train.num_images)
-        steps = config.evaluation.whole_train_epochs * (train.num_images // batch)
-    shape = real.test.image_shape
-    network = network_for(config, job.network, shape, num_classes)
-    # The seed's stream is the evaluation's own: no network is one that D was distilled through.
-    seed = Stream(seed=config.seed, name="evaluation").key()[0]
-    problem = build.inner_problem(config, network, shape, num_classes)
-    (score,) = retrain(problem, data, real.test.batches, [steps], seed=seed, index=job.index, batch=batch)
-    return Record(
-        **asdict(job), inner_steps=steps, test_accuracy=score.accuracy, seconds=time.perf_counter() - began
-    )
+def _problem(here: SetAtHand, job: Job, judge: RealData) -> InnerProblem:
+    """The set's own training, with the lr and the treatment that the job says."""
+    config, shape, num_classes = here.config, judge.image_shape, judge.num_classes
+    network = network_for(config, job.line.network, shape, num_classes)
+    problem = build.inner_problem(config, network, shape, num_classes, here.device, at_once=len(job.indices))
+    problem = replace(problem, optimizer=replace(problem.optimizer, lr=job.lr))
+    match job.line.treatment:
+        case "no_augmentation":
+            return replace(problem, augmentation=NO_AUGMENTATION)
+        case "augmentation":
+            return replace(problem, augmentation=DD_RANKING)
+        case _:
+            return problem
+
+
+class _Clock:
+    """Notes when the images that a network is judged by have been gone through."""
+
+    def __init__(self, batches: Callable[[], Batches]) -> None:
+        self._batches, self._last = batches, time.perf_counter()
+        self._took: list[float] = []
+
+    def batches(self) -> Batches:
+        """The images, from the beginning."""
+        yield from self._batches()
+        now = time.perf_counter()
+        self._took.append(now - self._last)
+        self._last = now
+
+    def seconds(self, num_horizons: int, num_networks: int) -> list[float]:
+        """From the beginning to each horizon, a network's share of it."""
+        return [sum(self._took[: h + 1]) / num_networks for h in range(num_horizons)]
 
 
 class _Retrainer:
     """An actor of the pool: keeps the data at hand and does one job after another."""
 
-    def __init__(self, config: dict[str, Any], references: list[Any]) -> None:
+    def __init__(self, shipped: dict[str, tuple[dict[str, Any], Tickets, list[Any]]]) -> None:
         torch.set_num_threads(1)
-        self._config = parse(config)
-        distilled, tickets, fitted = references
-        self._distilled = DistilledData(*(torch.from_numpy(a.copy()) for a in ray.get(distilled)))
-        self._real = real_sets(self._config, tickets, lambda: ray.get(fitted))
+        self._sets = {
+            name: SetAtHand(Shipped(config, tickets, partial(ray.get, arrays), partial(ray.get, fitted)))
+            for name, (config, tickets, (arrays, fitted)) in shipped.items()
+        }
 
-    def ready(self) -> None:
-        """Answers once the actor has started and holds the data."""
-
-    def run(self, job: Job) -> Record:
+    def run(self, job: Job) -> list[Record] | list[LrTrial]:
         """See `run_job`."""
-        return run_job(self._config, self._distilled, self._real, job)
+        return run_job(self._sets[job.line.subject.of_set], job)
 
 
-Retrainer: Any = ray.remote(num_cpus=1)(_Retrainer)
+def workers(sets: Sequence[JudgedSet]) -> Workers:
+    """The actors that judge these sets."""
+    shipped = {}
+    for judged in sets:
+        dataset = judged.dataset
+        arrays = [x.numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
+        references = [ray.put(arrays), ray.put(dataset.preprocessing)]
+        shipped[judged.name] = (judged.config.to_dict(), judged.tickets, references)
+    config = sets[0].config
+    gpus = (config.evaluation.gpus_per_actor or DEFAULT_GPUS_PER_ACTOR) if config.cluster.use_gpu else 0.0
+    return Workers(of=_Retrainer, arguments=[shipped], gpus=gpus)
 
 
-def run_pool(
-    config: Config, dataset: DistilledDataset, tickets: Tickets, jobs: Sequence[Job], update: Update
-) -> list[Record]:
-    """All jobs' records, in the order of the jobs. Actors that die are replaced and their jobs done again.
+def evaluate(
+    sets: Sequence[JudgedSet], lines: Sequence[Line], journal: Journal, update: Update
+) -> tuple[Course, PoolReport | None]:
+    """Have what is missing in the journal done on the connected Ray cluster.
 
-    An actor is given work once it has started, so the pool makes do with those that the cluster has room
-    for. Raises: EvaluationError if a job fails or loses MAX_TRIES actors, or if actors do not start.
+    Returns: what has come of it; and how the pool has used its time, None if nothing was missing.
+    Raises: PoolError if no actor can be started.
     """
-    dtype = build.dtype(config)
-    arrays = [x.to(dtype).numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
-    references = [ray.put(arrays), tickets, ray.put(dataset.preprocessing)]
-    size = min(len(jobs), max(1, int(ray.cluster_resources().get("CPU", 1))))
-    busy: dict[Any, tuple[Any, Job | None]] = {}
-    tries: dict[Job, int] = {}
-    failed_starts = 0
-
-    def hire() -> None:
-        actor = Retrainer.remote(config.to_dict(), references)
-        busy[actor.ready.remote()] = (actor, None)
-
-    for _ in range(size):
-        hire()
-    todo, done = deque(jobs), dict[Job, Record]()
-    while len(done) < len(jobs):
-        (finished, *_), _ = ray.wait(list(busy), num_returns=1)
-        actor, job = busy.pop(finished)
-        try:
-            record = ray.get(finished)
-        except RayActorError as e:
-            if job is None:
-                failed_starts += 1
-                if failed_starts == size + MAX_TRIES:
-                    raise EvaluationError(f"evaluation actors do not start: {e}") from e
-            else:
-                tries[job] = tries.get(job, 0) + 1
-                if tries[job] == MAX_TRIES:
-                    raise EvaluationError(
-                        f"{job}: {MAX_TRIES} actors died of it, the last one of: {e}"
-                    ) from e
-                todo.appendleft(job)
-            hire()
-            continue
-        except RayTaskError as e:
-            raise EvaluationError(f"{job or 'an actor of the evaluation'}: {e.cause!r}") from e
-        if job is None:
-            failed_starts = 0
-        else:
-            done[job] = record
-            update(len(done), f"{job.network} on {job.trained_on}")
-        if todo:
-            job = todo.popleft()
-            busy[actor.run.remote(job)] = (actor, job)
-    return [done[job] for job in jobs]
-
-
-def rows_of(records: Sequence[Record]) -> list[Row]:
-    """Mean, std and n for each training set and network, the distilled set first."""
-    order = [DISTILLED, RANDOM_REAL, WHOLE_TRAIN]
-    groups: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        groups.setdefault((record.trained_on, record.network), []).append(record.test_accuracy)
-    return [
-        Row(on, network, statistics.fmean(a), statistics.stdev(a) if len(a) > 1 else None, len(a))
-        for (on, network), a in sorted(groups.items(), key=lambda item: order.index(item[0][0]))
-    ]
-
-
-def evaluate(config: Config, dataset: DistilledDataset, tickets: Tickets, update: Update) -> list[Record]:
-    """The records of a whole evaluation on the connected Ray cluster. Raises: EvaluationError."""
-    return run_pool(config, dataset, tickets, jobs_of(config), update)
+    course = Course(lines, journal, update)
+    jobs = course.jobs()
+    if not jobs:
+        return course, None
+    return course, run_jobs(workers(sets), jobs, course, lambda job: job.cost)

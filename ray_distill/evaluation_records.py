@@ -6,8 +6,8 @@ Plain data, so that the pool, the files, the tables and the plots need to know n
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["distilled", "random_real", "herding", "k_means", "whole_train"]
-"""A distilled set, or one of the baselines."""
+Kind = Literal["distilled", "subset", "random_real", "herding", "k_means", "whole_train"]
+"""A distilled set, random images of one, so many of each class, or one of the baselines."""
 
 Treatment = Literal["own", "hard_labels", "no_augmentation", "augmentation"]
 """How a network is trained on it: as the set's own protocol says, with the most probable class for a label, without

@@ -17,5 +17,5 @@ def protocol_of(config: Config, num_classes: int) -> dict[str, Any]:
         "classes_per_batch": inner.classes_per_batch or num_classes,
         "augmentation": list(inner.augmentation),
         "augmentation_mode": inner.augmentation_mode,
-        "inner_steps": config.evaluation.horizon,
+        "inner_steps": config.evaluation.horizons[-1],
     }

@@ -6,8 +6,8 @@ then to MLflow: a store that is away costs a warning, never a result.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,41 +16,38 @@ import torch
 
 from ray_distill import build, pictures, tracking
 from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.build_networks import network_for
 from ray_distill.config import Config, ConfigError
-from ray_distill.data.decoding import Progress
-from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distill import check_cluster, train
-from ray_distill.evaluate import (
-    DISTILLED,
-    Record,
-    Row,
-    Tickets,
-    check_test_source,
-    evaluate,
-    jobs_of,
-    rows_of,
-    tickets_for,
+from ray_distill.evaluate import check_test_source
+from ray_distill.evaluation_rows import Row, at_last_horizon
+from ray_distill.judge import (
+    Bar,
+    Evaluation,
+    check_evaluation,
+    judge,
+    metric_name,
+    percent,
+    tell,
+    with_test_images,
 )
-from ray_distill.progress import Update
 from ray_distill.protocol import protocol_of
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
-from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
+from ray_distill.tracking import Tracker, open_run, recorded
 from ray_distill.uris import masked
 from ray_distill.whole_files import write_json
 
-Bar = Callable[[str, int], AbstractContextManager[Update]]
-"""(what, total units) -> a progress bar."""
+DISTILLED = "distilled"
+"""What a run's own set is called in its evaluation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to."""
 
-    rows: list[Row]
+    evaluation: Evaluation
     tracker: Tracker
     wall_s: float
     warnings: list[str] = field(default_factory=list)
@@ -74,31 +71,14 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
     return data
 
 
-def percent(update: Update) -> Progress:
-    """A bar of 100 units as the progress of preparing data."""
-    return lambda what, done, total: update(100 * done // total, f"percent, {what}")
-
-
-def _tickets(config: Config, dataset: DistilledDataset, data: DevelopmentData, bar: Bar) -> Tickets:
-    with bar("test images", 100) as update:
-        return tickets_for(config, dataset, data, percent(update))
-
-
 def _check(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
     build.experiment(config, data.image_shape, data.num_classes)
     build.check_groups(config, data.image_shape, data.num_classes)
-    for name in config.evaluation.networks:
-        network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
+    check_evaluation(config, data)
     count, size = data.train.num_images, config.outer.batch_size
     if size > count:
         raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")
-    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
-    if config.distilled.ipc > fewest:
-        raise ConfigError(
-            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class "
-            f"(found {config.distilled.ipc})"
-        )
 
 
 def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: Tracker) -> DistilledDataset:
@@ -179,67 +159,25 @@ def carry_out(
         resume, replace: as `claimed` has them.
         began: `time.monotonic()` when the command began, from which the seconds count.
 
-    Raises: ConfigError or StoreError before anything is distilled; DistillError, EvaluationError.
+    Raises: ConfigError or StoreError before anything is distilled; DistillError, PoolError.
     """
     check_cluster(config)
     warnings: list[str] = []
     with claimed(config, folder, uri, resume=resume, replace=replace) as tracker:
         with bar("distilling", config.outer.steps) as update:
             state, unrecorded = train(config, data, folder, tracker, update)
-        _tell(warnings, lambda: tracker.log_points(unrecorded))
+        tell(warnings, lambda: tracker.log_points(unrecorded))
         dataset = to_dataset(config, data, state, tracker)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
-        _tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))
-        tickets = _tickets(config, dataset, data, bar)
-        with bar("evaluating", len(jobs_of(config))) as update:
-            records = evaluate(config, dataset, tickets, update)
-        rows = rows_of(records)
-        _write_evaluation(folder.evaluation, records, rows)
-        wall_s = time.monotonic() - began
+        tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))
+        judged = with_test_images(DISTILLED, dataset, config, data, bar)
+        evaluation = judge([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
+        rows, wall_s = at_last_horizon(evaluation.rows), time.monotonic() - began
         write_json(folder.summary, summary(config, rows, wall_s))
-        _tell(warnings, lambda: _log_evaluation(tracker, rows, {"wall_s": wall_s}))
-        _tell(warnings, lambda: _log_files(tracker, folder.evaluation, folder.summary))
-    return Outcome(rows, tracker, wall_s, warnings)
-
-
-def evaluate_artifact(
-    config: Config,
-    dataset: DistilledDataset,
-    artifact: Path,
-    target: Path,
-    uri: str,
-    data: DevelopmentData,
-    bar: Bar,
-) -> Outcome:
-    """Judge a set that lies in a file, on the connected Ray cluster; a new MLflow run, a child of the set's
-    own run if the store knows that.
-
-    Raises: DataError if the data are not of the set's shape and classes; StoreError; EvaluationError.
-    """
-    began = time.monotonic()
-    shape = tuple(dataset.images_NCHW.shape[1:])
-    if data.image_shape != shape or data.class_names != dataset.class_names:
-        raise DataError(
-            f"{config.data.source} has {data.image_shape} images of {data.num_classes} classes; the set in {artifact} "
-            f"has {shape} images of {len(dataset.class_names)} classes, or they have other names"
-        )
-    tags = {"config_hash": dataset.config_hash, "kind": "evaluate"}
-    parent = Tracker(uri, str(dataset.provenance.get("mlflow_run_id")))
-    if parent.has_run():
-        tags["mlflow.parentRunId"] = parent.run_id
-    params = config.experiment() | {"artifact": str(artifact)}
-    tracker = open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
-    warnings: list[str] = []
-    with recorded(tracker):
-        tickets = _tickets(config, dataset, data, bar)
-        with bar("evaluating", len(jobs_of(config))) as update:
-            records = evaluate(config, dataset, tickets, update)
-        rows = rows_of(records)
-        _write_evaluation(target, records, rows)
-        _tell(warnings, lambda: _log_evaluation(tracker, rows, {}))
-        _tell(warnings, lambda: _log_files(tracker, target))
-    return Outcome(rows, tracker, time.monotonic() - began, warnings)
+        tell(warnings, lambda: _log_summary(tracker, rows, wall_s))
+        tell(warnings, lambda: _log_files(tracker, folder.summary))
+    return Outcome(evaluation, tracker, wall_s, warnings + evaluation.warnings)
 
 
 def sheet_of(dataset: DistilledDataset) -> Any:
@@ -248,26 +186,16 @@ def sheet_of(dataset: DistilledDataset) -> Any:
     return pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
 
 
-def _tell(warnings: list[str], log: Callable[[], object]) -> None:
-    """Try to log; what the store does not take becomes a warning."""
-    try:
-        log()
-    except TrackingError as e:
-        warnings.append(str(e))
-
-
 def _log_files(tracker: Tracker, *paths: Path) -> None:
     for path in paths:
         tracker.log_file(path)
 
 
-def _log_evaluation(tracker: Tracker, rows: list[Row], extra: dict[str, float]) -> None:
-    tracker.log_metrics({f"test_accuracy/{row.trained_on}/{row.network}": row.mean for row in rows} | extra)
+def _log_summary(tracker: Tracker, rows: list[Row], wall_s: float) -> None:
+    """Beside the metrics of the run: what came of it, so that runs can be compared without their evaluations."""
+    means = [(metric_name(row), row.inner_steps or 0, row.mean) for row in rows if row.mean is not None]
+    tracker.log_metrics([*means, ("wall_s", 0, wall_s)])
     tracker.log_table([asdict(row) for row in rows], "evaluation_table.json")
-
-
-def _write_evaluation(path: Path, records: list[Record], rows: list[Row]) -> None:
-    write_json(path, {"records": [asdict(r) for r in records], "table": [asdict(r) for r in rows]})
 
 
 def summary(config: Config, rows: list[Row], wall_s: float) -> dict[str, Any]:
@@ -280,15 +208,15 @@ def summary(config: Config, rows: list[Row], wall_s: float) -> dict[str, Any]:
         return {"mean": row.mean, "std": row.std, "n": row.n}
 
     def own_first(name: str) -> dict[str, Any]:
-        of = {row.network: numbers(row) for row in rows if row.trained_on == name}
+        of = {row.network: numbers(row) for row in rows if row.kind == name}
         own = config.network.name if config.network.name in of else next(iter(of))
         return {"network": own, **of[own], "networks": of}
 
-    baselines = dict.fromkeys(row.trained_on for row in rows if row.trained_on != DISTILLED)
+    baselines = dict.fromkeys(row.kind for row in rows if row.kind != "distilled")
     return {
         "name": config.name,
         "config_hash": config.hash,
         "wall_s": wall_s,
-        "networks": {row.network: numbers(row) for row in rows if row.trained_on == DISTILLED},
+        "networks": {row.network: numbers(row) for row in rows if row.kind == "distilled"},
         "baselines": {name: own_first(name) for name in baselines},
     }

@@ -34,6 +34,11 @@ JUDGED = ("distilled.evaluation.json", "distilled.sheet.png")
 """What `evaluate` and `show` put beside a distilled set."""
 
 
+def evaluation_folder(artifact: Path) -> Path:
+    """Where the results of an evaluation go that was given no other place: beside the set."""
+    return artifact.with_name(f"{artifact.stem}.evaluation")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's files."""
@@ -67,8 +72,8 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Every retraining of the evaluation, one record each."""
-        return self.path / "evaluation.json"
+        """The folder of the evaluation: the one that `evaluate` takes for the artefact."""
+        return evaluation_folder(self.artifact)
 
     @property
     def summary(self) -> Path:

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from ray_distill.errors import FailedError, MistakeError
 from ray_distill.uris import masked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from ray_distill.progress import Update
@@ -35,6 +37,20 @@ def bar(what: str, total: int) -> "AbstractContextManager[Update]":
     from ray_distill.progress import progress_bar
 
     return progress_bar(stdout, what, total)
+
+
+PreparedT = TypeVar("PreparedT")
+
+
+@contextmanager
+def beside_ray(prepare: "Callable[[], PreparedT]") -> Iterator[PreparedT]:
+    """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
+    with ThreadPoolExecutor(1) as side:
+        preparing = side.submit(prepare)
+        from ray_distill.cluster import cluster
+
+        with cluster():
+            yield preparing.result()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,18 +183,23 @@ class Tracker:
                     ended[m.step] = m.timestamp / 1000
         return [Point(step, values[step], ended[step]) for step in sorted(values)]
 
-    def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Metrics that belong to no outer step, such as a test accuracy; those that are there stay.
+    def log_metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
+        """(name, step, value) of what belongs to no outer step, such as a test accuracy after so many inner steps.
 
         Raises: TrackingError.
         """
-        with _store(self.uri):
-            from mlflow.entities import Metric
+        from mlflow.entities import Metric
 
-            now = int(time.time() * 1000)
-            there = self.client.get_run(self.run_id).data.metrics
-            metrics = [Metric(k, v, now, 0) for k, v in values.items() if k not in there]
-            self.client.log_batch(self.run_id, metrics=metrics)
+        client = self.client
+        now, metrics, there = int(time.time() * 1000), [], dict[str, set[tuple[int, float]]]()
+        with _store(self.uri):
+            for name, step, value in values:
+                if name not in there:
+                    history = client.get_metric_history(self.run_id, name)
+                    there[name] = {(m.step, m.value) for m in history}
+                if (step, value) not in there[name]:
+                    metrics.append(Metric(name, value, now, step))
+            client.log_batch(self.run_id, metrics=metrics)
 
     def set_tag(self, key: str, value: str) -> None:
         """A word about the run. Raises: TrackingError."""
@@ -332,7 +337,7 @@ def try_store(uri: str) -> None:
     """Write a run into the store and delete it again. Raises: StoreError, TrackingError."""
     open_store(uri, "ray_distill-doctor")
     tracker = open_run(uri, "ray_distill-doctor", "doctor", {"written": True}, {})
-    tracker.log_metrics({"written": 1.0})
+    tracker.log_metrics([("written", 0, 1.0)])
     tracker.finish("FINISHED")
     with _store(uri):
         tracker.client.delete_run(tracker.run_id)

@@ -12,12 +12,8 @@ from torch import nn
 from ray_distill import build, build_networks
 from ray_distill.config import ConfigError
 from ray_distill.core.augment import Augmentation
-from ray_distill.core.distilled import DistilledData
 from ray_distill.core.inner_optimizer import SGD, Adam
 from ray_distill.core.networks import ImageShape, Network, NetworkSpec
-from ray_distill.core.rng import Stream
-from ray_distill.data.real_data import RealData
-from ray_distill.evaluate import Job, RealSets, run_job
 from ray_distill.outer_loop import draw_real_batch
 from ray_distill.progress import Update
 from ray_distill.run import prepare
@@ -219,26 +215,3 @@ def test_a_network_that_does_not_fit_is_told_by_its_key(key: str) -> None:
         build_networks.network_for(config, "vgg11", GREY, 10, key)
     with pytest.raises(ConfigError, match=rf"^{key}: torchvision has no classifier 'vgg12'"):
         build_networks.network_for(config, "torchvision:vgg12", GREY, 10, key)
-
-
-@pytest.mark.parametrize("name", ["convnet3", "alexnet", "vgg11", "resnet18", "resnet18-bn"])
-def test_the_cross_architecture_table_is_computed(name: str) -> None:
-    """Each network of the usual table, retrained for two steps on ten 32x32 images and tested on twelve."""
-    config = tiny_config(
-        precision="float32", network={"width": 8}, evaluation={"networks": [name], "horizon": 2}
-    )
-    shape, stream = (3, 32, 32), Stream(seed=1, name="table")
-    images = stream.normal(22 * 3072, dtype=torch.float32).reshape(22, *shape)
-    real = RealData(
-        stored_NCHW=images[10:],
-        rows_N=torch.arange(12),
-        labels_N=torch.arange(12) % 10,
-        num_classes=10,
-        white=1,
-        preprocessing=None,
-        mapping=None,
-    )
-    distilled = DistilledData(images[:10], torch.eye(10))
-    record = run_job(config, distilled, RealSets(real, real), Job("distilled", name, 0))
-    assert (record.network, record.inner_steps) == (name, 2)
-    assert 0.0 <= record.test_accuracy <= 1.0

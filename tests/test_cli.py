@@ -123,6 +123,71 @@ def test_learnt_labels_leave_pictures_in_their_classes(artifact: Path, tmp_path:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.parametrize("override", ["outer.lr=1", "distilled.ipc=10", "seed=3", "cluster.num_workers=2"])
+def test_evaluate_changes_only_how_a_set_is_judged(artifact: Path, override: str) -> None:
+    result = runner.invoke(app, ["evaluate", str(artifact), "--set", override])
+    assert result.exit_code == 2
+    assert "evaluate can change evaluation" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--horizons", "many"], "--horizons many: write it as 1,2,5"),
+        (["--horizons", "9,3"], "evaluation.horizons"),
+        (["--networks", "mlp2,vgg12"], "unknown network 'vgg12'"),
+        (["--baselines", "luck"], "evaluation.baselines"),
+        (["--seeds", "0"], "evaluation.seeds"),
+        (["--baselines", "none", "--robustness"], "evaluation.robustness"),
+        (
+            ["--baselines", "none", "--set", "evaluation.random_real_draws=2"],
+            "random_real_draws: has no effect",
+        ),
+        (["--out", "full"], "full: exists and holds no evaluation; nothing was written"),
+        (["artefact.parquet"], "names a file twice"),
+    ],
+    ids=str,
+)
+def test_evaluate_refuses_what_cannot_be(
+    artifact: Path, options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2, and nothing is written: neither results nor a store."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artefact.parquet").write_bytes(artifact.read_bytes())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    result = runner.invoke(app, ["evaluate", "artefact.parquet", *options])
+    assert (result.exit_code, says in result.stderr) == (2, True), result.output
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["artefact.parquet", "full", "mine.txt"]
+
+
+def test_what_a_set_brings_along_for_baselines_is_dropped_with_them(artifact: Path) -> None:
+    """The demo's draws of random images have no effect with --baselines none, and are none of the user's mistakes. Two
+    sets are judged by one evaluation, the first one's."""
+    from ray_distill.judge import judging_configs
+
+    values = DistilledDataset.load(artifact).config
+    assert values["evaluation"]["random_real_draws"] == 5
+    other = values | {"evaluation": values["evaluation"] | {"seeds": 9}, "seed": 3}
+    first, second = judging_configs([values, other], {"baselines": [], "tune_lr": True}, ["data.root=null"])
+    assert (first.evaluation.baselines, first.evaluation.random_real_draws) == ((), None)
+    assert first.evaluation.lr_grid is not None
+    assert second.evaluation == first.evaluation
+    assert (first.seed, second.seed) == (0, 3)
+
+
+def test_sets_are_named_so_that_they_can_be_told_apart() -> None:
+    from ray_distill.cli_evaluate import _named
+
+    def names(*paths: str) -> list[str]:
+        return list(_named([Path(path) for path in paths]))
+
+    assert names("runs/a/distilled.parquet") == ["distilled"]
+    assert names("a/x.parquet", "a/y.parquet") == ["x", "y"]
+    assert names("a/distilled.parquet", "b/distilled.parquet") == ["a", "b"]
+    assert names("a/x.parquet", "a/y.parquet", "b/x.parquet") == ["a/x", "a/y", "b/x"]
+
+
 def test_an_artefact_tells_neither_machines_nor_stores() -> None:
     """What is shared with the set: the experiment."""
     shared = demo_config(["tracking.uri=http://mine"]).experiment()

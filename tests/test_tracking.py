@@ -86,7 +86,7 @@ def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: P
     """What is logged twice, as a resumed run does, is there once."""
     (tmp_path / "note.txt").write_text("x")
     for _ in range(2):
-        tracker.log_metrics({"accuracy": 0.5})
+        tracker.log_metrics([("accuracy", 60, 0.5)])
         tracker.log_table([{"network": "a", "mean": 0.5}], "table.json")
         tracker.log_file(tmp_path / "note.txt")
     tracker.log_image(Image.new("RGB", (8, 8)), "distilled", 3)

@@ -22,7 +22,7 @@ TINY = {
     "evaluation": {
         "networks": ["convnet1", "mlp1"],
         "seeds": 2,
-        "horizon": 6,
+        "horizons": 6,
         "random_real_draws": 2,
         "whole_train_epochs": 1,
     },

@@ -73,7 +73,8 @@ def test_the_demo_beats_random_real_images(tmp_path: Path) -> None:
     assert dataset.config_hash == summary["config_hash"]
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("ray_distill").experiment_id])
+    experiment = [client.get_experiment_by_name("ray_distill").experiment_id]
+    (run,) = client.search_runs(experiment, "tags.kind = 'distill'")
     assert run.info.status == "FINISHED"
     assert run.data.tags["config_hash"] == summary["config_hash"]
     assert run.data.params["truncation.window_length"] == "12"
@@ -84,27 +85,29 @@ def test_the_demo_beats_random_real_images(tmp_path: Path) -> None:
     assert run.data.metrics["test_accuracy/distilled/convnet2"] == own["mean"]
     assert run.data.metrics["validation_accuracy"] > 0.5
     paths = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "distilled.parquet", "distilled.png", "evaluation.json", "summary.json"} <= paths
+    assert {"config.yaml", "distilled.parquet", "distilled.png", "summary.json"} <= paths
     assert "evaluation_table.json" in paths
+    (child,) = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert child.info.status == "FINISHED"
+    accuracies = client.get_metric_history(child.info.run_id, "test_accuracy/distilled/convnet2")
+    assert [(m.step, m.value) for m in accuracies] == [(40, own["mean"])]
+    assert "evaluation.json" in {a.path for a in client.list_artifacts(child.info.run_id)}
     assert any(p.path.endswith(".png") for p in client.list_artifacts(run.info.run_id, "images"))
 
     shown = finish(start(tmp_path, "show", "here/distilled.parquet", "--out", "again.png"))
     assert "normalise" in shown
     assert (tmp_path / "again.png").exists()
-    finish(
-        start(
-            tmp_path,
-            "evaluate",
-            "here/distilled.parquet",
-            "--set",
-            "evaluation.networks=[mlp1]",
-            "--set",
-            "evaluation.seeds=2",
-        )
-    )
-    table = json.loads((folder / "distilled.evaluation.json").read_text())["table"]
-    (mlp,) = (row for row in table if row["trained_on"] == "distilled")
-    assert (mlp["network"], mlp["n"]) == ("mlp1", 2)
+    options = ["--networks", "mlp2", "--seeds", "2", "--horizons", "10,20", "--baselines", "none"]
+    said = finish(start(tmp_path, "evaluate", "here/distilled.parquet", *options))
+    assert "here/distilled.evaluation" in said
+    rows = json.loads((folder / "distilled.evaluation" / "evaluation.json").read_text())["rows"]
+    added = [(r["inner_steps"], r["n"]) for r in rows if r["network"] == "mlp2"]
+    assert added == [(10, 2), (20, 2)]
+    assert own["mean"] in [r["mean"] for r in rows if r["network"] == "convnet2"]
+    assert len(client.search_runs(experiment)) == 2
+    before = finish(start(tmp_path, "evaluate", "here/distilled.parquet", *options))
+    assert "% busy" not in before
+    assert "% busy" in said
 
 
 def last_checkpoint(folder: Path) -> int:

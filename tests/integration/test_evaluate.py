@@ -1,94 +1,133 @@
-"""The evaluation pool with real actors: every job once, also when actors die."""
+"""The evaluation with real actors: the table of the jobs done here, also when actors die; what is kept and recorded."""
 
+import json
 import os
+import random
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from judged import at_hand, dataset_of, judged_of
+from mlflow import MlflowClient
 from processes import descendants_named
-from tiny import Bench, tiny_config
+from tiny import tiny_config
 
-from ray_distill import build
-from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.config import Config
-from ray_distill.core.distilled import DistilledData
-from ray_distill.evaluate import Record, evaluate, jobs_of, real_sets, rows_of, run_job, tickets_for
+from ray_distill.config import ConfigError
+from ray_distill.evaluate import evaluate, run_job
+from ray_distill.evaluation_course import Course
+from ray_distill.evaluation_jobs import lines_of
+from ray_distill.evaluation_journal import Journal
+from ray_distill.evaluation_records import Record
+from ray_distill.judge import evaluate_sets, judge
+from ray_distill.judged_sets import JudgedSet
+from ray_distill.progress import silent
+from ray_distill.tracking import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+Number = tuple[str, str, int, int, float, float]
 
-def made(config: Config) -> tuple[DistilledDataset, Bench]:
-    b = Bench(config)
-    dataset = DistilledDataset(
-        images_NCHW=b.initial.images_NCHW.float(),
-        labels_NK=b.initial.labels_NK.float(),
-        class_names=b.data.class_names,
-        preprocessing=b.data.preprocessing,
-        protocol={},
-        config=config.to_dict(),
-        config_hash=config.hash,
-        provenance=provenance(),
+
+def numbers(records: Sequence[Record]) -> list[Number]:
+    return sorted(
+        (r.of.subject, r.of.network, r.of.index, r.inner_steps, r.lr, r.test_accuracy) for r in records
     )
-    return dataset, b
 
 
-def numbers(records: list[Record]) -> list[tuple[str, str, int, float]]:
-    return [(r.trained_on, r.network, r.index, r.test_accuracy) for r in records]
+def done_here(sets: list[JudgedSet]) -> list[Number]:
+    """The table without Ray: every job of its course, one by one."""
+    journal = Journal()
+    course = Course(lines_of(sets), journal, lambda done, said: None)
+    here = {judged.name: at_hand(judged) for judged in sets}
+    jobs = course.jobs()
+    for job in jobs:
+        jobs += course.done(job, run_job(here[job.line.subject.of_set], job))
+    return numbers(course.records())
 
 
 def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
-    """All jobs done here one by one, by the pool, and by a pool that loses two actors: one table."""
-    config = tiny_config(evaluation={"seeds": 4, "horizon": 60})
-    dataset, b = made(config)
-    tickets = tickets_for(config, dataset, b.data)
-    real = real_sets(config, tickets, lambda: dataset.preprocessing)
-    assert real.test.num_images == 359, "a fifth of each class of the 1,797 digits"
-    jobs = jobs_of(config)
-    dtype = build.dtype(config)
-    distilled = DistilledData(dataset.images_NCHW.to(dtype), dataset.labels_NK.to(dtype))
-    expected = numbers([run_job(config, distilled, real, job) for job in jobs])
-    assert {(on, name) for on, name, _, _ in expected} == {
-        ("distilled", "convnet1"),
-        ("distilled", "mlp1"),
-        ("random_real", "convnet1"),
-        ("random_real", "mlp1"),
+    """Two sets, two horizons, a chosen lr; actors killed after three results, at random, whatever they do then: the
+    table of all jobs done here one by one."""
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    config = tiny_config(
+        evaluation={"seeds": 3, "horizons": [20, 40], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
+    )
+    sets = [judged_of(config, "mine"), judged_of(config, "twice", scale=2.0)]
+    expected = done_here(sets)
+    assert {(name, network) for name, network, *_ in expected} == {
+        *((name, network) for name in ("mine", "twice", "random_real") for network in ("convnet1", "mlp1")),
         ("whole_train", "convnet1"),
     }
+    assert len({accuracy for *_, accuracy in expected}) > 10
+    times = random.Random(seed).sample(range(1, 20), 3)
     killed: list[int] = []
 
-    def kill_two(done: int, said: str) -> None:
-        actors = descendants_named("ray::_Retrainer")
-        if len(killed) < 2 and actors and done in (1, 4):
-            os.kill(actors[0], signal.SIGKILL)
-            killed.append(actors[0])
+    def kill(done: int, said: str) -> None:
+        if done in times and (actors := descendants_named("ray::_Retrainer")):
+            os.kill(actors[-1], signal.SIGKILL)
+            killed.append(actors[-1])
 
-    assert numbers(evaluate(config, dataset, tickets, kill_two)) == expected
-    assert len(killed) == 2
-
-
-def test_rows_are_mean_and_sample_deviation() -> None:
-    """Accuracies 0.5, 0.7: mean 0.6, std sqrt(2 x 0.01 / 1) = 0.1414; one value has no deviation."""
-    records = [
-        Record("whole_train", "convnet1", 0, 6, 0.9, 0.0),
-        Record("distilled", "convnet1", 0, 6, 0.5, 0.0),
-        Record("distilled", "convnet1", 1, 6, 0.7, 0.0),
-    ]
-    first, second = rows_of(records)
-    assert (first.trained_on, first.n, second.trained_on, second.n) == ("distilled", 2, "whole_train", 1)
-    assert first.mean == pytest.approx(0.6)
-    assert first.std == pytest.approx(0.02**0.5)
-    assert second.std is None
+    course, report = evaluate(sets, lines_of(sets), Journal(), kill)
+    assert course.failures == []
+    assert numbers(course.records()) == expected
+    assert killed
+    assert report is not None
+    assert report.num_retries <= len(killed)
 
 
-def test_no_two_jobs_share_their_numbers() -> None:
-    """Another index is another initialisation; random real draws differ in images too."""
-    config = tiny_config(evaluation={"horizon": 30})
-    dataset, b = made(config)
-    tickets = tickets_for(config, dataset, b.data)
-    real = real_sets(config, tickets, lambda: dataset.preprocessing)
-    assert real.train.num_images == 160
-    accuracies = {
-        run_job(config, b.initial, real, job).test_accuracy
-        for job in jobs_of(config)
-        if job.network == "convnet1"
+def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
+    """From Python, into a folder and a store: files and metrics, the inner steps as their steps, under the run that made
+    the set. Again: nothing is trained. One seed more: the same MLflow run, with the new means. Another set: refused."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    open_store(uri, "ray_distill")
+    client = MlflowClient(uri)
+    parent = client.create_run(client.get_experiment_by_name("ray_distill").experiment_id).info.run_id
+    config = tiny_config(evaluation={"horizons": [5, 10], "networks": ["mlp1"]})
+    dataset = dataset_of(config)
+    dataset.provenance["mlflow_run_id"] = parent
+    folder = tmp_path / "results"
+
+    first = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, baselines=["random_real"])
+    assert first.report is not None
+    assert first.report.num_jobs == 4
+    assert {"records.jsonl", "records.parquet", "evaluation.json", "table.md"} <= {
+        p.name for p in folder.iterdir()
     }
-    assert len(accuracies) >= 4
+    assert first.tracker is not None
+    run = client.get_run(first.tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    rows = {(row.subject, row.inner_steps): row for row in first.rows}
+    history = client.get_metric_history(run.info.run_id, "test_accuracy/mine/mlp1")
+    assert [(m.step, m.value) for m in history] == [(s, rows[("mine", s)].mean) for s in (5, 10)]
+    assert {"evaluation_table.json", "table.md"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+    again = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, baselines=["random_real"])
+    assert again.report is None
+    assert numbers(again.records) == numbers(first.records)
+
+    more = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, baselines=["random_real"], seeds=3)
+    assert more.report is not None
+    assert more.report.num_jobs == 1
+    assert more.tracker == first.tracker
+    (last,) = (row for row in more.rows if (row.subject, row.inner_steps) == ("mine", 10))
+    assert last.n == 3
+    assert client.get_run(run.info.run_id).data.metrics["test_accuracy/mine/mlp1"] == last.mean
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "evaluation_table.json")).read_text())
+    assert len(table["data"]) == 4
+
+    before = (folder / "records.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="another evaluation"):
+        evaluate_sets({"mine": dataset_of(config, scale=2.0)}, folder=folder, uri=uri)
+    assert (folder / "records.jsonl").read_bytes() == before
+
+
+def test_a_store_that_is_away_costs_no_result(tmp_path: Path) -> None:
+    """Nobody listens at the store's address: a warning, and the records."""
+    config = tiny_config(evaluation={"horizons": [2], "networks": ["mlp1"], "seeds": 1})
+    done = judge([judged_of(config)], silent, tmp_path / "results", ("http://127.0.0.1:9", None))
+    assert len(done.records) == 1 + 2 + 1
+    assert done.tracker is None
+    assert "MLflow at http://127.0.0.1:9" in done.warnings[0]

@@ -46,7 +46,7 @@ SMALL = [
     "validation={every: 2, num_networks: 1, horizon: 1}",
     "checkpoint.every=2",
     "evaluation.seeds=1",
-    "evaluation.horizon=1",
+    "evaluation.horizons=1",
     "evaluation.random_real_draws=1",
     "evaluation.whole_train_epochs=1",
 ]

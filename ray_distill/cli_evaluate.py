@@ -1,0 +1,227 @@
+"""The verb `evaluate`: how good distilled sets are, in one table."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ray_distill.config import ConfigError
+from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
+
+if TYPE_CHECKING:
+    from ray_distill.artifact import DistilledDataset
+    from ray_distill.evaluation_jobs import Line
+    from ray_distill.evaluation_rows import Row
+    from ray_distill.judge import Evaluation
+    from ray_distill.judged_sets import JudgedSet
+    from ray_distill.pool import PoolReport
+
+AGAIN = "the same command again does only what is missing"
+
+
+def evaluate(
+    sets: Annotated[list[Path], typer.Argument(metavar="SET...", help="Each a distilled.parquet.")],
+    networks: Annotated[
+        str | None,
+        typer.Option("--networks", metavar="A,B", help="Networks to retrain, as in convnet3,resnet18-bn."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Fresh networks of each.")] = None,
+    horizons: Annotated[
+        str | None,
+        typer.Option(
+            "--horizons",
+            metavar="N,M",
+            help="Inner steps after which each is tested; one training for all of them.",
+        ),
+    ] = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            "--baselines",
+            metavar="A,B",
+            help="What else is judged: random_real, herding, k_means, whole_train; or none.",
+        ),
+    ] = None,
+    tune_lr: Annotated[
+        bool,
+        typer.Option(
+            "--tune-lr",
+            help="Choose each network's lr on the validation split: the set's own may not fit it.",
+        ),
+    ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option(
+            "--robustness",
+            help="Train with hard labels, without augmentation and with DD-Ranking's too, and give its two scores.",
+        ),
+    ] = False,
+    subsets: Annotated[
+        str | None,
+        typer.Option(
+            "--subsets", metavar="N,M", help="Judge random subsets of the sets, of so many images per class."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder for the results. Default: SET.evaluation, beside the first."
+        ),
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Retrain networks on distilled sets and on baselines, and test them: mean, deviation and interval.
+
+    Each set brings its own protocol and data source; all are judged as the first one's configuration says, with the
+    options laid over it. Results are kept as they arrive: the same command again does only what is missing, and with
+    more networks, seeds or horizons it adds to what is there.
+    """
+    with errors(AGAIN):
+        from ray_distill.artifact import DistilledDataset
+        from ray_distill.evaluation_journal import check_claimable
+        from ray_distill.run_folder import evaluation_folder
+
+        folder = out or evaluation_folder(sets[0])
+        check_claimable(folder)
+        datasets = {name: DistilledDataset.load(path) for name, path in _named(sets).items()}
+        options = {
+            "networks": None if networks is None else networks.split(","),
+            "seeds": seeds,
+            "horizons": _numbers("--horizons", horizons),
+            "baselines": [] if baselines == "none" else None if baselines is None else baselines.split(","),
+            "tune_lr": tune_lr or None,
+            "robustness": robustness or None,
+            "subsets": _numbers("--subsets", subsets),
+        }
+        options = {key: value for key, value in options.items() if value is not None}
+        evaluation = _evaluate(datasets, options, set_ or [], folder, sets[0].parent)
+        _say(evaluation)
+    if evaluation.failures:
+        raise typer.Exit(1)
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Raises: ConfigError."""
+    try:
+        return None if text is None else [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text}: write it as 1,2,5") from None
+
+
+def _named(paths: list[Path]) -> dict[str, Path]:
+    """The sets by names that tell them apart: those of their files, or of their folders too. Raises: ConfigError."""
+    for name_of in (
+        lambda p: p.stem,
+        lambda p: p.absolute().parent.name,
+        lambda p: f"{p.absolute().parent.name}/{p.stem}",
+        str,
+    ):
+        names = [name_of(path) for path in paths]
+        if len(set(names)) == len(names):
+            return dict(zip(names, paths, strict=True))
+    raise ConfigError(f"{', '.join(map(str, paths))}: names a file twice; name each once")
+
+
+def _evaluate(
+    datasets: "dict[str, DistilledDataset]",
+    options: dict[str, Any],
+    overrides: list[str],
+    folder: Path,
+    beside: Path,
+) -> "Evaluation":
+    from ray_distill.judge import judging_configs
+
+    configs = judging_configs([dataset.config for dataset in datasets.values()], options, overrides)
+    uri = _store(configs[0].tracking.uri, beside)
+
+    def prepare() -> "list[JudgedSet]":
+        from ray_distill.judge import prepare_sets
+        from ray_distill.tracking import open_store
+
+        prepared = prepare_sets(datasets, configs, bar)
+        open_store(uri, configs[0].tracking.experiment)
+        return prepared
+
+    with beside_ray(prepare) as prepared:
+        from ray_distill.judge import judge, parent_of
+
+        return judge(prepared, bar, folder, (uri, parent_of(datasets.values(), uri)))
+
+
+def _store(configured: str | None, beside: Path) -> str:
+    """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
+    from ray_distill.run_folder import RunFolder
+    from ray_distill.tracking import store_uri
+
+    own = RunFolder(beside).store()
+    return store_uri(configured or os.environ.get("MLFLOW_TRACKING_URI") or own, beside)
+
+
+def say_table(evaluation: "Evaluation") -> None:
+    """The rows of the last horizon, what failed, and how the pool's time was used."""
+    from ray_distill.evaluation_rows import at_last_horizon
+
+    rows = at_last_horizon(evaluation.rows)
+    chosen = {line.retraining(0): (line, lr) for line, lr in evaluation.lrs.items() if line.grid}
+    heads = ("trained on", "network", "steps", "test accuracy", "95% interval", "n")
+    table = Table(*heads, *(("lr",) if chosen else ()))
+    for row in rows:
+        of = next(
+            (
+                v
+                for k, v in chosen.items()
+                if (k.subject, k.network, k.treatment) == (row.subject, row.network, row.treatment)
+            ),
+            None,
+        )
+        table.add_row(*_cells(row), *((_lr(*of) if of else "",) if chosen else ()))
+    stdout.print(table)
+    for row in rows:
+        if row.reason is not None:
+            said = f"{row.network} on {row.label}: {row.num_failed} failed: {row.reason}"
+            stderr.print(said, markup=False, highlight=False)
+    if evaluation.report is not None:
+        stdout.print(_pool(evaluation.report), markup=False, highlight=False)
+
+
+def _cells(row: "Row") -> tuple[str, ...]:
+    label, steps = row.label.replace("_", " "), "" if row.inner_steps is None else f"{row.inner_steps:,}"
+    if row.mean is None:
+        return label, row.network, steps, "failed", "", "0"
+    std = "" if row.std is None else f" ± {100 * row.std:.1f}"
+    half = row.half_width
+    interval = "" if half is None else f"{100 * (row.mean - half):.1f} to {100 * (row.mean + half):.1f}%"
+    return label, row.network, steps, f"{100 * row.mean:.1f}{std}%", interval, str(row.n)
+
+
+def _lr(line: "Line", lr: float) -> str:
+    """The lr that was chosen; with a mark if a better one may lie beyond the grid."""
+    edge = len(line.grid) > 1 and lr in (line.grid[0], line.grid[-1])
+    return f"{lr:g}{' (end of the grid)' if edge else ''}"
+
+
+def _pool(report: "PoolReport") -> str:
+    lost = f", {report.num_retries} begun again after a loss" if report.num_retries else ""
+    return (
+        f"{report.num_jobs} jobs by {report.num_actors} actor(s) in {report.wall_s:.0f} s{lost}: "
+        f"{100 * report.efficiency:.0f}% busy, {report.idle_tail_s:.1f} s idle at the end, the longest job "
+        f"{report.longest_job_s:.1f} s"
+    )
+
+
+def _say(evaluation: "Evaluation") -> None:
+    from ray_distill.tracking import ui_command
+
+    say_table(evaluation)
+    for warning in evaluation.warnings:
+        stderr.print(f"warning: {warning}", markup=False, highlight=False)
+    lines = [f"  {'results':<14}{evaluation.folder}"]
+    if evaluation.tracker is not None:
+        lines.append(f"  {'MLflow':<14}{ui_command(evaluation.tracker.uri)}")
+    if evaluation.failures:
+        lines.append(f"{len(evaluation.failures)} retraining(s) failed; {AGAIN}")
+    else:
+        lines.append("more --networks, --seeds or --horizons on the same sets add to these results")
+    stdout.print("\n".join(lines), markup=False, highlight=False)

@@ -1,0 +1,103 @@
+"""The course of an evaluation: which jobs are to be done next, and what becomes of their results.
+
+The customer of the pool. A line whose lr is still to be chosen begins with the jobs that choose it; the others begin
+with those for the table. What the journal has is not done again.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from ray_distill.evaluation_jobs import Job, Line, LrTrial, best_lr, jobs_for
+from ray_distill.evaluation_journal import Journal
+from ray_distill.evaluation_records import Failure, Record
+from ray_distill.progress import Update
+
+
+class Course:
+    """One evaluation, from its first job to its last."""
+
+    def __init__(self, lines: Sequence[Line], journal: Journal, update: Update) -> None:
+        """`update` is told how many networks are trained, of all those of the lines."""
+        self._lines, self._journal, self._update = lines, journal, update
+        self._awaited = {line.fingerprint: 0 for line in lines}
+        self._reasons: dict[str, str] = {}
+        self._num_done = 0
+        self.failures: list[Failure] = []
+        """What could not be done."""
+        self.lrs: dict[Line, float] = {}
+        """The lr of each line, chosen or its own; absent if none could be chosen."""
+
+    def jobs(self) -> list[Job]:
+        """Those to begin with."""
+        first = [job for line in self._lines for job in self._first(line)]
+        if self._num_done:
+            self.says("kept from before")
+        return first
+
+    def records(self) -> list[Record]:
+        """All that the journal has."""
+        return self._journal.records(self._lines)
+
+    def _first(self, line: Line) -> list[Job]:
+        missing = {
+            lr: [i for i in range(line.num_choosing) if self._journal.trial(line, i, lr) is None]
+            for lr in line.grid
+        }
+        jobs = [job for lr, of in missing.items() for job in jobs_for(line, of, lr, choosing=True)]
+        self._num_done += len(line.grid) * line.num_choosing - sum(len(of) for of in missing.values())
+        self._awaited[line.fingerprint] = len(jobs)
+        return jobs or self._with_lr(line)
+
+    def _with_lr(self, line: Line) -> list[Job]:
+        """The jobs for the table, once all is known that is needed to choose the lr."""
+        accuracies: dict[float, list[float]] = {}
+        for lr in line.grid:
+            trials = [self._journal.trial(line, i, lr) for i in range(line.num_choosing)]
+            if of_lr := [trial.validation_accuracy for trial in trials if trial is not None]:
+                accuracies[lr] = of_lr
+        if line.grid and not accuracies:
+            reason = f"no lr could be chosen: {self._reasons[line.fingerprint]}"
+            self._fail(line, range(line.num_networks), reason)
+            return []
+        lr = best_lr(line.own_lr, accuracies) if accuracies else line.own_lr
+        self.lrs[line] = lr
+        missing = [i for i in range(line.num_networks) if not self._journal.has(line, i, lr)]
+        self._num_done += line.num_networks - len(missing)
+        return jobs_for(line, missing, lr)
+
+    def _fail(self, line: Line, indices: Iterable[int], reason: str) -> None:
+        new = [Failure(line.retraining(index), reason) for index in indices]
+        self.failures += new
+        self._num_done += len(new)
+
+    def done(self, job: Job, result: Sequence[Record] | Sequence[LrTrial]) -> Iterable[Job]:
+        """Keep the results."""
+        line = job.line
+        self._journal.add(line, result)
+        self._num_done += len(job.indices)
+        found = result[-1]
+        accuracy = found.test_accuracy if isinstance(found, Record) else found.validation_accuracy
+        of = f"lr {job.lr:g}, validation " if job.choosing else ""
+        more = self._settled(job)
+        self.says(f"{line.network} on {line.subject.name}: {of}{100 * accuracy:.1f}%")
+        return more
+
+    def failed(self, job: Job, reason: str) -> Iterable[Job]:
+        """Note the reason."""
+        if job.choosing:
+            self._reasons[job.line.fingerprint] = reason
+            self._num_done += len(job.indices)
+        else:
+            self._fail(job.line, job.indices, reason)
+        more = self._settled(job)
+        self.says(f"{job.line.network} on {job.line.subject.name} failed: {reason}")
+        return more
+
+    def _settled(self, job: Job) -> list[Job]:
+        if not job.choosing:
+            return []
+        self._awaited[job.line.fingerprint] -= 1
+        return [] if self._awaited[job.line.fingerprint] else self._with_lr(job.line)
+
+    def says(self, news: str) -> None:
+        """Pass on what is worth knowing while one waits."""
+        self._update(self._num_done, news)

@@ -1,0 +1,154 @@
+"""What an evaluation has found out so far, kept in its folder as it arrives.
+
+| file | |
+|---|---|
+| `evaluation_of.json` | which sets the folder is about, and how they are judged; the MLflow run |
+| `records.jsonl` | a line for each network and horizon, and for each one that helped to choose an lr |
+
+A line names the fingerprint of what it is about (`evaluation_jobs`), so the same command again trains only the networks
+that are missing, and one that asks for more networks, seeds or steps adds to what is there. A folder that is about
+something else is refused. The last line may be a half one, of a process that was killed as it wrote it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ray_distill.config import ConfigError
+from ray_distill.errors import MistakeError
+from ray_distill.evaluation_jobs import Line, LrTrial
+from ray_distill.evaluation_records import Record, Retraining
+from ray_distill.judged_sets import JudgedSet
+from ray_distill.whole_files import write_json
+
+IDENTITY = "evaluation_of.json"
+RECORDS = "records.jsonl"
+
+_Found = Record | LrTrial
+_Key = tuple[type, str, int, int, float]
+
+
+class JournalError(MistakeError):
+    """A file of records that cannot be read."""
+
+
+class Journal:
+    """The results that there are, in memory and, if it has a file, there."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Raises: JournalError if a line other than a half one at the end cannot be read."""
+        self._path = path
+        self._found: dict[_Key, _Found] = {}
+        self._latest: dict[Retraining, str] = {}
+        if path is not None and path.exists():
+            whole, _, half = path.read_bytes().rpartition(b"\n")
+            for number, line in enumerate(whole.splitlines(), 1):
+                self._take(*_read(line, f"{path}, line {number}"))
+            if half:
+                # What is added next begins a line of its own.
+                with path.open("r+b") as file:
+                    file.truncate(len(whole) + 1 if whole else 0)
+
+    def add(self, line: Line, found: Iterable[_Found]) -> None:
+        """Results of a line, on the disk when this returns."""
+        texts = []
+        for one in found:
+            self._take(line.fingerprint, one)
+            kind = "record" if isinstance(one, Record) else "lr_trial"
+            texts.append(json.dumps({"line": line.fingerprint, kind: asdict(one)}) + "\n")
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write("".join(texts).encode())
+
+    def _take(self, fingerprint: str, one: _Found) -> None:
+        self._found[(type(one), fingerprint, one.of.index, one.inner_steps, one.lr)] = one
+        if isinstance(one, Record):
+            self._latest[replace(one.of, index=0)] = fingerprint
+
+    def has(self, line: Line, index: int, lr: float) -> bool:
+        """Whether a network of the line is tested after all its horizons."""
+        return all((Record, line.fingerprint, index, steps, lr) in self._found for steps in line.horizons)
+
+    def trial(self, line: Line, index: int, lr: float) -> LrTrial | None:
+        """How a network did that helps to choose the line's lr."""
+        found = self._found.get((LrTrial, line.fingerprint, index, line.horizons[-1], lr))
+        return found if isinstance(found, LrTrial) else None
+
+    def records(self, lines: Iterable[Line] = ()) -> list[Record]:
+        """All that there are, of these lines and of others. Where others were about the same as one of these, but
+        had other data or another protocol, they are left out."""
+        latest = self._latest | {line.retraining(0): line.fingerprint for line in lines}
+        return [
+            one
+            for (_, fingerprint, *_), one in self._found.items()
+            if isinstance(one, Record) and latest[replace(one.of, index=0)] == fingerprint
+        ]
+
+
+def _read(line: bytes, where: str) -> tuple[str, _Found]:
+    try:
+        values = json.loads(line)
+        kind, of = (Record, "record") if "record" in values else (LrTrial, "lr_trial")
+        found = values[of]
+        return str(values["line"]), kind(**found | {"of": Retraining(**found["of"])})
+    except (ValueError, KeyError, TypeError) as e:
+        raise JournalError(
+            f"{where}: not a record of an evaluation ({e}); remove the line, or the folder"
+        ) from e
+
+
+def identity(sets: Iterable[JudgedSet]) -> dict[str, Any]:
+    """What must be the same for results to stand in one table: the sets, and how an lr is chosen."""
+    sets = list(sets)
+    evaluation = sets[0].config.evaluation
+    tuning = None
+    if evaluation.tune_lr:
+        tuning = [list(evaluation.lr_grid or ()), evaluation.lr_networks, evaluation.horizons[-1]]
+    return {
+        "sets": {judged.name: [judged.digest, judged.preprocessing_digest] for judged in sets},
+        "test images": [judged.tickets.test.pixels_digest for judged in sets],
+        "choice of lr": tuning,
+    }
+
+
+def check_claimable(folder: Path) -> None:
+    """Raises: ConfigError for a folder that holds anything but an evaluation."""
+    if (
+        not (folder / IDENTITY).exists()
+        and folder.exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        raise ConfigError(
+            f"{folder}: exists and holds no evaluation; nothing was written. Use another --out."
+        )
+
+
+def claim(folder: Path, of: Mapping[str, Any]) -> dict[str, str]:
+    """Begin a folder, or take it up again. Returns: where it is recorded, as `remember` was told; empty for a new one.
+
+    Raises: ConfigError for one that holds another evaluation, or something else; nothing in it is changed.
+    """
+    check_claimable(folder)
+    path = folder / IDENTITY
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"of": of, "recorded": {}})
+        return {}
+    try:
+        values = json.loads(path.read_text())
+        there, recorded = dict(values["of"]), dict(values["recorded"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: cannot be read; nothing was written. Use another --out.") from None
+    if different := [name for name, value in of.items() if there.get(name) != value]:
+        raise ConfigError(
+            f"{folder}: holds another evaluation, with other {' and '.join(different)} (of {', '.join(there.get('sets', {}))}); "
+            "nothing was written. Use another --out."
+        )
+    return recorded
+
+
+def remember(folder: Path, of: Mapping[str, Any], recorded: Mapping[str, str]) -> None:
+    """Note where an evaluation is recorded."""
+    write_json(folder / IDENTITY, {"of": of, "recorded": recorded})

@@ -1,0 +1,298 @@
+"""From distilled sets to a table: their real data, the evaluation, its folder, and its record in MLflow.
+
+The command `evaluate`, the last stage of `distill` and `evaluate_sets`, for those who call from Python, all end here.
+Results go to disk first and then to MLflow: a store that is away costs a warning, never a result.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_distill import build, tracking
+from ray_distill.artifact import DistilledDataset
+from ray_distill.baselines import check_budget
+from ray_distill.build_networks import network_for
+from ray_distill.config import Config, ConfigError, apply_overrides, parse
+from ray_distill.config_evaluation import USUAL
+from ray_distill.data.decoding import Progress
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.splits import DevelopmentData
+from ray_distill.evaluate import check_test_source, evaluate, judged_set
+from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
+from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
+from ray_distill.evaluation_pictures import write_pictures
+from ray_distill.evaluation_records import Failure, Record
+from ray_distill.evaluation_results import write_results
+from ray_distill.evaluation_rows import Row, rows_of
+from ray_distill.judged_sets import JudgedSet
+from ray_distill.pool import PoolReport
+from ray_distill.progress import Update, silent
+from ray_distill.robustness import Robustness, robustness_of
+from ray_distill.tracking import StoreError, Tracker, TrackingError, open_run, recorded
+
+Bar = Callable[[str, int], AbstractContextManager[Update]]
+"""(what, total units) -> a progress bar."""
+
+JUDGING = (
+    "evaluation",
+    "tracking",
+    "data.source",
+    "data.test_source",
+    "data.root",
+    "data.cache",
+    "cluster.use_gpu",
+)
+"""What an evaluation can change; the rest is the set's own."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation came to."""
+
+    records: list[Record]
+    failures: list[Failure]
+    lrs: dict[Line, float]
+    """The lr of each line of this evaluation, chosen or its own."""
+    report: PoolReport | None
+    """How the pool has used its time; None if nothing was missing."""
+    folder: Path | None
+    tracker: Tracker | None
+    warnings: list[str] = field(default_factory=list)
+    """What MLflow did not take."""
+
+    robustness: list[Robustness] = field(default_factory=list)
+    """DD-Ranking's scores, if they were asked for."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Mean, deviation and interval of each line at each horizon."""
+        return rows_of(self.records, self.failures)
+
+
+def judging_configs(
+    values: Sequence[Mapping[str, Any]], options: Mapping[str, Any], overrides: Iterable[str] = ()
+) -> list[Config]:
+    """The configurations in some artefacts, all with one evaluation: the first one's, with what is to be changed.
+
+    Args:
+        options: keys of the section `evaluation`.
+        overrides: `key=value` for what `JUDGING` names.
+
+    Raises: ConfigError for another key, or a value that cannot be.
+    """
+    overrides = list(overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in JUDGING):
+            raise ConfigError(
+                f"--set {override}: evaluate can change {', '.join(JUDGING)}; the rest is the set's own"
+            )
+    first = apply_overrides(dict(values[0]), overrides)
+    given = {o.partition("=")[0] for o in overrides if o.startswith("evaluation.")}
+    evaluation = first.get("evaluation", {}) | dict(options)
+    first["evaluation"] = {
+        key: value
+        for key, value in evaluation.items()
+        if f"evaluation.{key}" in given or key in options or not _idle(key, evaluation)
+    }
+    judging = parse(first)
+    section = judging.to_dict()["evaluation"]
+    others = [apply_overrides(dict(of), overrides) | {"evaluation": section} for of in values[1:]]
+    return [judging, *(parse(other) for other in others)]
+
+
+def _idle(key: str, evaluation: Mapping[str, Any]) -> bool:
+    """Whether a key that the set brought along is about something that is not done any more."""
+    about = next((name for name in USUAL if key.startswith(f"{name}_")), None)
+    if about is not None:
+        return about not in evaluation.get("baselines", USUAL)
+    needed = {"lr_grid": "tune_lr", "lr_networks": "tune_lr", "subset_draws": "subsets"}.get(key)
+    return needed is not None and not evaluation.get(needed)
+
+
+def check_evaluation(config: Config, data: DevelopmentData) -> None:
+    """Raises: ConfigError, DataError for what does not fit the data, and would only be noticed later."""
+    for name in config.evaluation.networks:
+        network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
+    if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
+        check_budget(data.train, config.distilled.ipc)
+
+
+def percent(update: Update) -> Progress:
+    """A bar of 100 units as the progress of preparing data."""
+    return lambda what, done, total: update(100 * done // total, f"percent, {what}")
+
+
+def with_test_images(
+    name: str, dataset: DistilledDataset, config: Config, data: DevelopmentData, bar: Bar
+) -> JudgedSet:
+    """A set to judge, and its test images. Raises: DataError."""
+    with bar("test images", 100) as update:
+        return judged_set(name, dataset, config, data, percent(update))
+
+
+def prepare_sets(
+    sets: Mapping[str, DistilledDataset], configs: Sequence[Config], bar: Bar
+) -> list[JudgedSet]:
+    """Sets with the real images that they are judged with.
+
+    Raises: ConfigError, DataError for all that can be known before anything is trained.
+    """
+    prepared = []
+    for (name, dataset), config in zip(sets.items(), configs, strict=True):
+        check_test_source(config)
+        with bar("real images", 100) as update:
+            data = build.development_data(config, dataset.preprocessing, percent(update))
+        shape = tuple(dataset.images_NCHW.shape[1:])
+        if data.image_shape != shape or data.class_names != dataset.class_names:
+            raise DataError(
+                f"{config.data.source} has {data.image_shape} images of {data.num_classes} classes; the set {name} "
+                f"has {shape} images of {len(dataset.class_names)} classes, or they have other names"
+            )
+        check_evaluation(config, data)
+        prepared.append(with_test_images(name, dataset, config, data, bar))
+    if len({judged.tickets.test.pixels_digest for judged in prepared}) > 1:
+        raise DataError(
+            f"{', '.join(sets)} have other test images each, so their accuracies cannot be compared; evaluate "
+            "them one by one"
+        )
+    return prepared
+
+
+def judge(
+    sets: Sequence[JudgedSet],
+    bar: Bar,
+    folder: Path | None = None,
+    store: tuple[str, str | None] | None = None,
+) -> Evaluation:
+    """Evaluate sets on the connected Ray cluster, or go on with what the folder has of it.
+
+    Args:
+        folder: where results are kept as they arrive; None keeps them in memory.
+        store: MLflow's URI, and the run that the evaluation's run is a child of.
+
+    Raises: ConfigError for a folder that holds something else; PoolError.
+    """
+    lines, of = lines_of(sets), identity(sets)
+    known = claim(folder, of) if folder else {}
+    journal = Journal(folder / RECORDS if folder else None)
+    tracker, warnings = None, list[str]()
+    if store is not None:
+        try:
+            tracker = _tracker(sets, known, *store)
+        except StoreError as e:
+            warnings.append(str(e))
+    if folder and tracker:
+        remember(folder, of, {"uri": tracker.uri, "run_id": tracker.run_id})
+    with recorded(tracker) if tracker else nullcontext():
+        with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
+            course, report = evaluate(sets, lines, journal, update)
+        found = (course.records(), course.failures)
+        robustness = _robustness(sets, lines, *found)
+        done = Evaluation(*found, course.lrs, report, folder, tracker, warnings, robustness)
+        files = _write(folder, done) if folder else []
+        if tracker:
+            tell(warnings, lambda: _log(tracker, done, files))
+    return done
+
+
+def _robustness(
+    sets: Sequence[JudgedSet], lines: Sequence[Line], records: Sequence[Record], failures: Sequence[Failure]
+) -> list[Robustness]:
+    if not sets[0].config.evaluation.robustness:
+        return []
+    return robustness_of(rows_of(records, failures), baselines_beside(sets, lines))
+
+
+def _write(folder: Path, done: Evaluation) -> list[Path]:
+    """All files but the journal, made anew of all that there is."""
+    return [
+        *write_results(folder, done.records, done.failures, done.robustness),
+        *write_pictures(folder, done.rows),
+    ]
+
+
+def _tracker(sets: Sequence[JudgedSet], known: Mapping[str, str], uri: str, parent: str | None) -> Tracker:
+    """The MLflow run of an evaluation: the one that its folder knows, or a new one."""
+    if known.get("uri") == uri and (tracker := Tracker(uri, known["run_id"])).has_run():
+        tracker.reopen()
+        return tracker
+    config = sets[0].config
+    tags = {"config_hash": sets[0].dataset.config_hash, "kind": "evaluate"}
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    params = config.experiment() | {"sets": ", ".join(judged.name for judged in sets)}
+    return open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
+
+
+def metric_name(row: Row) -> str:
+    """Of a row's accuracy in MLflow, which takes few characters in names."""
+    label = row.subject if row.treatment == "own" else f"{row.subject} {row.treatment}"
+    if row.kind == "subset":
+        label = f"{label} {row.num_images}"
+    return re.sub(r"[^\w\-./ :]", "_", f"test_accuracy/{label}/{row.network}")
+
+
+def _log(tracker: Tracker, done: Evaluation, files: Iterable[Path]) -> None:
+    """The steps of an accuracy in MLflow are the inner steps: its charts show accuracy against steps."""
+    rows = done.rows
+    tracker.log_metrics(
+        (metric_name(row), row.inner_steps or 0, row.mean) for row in rows if row.mean is not None
+    )
+    tracker.log_table([asdict(row) for row in rows], "evaluation_table.json")
+    for path in files:
+        tracker.log_file(path)
+
+
+def tell(warnings: list[str], log: Callable[[], object]) -> None:
+    """Try to log; what the store does not take becomes a warning."""
+    try:
+        log()
+    except TrackingError as e:
+        warnings.append(str(e))
+
+
+def parent_of(sets: Iterable[DistilledDataset], uri: str) -> str | None:
+    """The run that made the sets, if it was one and the store knows it."""
+    runs = {dataset.provenance.get("mlflow_run_id") for dataset in sets}
+    run_id = runs.pop()
+    return run_id if isinstance(run_id, str) and not runs and Tracker(uri, run_id).has_run() else None
+
+
+def evaluate_sets(
+    sets: Mapping[str, DistilledDataset],
+    *,
+    folder: Path | None = None,
+    uri: str | None = None,
+    overrides: Iterable[str] = (),
+    bar: Bar = silent,
+    **options: Any,
+) -> Evaluation:
+    """Retrain networks on distilled sets and on baselines, test them, and compare: for use from Python.
+
+        evaluation = evaluate_sets({"mine": DistilledDataset.load("distilled.parquet")}, networks=["mlp2"], seeds=4)
+        for row in evaluation.rows: print(row.label, row.network, row.mean, row.half_width)
+
+    Takes the Ray cluster that is connected, or this machine.
+
+    Args:
+        folder: where results are kept as they arrive: called again, only what is missing is done.
+        uri: an MLflow store to record the evaluation in.
+        overrides: `key=value` as the command's `--set`.
+        options: of the section `evaluation`: networks, seeds, horizons, baselines, tune_lr, ...
+
+    Raises: ConfigError, DataError, StoreError for what the caller can mend; ClusterError, PoolError.
+    """
+    from ray_distill.cluster import cluster
+
+    configs = judging_configs([dataset.config for dataset in sets.values()], options, overrides)
+    prepared = prepare_sets(sets, configs, bar)
+    store = None
+    if uri is not None:
+        tracking.open_store(uri, configs[0].tracking.experiment)
+        store = (uri, parent_of(sets.values(), uri))
+    with cluster():
+        return judge(prepared, bar, folder, store)

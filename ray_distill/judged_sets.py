@@ -1,0 +1,91 @@
+"""Distilled sets that are to be judged, each with its protocol and the real images that it is judged with."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ray_distill.artifact import DistilledDataset
+from ray_distill.build_networks import network_for
+from ray_distill.config import Config
+from ray_distill.core.distilled import one_hot
+from ray_distill.core.networks import ImageShape, Network
+from ray_distill.data.splits import Ticket
+
+
+class Tickets(NamedTuple):
+    """For what networks are trained and tested on: each process redeems them for itself."""
+
+    train: Ticket
+    test: Ticket
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JudgedSet:
+    """A distilled set that is judged, and the real images that it is judged with."""
+
+    name: str
+    dataset: DistilledDataset
+    config: Config
+    """Its protocol; and how it is judged."""
+    tickets: Tickets
+    num_train: int
+    num_validation: int
+    num_test: int
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.dataset.class_names)
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """(C, H, W)."""
+        channels, height, width = self.dataset.images_NCHW.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the images and labels that networks are trained on."""
+        return _digest_of([self.dataset.images_NCHW, self.dataset.labels_NK])
+
+    @cached_property
+    def preprocessing_digest(self) -> str:
+        """Of what is done to real images."""
+        description, tensors = self.dataset.preprocessing.to_record()
+        return _digest_of(tensors.values(), json.dumps(description, sort_keys=True))
+
+    @cached_property
+    def has_hard_labels(self) -> bool:
+        """Whether each image is of its most probable class and of no other."""
+        labels_NK = self.dataset.labels_NK
+        return torch.equal(labels_NK, one_hot(labels_NK.argmax(dim=1), self.num_classes, labels_NK.dtype))
+
+    def network(self, name: str) -> tuple[Network, int]:
+        """A network, and the floating-point operations of one image's forward pass.
+
+        Raises: ConfigError if it does not fit the images.
+        """
+        if name not in self._networks:
+            network = network_for(
+                self.config, name, self.image_shape, self.num_classes, "evaluation.networks"
+            )
+            self._networks[name] = network, network.forward_flops(self.image_shape)
+        return self._networks[name]
+
+    @cached_property
+    def _networks(self) -> dict[str, tuple[Network, int]]:
+        """Built once for all lines."""
+        return {}
+
+
+def _digest_of(tensors: Iterable[Tensor], text: str = "") -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
