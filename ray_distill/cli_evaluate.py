@@ -1,5 +1,6 @@
 """The verb `evaluate`: how good distilled sets are, in one table."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ray_distill.cli_stated import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
 from ray_distill.config import ConfigError
 from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from ray_distill.artifact import DistilledDataset
     from ray_distill.evaluation_jobs import Line
     from ray_distill.evaluation_rows import Row
+    from ray_distill.foreign_sets import Stated
     from ray_distill.judge import Evaluation
     from ray_distill.judged_sets import JudgedSet
     from ray_distill.pool import PoolReport
@@ -22,7 +25,12 @@ AGAIN = "the same command again does only what is missing"
 
 
 def evaluate(
-    sets: Annotated[list[Path], typer.Argument(metavar="SET...", help="Each a distilled.parquet.")],
+    sets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SET...", help="Each a distilled.parquet, or with --like a set of another method."
+        ),
+    ],
     networks: Annotated[
         str | None,
         typer.Option("--networks", metavar="A,B", help="Networks to retrain, as in convnet3,resnet18-bn."),
@@ -70,6 +78,11 @@ def evaluate(
             "--out", metavar="DIR", help="Folder for the results. Default: SET.evaluation, beside the first."
         ),
     ] = None,
+    like: Like = None,
+    space: SpaceOption = None,
+    layout: LayoutOption = None,
+    images: ImagesKey = None,
+    labels: LabelsKey = None,
     set_: Set = None,
 ) -> None:
     """Retrain networks on distilled sets and on baselines, and test them: mean, deviation and interval.
@@ -77,15 +90,18 @@ def evaluate(
     Each set brings its own protocol and data source; all are judged as the first one's configuration says, with the
     options laid over it. Results are kept as they arrive: the same command again does only what is missing, and with
     more networks, seeds or horizons it adds to what is there.
+
+    Sets of other methods (.npz, .npy, .pt, .h5, a folder of images, the hubs' Parquet) are judged as `--like` and
+    `--space` state, `--set` laid over that configuration.
     """
     with errors(AGAIN):
-        from ray_distill.artifact import DistilledDataset
         from ray_distill.evaluation_journal import check_claimable
         from ray_distill.run_folder import evaluation_folder
 
-        folder = out or evaluation_folder(sets[0])
+        folder, overrides = out or evaluation_folder(sets[0]), set_ or []
         check_claimable(folder)
-        datasets = {name: DistilledDataset.load(path) for name, path in _named(sets).items()}
+        statement = stated(like, space, layout, images, labels, overrides if like else [])
+        datasets = _read(_named(sets), statement)
         options = {
             "networks": None if networks is None else networks.split(","),
             "seeds": seeds,
@@ -96,7 +112,8 @@ def evaluate(
             "subsets": _numbers("--subsets", subsets),
         }
         options = {key: value for key, value in options.items() if value is not None}
-        evaluation = _evaluate(datasets, options, set_ or [], folder, sets[0].parent)
+        overrides = overrides if statement is None else _judging_part(statement, overrides)
+        evaluation = _evaluate(datasets, options, overrides, folder, sets[0].parent)
         _say(evaluation)
     if evaluation.failures:
         raise typer.Exit(1)
@@ -122,6 +139,38 @@ def _named(paths: list[Path]) -> dict[str, Path]:
         if len(set(names)) == len(names):
             return dict(zip(names, paths, strict=True))
     raise ConfigError(f"{', '.join(map(str, paths))}: names a file twice; name each once")
+
+
+def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, DistilledDataset]":
+    """The sets in the files. Raises: MistakeError for a statement about none of them, or what `read_set` raises."""
+    from ray_distill.foreign_sets import is_ours, read_set
+    from ray_distill.judge import percent
+    from ray_distill.progress import silent
+
+    if statement is not None and all(is_ours(path) for path in paths.values()):
+        raise ConfigError("--like: has no effect, since each set says itself how it is used; remove it")
+    sets = {}
+    for name, path in paths.items():
+        with (silent if is_ours(path) else bar)("real images", 100) as update:
+            sets[name] = read_set(path, statement, percent(update))
+    return sets
+
+
+def _judging_part(statement: "Stated", overrides: list[str]) -> list[str]:
+    """What a configuration says of this machine and its stores, which no set carries with it, and the overrides that
+    are about judging; the others are in the set by now."""
+    from ray_distill.judge import is_judging
+
+    config = statement.config
+    here = {
+        "data.root": config.data.root,
+        "data.cache": config.data.cache,
+        "tracking.uri": config.tracking.uri,
+        "tracking.experiment": config.tracking.experiment,
+        "cluster.use_gpu": config.cluster.use_gpu,
+    }
+    said = [f"{key}={json.dumps(value)}" for key, value in here.items() if value is not None]
+    return [*said, *(override for override in overrides if is_judging(override))]
 
 
 def _evaluate(

@@ -72,6 +72,12 @@ class Evaluation:
         return rows_of(self.records, self.failures)
 
 
+def is_judging(override: str) -> bool:
+    """Whether a `key=value` is about what `JUDGING` names."""
+    key = override.partition("=")[0]
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in JUDGING)
+
+
 def judging_configs(
     values: Sequence[Mapping[str, Any]], options: Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> list[Config]:
@@ -85,8 +91,7 @@ def judging_configs(
     """
     overrides = list(overrides)
     for override in overrides:
-        key = override.partition("=")[0]
-        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in JUDGING):
+        if not is_judging(override):
             raise ConfigError(
                 f"--set {override}: evaluate can change {', '.join(JUDGING)}; the rest is the set's own"
             )

@@ -7,12 +7,16 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from judged import at_hand, dataset_of, judged_of
 from mlflow import MlflowClient
 from processes import descendants_named
+from sklearn.datasets import load_digits
 from tiny import tiny_config
+from typer.testing import CliRunner
 
+from ray_distill.cli import app
 from ray_distill.config import ConfigError
 from ray_distill.evaluate import evaluate, run_job
 from ray_distill.evaluation_course import Course
@@ -131,3 +135,35 @@ def test_a_store_that_is_away_costs_no_result(tmp_path: Path) -> None:
     assert len(done.records) == 1 + 2 + 1
     assert done.tracker is None
     assert "MLflow at http://127.0.0.1:9" in done.warnings[0]
+
+
+def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
+    """Ten digits as flat pixels in an .npz: `evaluate` with a statement gives the numbers of importing the file first
+    and judging the artefact. A statement about none of the sets is refused."""
+    config = tiny_config(network={"name": "mlp1", "width": 32}, evaluation={"seeds": 2, "horizons": [300]})
+    digits = load_digits()
+    firsts = [int((digits.target == k).argmax()) for k in range(10)]
+    np.savez(tmp_path / "theirs.npz", images=digits.data[firsts] / 16.0, labels=np.arange(10))
+    (tmp_path / "like.yaml").write_text(config.to_yaml())
+    statement = ["--like", str(tmp_path / "like.yaml"), "--space", "pixels"]
+    how = ["--networks", "mlp1", "--baselines", "none"]
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def accuracies(folder: str) -> list[float]:
+        records = json.loads((tmp_path / folder / "evaluation.json").read_text())["records"]
+        return [record["test_accuracy"] for record in records]
+
+    theirs, ours = str(tmp_path / "theirs.npz"), str(tmp_path / "ours.parquet")
+    run("evaluate", theirs, *statement, *how, "--out", str(tmp_path / "a"))
+    run("import", theirs, *statement, "--out", ours)
+    run("evaluate", ours, *how, "--out", str(tmp_path / "b"))
+    assert accuracies("a") == accuracies("b")
+    assert len(accuracies("a")) == 2
+    assert min(accuracies("a")) > 0.25, "one real image of each digit: well above chance"
+    refused = CliRunner().invoke(app, ["evaluate", ours, *statement, "--out", str(tmp_path / "c")])
+    assert (refused.exit_code, "--like: has no effect" in refused.stderr) == (2, True)
+    assert not (tmp_path / "c").exists()
