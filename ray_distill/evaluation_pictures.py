@@ -172,7 +172,7 @@ class _Styles:
     def legend(self, figure: "Figure", subjects: Iterable[TrainedOn], *, lines: bool) -> int:
         """Puts a legend above the panels, of bars or of lines; returns how many lines of text it has."""
         every = list(dict.fromkeys(subjects))
-        names = [textwrap.fill(f"{label(*of[:3])} ({of[3]:,}\N{NO-BREAK SPACE}images)", 80) for of in every]
+        names = [textwrap.fill(f"{label(*of)} ({of[3]:,}\N{NO-BREAK SPACE}images)", 80) for of in every]
         columns = max(1, min(3, len(names), 96 // (max(map(len, names)) + 6)))
         handles = [self._handle(of, lines=lines) for of in every]
         figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)

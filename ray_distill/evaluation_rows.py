@@ -70,12 +70,12 @@ class Row:
     @property
     def label(self) -> str:
         """What was trained on, in words."""
-        return label(self.subject, self.kind, self.treatment)
+        return label(*self.trained_on)
 
 
-def label(subject: str, kind: Kind, treatment: Treatment) -> str:
+def label(subject: str, kind: Kind, treatment: Treatment, num_images: int) -> str:
     """What was trained on, in words."""
-    name = f"random images of {subject}" if kind == "subset" else subject
+    name = f"{num_images} random images of {subject}" if kind == "subset" else subject
     if kind in _WORDS and subject.startswith(kind):
         name = _WORDS[kind] + subject.removeprefix(kind)
     return name if treatment == "own" else f"{name}, {treatment.replace('_', ' ')}"

@@ -124,6 +124,7 @@ WRONG = [
     ("evaluation={baselines: [herding], robustness: true}", "evaluation.robustness", "needs random_real"),
     ("evaluation.lr_grid=[1, 3]", "evaluation.lr_grid", "no effect unless evaluation.tune_lr"),
     ("evaluation={tune_lr: true, lr_grid: [3, 1]}", "evaluation.lr_grid", "increase"),
+    ("evaluation.subsets=[1, 500]", "evaluation.subsets", "below distilled.ipc"),
     ("evaluation.subset_draws=3", "evaluation.subset_draws", "no effect"),
     ("evaluation.gpus_per_actor=0.5", "evaluation.gpus_per_actor", "no effect"),
     ("cluster.num_workers=3", "cluster.num_workers", "replicas"),

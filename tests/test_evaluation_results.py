@@ -217,8 +217,8 @@ def test_the_table_is_for_people() -> None:
         "|---|---|---|---|---|",
         "| z first | 10 | 100 | 61.0 ± 10.0% (n=3) | 61.0 ± 10.0% (n=3) |",
         "| a second | 10 | 100 | 61.0 ± 14.1% (n=2, 1 failed) | 61.0 ± 10.0% (n=3) |",
-        "| random images of z first | 5 | 100 |  | 40.0% (n=1) |",
-        "| random images of z first | 2 | 100 |  | 40.0% (n=1) |",
+        "| 5 random images of z first | 5 | 100 |  | 40.0% (n=1) |",
+        "| 2 random images of z first | 2 | 100 |  | 40.0% (n=1) |",
         "| random | 10 | 100 | failed | 30.0% (n=1) |",
         "| all | 50,000 | 7,000 |  | 90.0% (n=1) |",
     ]
@@ -239,10 +239,10 @@ def test_names_do_not_break_the_table() -> None:
     [
         ("mine", "distilled", "own", "mine"),
         ("mine", "distilled", "no_augmentation", "mine, no augmentation"),
-        ("mine", "subset", "own", "random images of mine"),
+        ("mine", "subset", "own", "10 random images of mine"),
         ("random_real", "random_real", "own", "random real images"),
         ("k_means beside a_set", "k_means", "hard_labels", "k-means centres beside a_set, hard labels"),
     ],
 )
 def test_subjects_in_words(subject: str, kind: Any, treatment: Any, words: str) -> None:
-    assert label(subject, kind, treatment) == words
+    assert label(subject, kind, treatment, 10) == words
