@@ -8,12 +8,13 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_distill.bench_command import alone, report
 from ray_distill.bench_work import (
     ENGINES,
     NUM_CLASSES,
@@ -30,8 +31,6 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagradient
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
-from ray_distill.errors import MistakeError
-from ray_distill.whole_files import write_json
 
 ERROR_WINDOW = Window(10, 3)
 """Where engines are compared with float64: past the first steps, where Adam is close to a sign function and
@@ -130,22 +129,21 @@ def _reference(work: Work) -> torch.Tensor:
     return prepare(work, ENGINES["float64"])(ERROR_WINDOW).grad.images_NCHW.cpu()
 
 
-def bench(
-    work: Work, engines: Sequence[str], on_record: Callable[[dict[str, Any]], None]
-) -> list[dict[str, Any]]:
-    """Every engine in turn, each in its own process; `on_record` is called as each is done."""
+def bench(work: Work, engines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The record of every engine in turn, each from its own process."""
     reference = in_own_process(_reference, work)
-    records = []
     for name in engines:
         record, gradient = in_own_process(measure, work, name)
         record["relative_error_float64"] = float((gradient - reference).norm() / reference.norm())
-        records.append(record)
-        on_record(record)
-    return records
+        yield record
 
 
 _ROW = "{:<18} {:>4} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}"
 HEADER = _ROW.format("engine", "ipc", "ms/window", "ms/inner", "s/outer", "1st s", "GB", "of matmul", "error")
+NOTES = (
+    "ms/window: a step of the window, there and back; ms/inner: a step of the burn-in; 1st s: the first call,",
+    "compiling included; GB: peak; error: against float64, relative, in a window of 3 steps after 10",
+)
 
 
 def row(record: dict[str, Any]) -> str:
@@ -171,24 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own.add_argument("--engines", nargs="+", choices=list(ENGINES), metavar="ENGINE")
     parsed = own.parse_args(arguments)
     todo = works(parsed)
-    print(HEADER, flush=True)
-    records = []
-    for work in todo:
-        engines = parsed.engines or DEFAULT_ENGINES[work.device]
-        records += bench(work, engines, lambda record: print(row(record), flush=True))
-        if parsed.json is not None:
-            write_json(parsed.json, records)
-    print(
-        "ms/window: a step of the window, there and back; ms/inner: a step of the burn-in; 1st s: the first call,"
+    measured = (
+        record for work in todo for record in bench(work, parsed.engines or DEFAULT_ENGINES[work.device])
     )
-    print("compiling included; GB: peak; error: against float64, relative, in a window of 3 steps after 10")
-    if parsed.json is not None:
-        print(f"records: {parsed.json}")
+    report(HEADER, row, measured, parsed.json, NOTES)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MistakeError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    alone(main)

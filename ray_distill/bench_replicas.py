@@ -5,12 +5,12 @@ there is only torch (`python -m ray_distill.bench_replicas --help`).
 """
 
 import platform
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ray_distill.bench_command import alone, report
 from ray_distill.bench_work import ENGINES, Work, in_own_process, parser, problem, seconds, settle, works
 from ray_distill.core.metagradient import (
     Metagradient,
@@ -20,7 +20,6 @@ from ray_distill.core.metagradient import (
 )
 from ray_distill.core.truncation import Window
 from ray_distill.errors import MistakeError
-from ray_distill.whole_files import write_json
 
 CHOICES = [name for name, spec in ENGINES.items() if not spec.higher]
 
@@ -94,20 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     todo = works(parsed)
     if min(parsed.replicas) < 1:
         raise MistakeError(f"--replicas: must be at least 1 (found {parsed.replicas})")
-    print(HEADER, flush=True)
-    records = []
-    for work in todo:
-        for replicas in parsed.replicas:
-            records.append(in_own_process(measure, work, parsed.engine, replicas))
-            print(row(records[-1]), flush=True)
-    if parsed.json is not None:
-        write_json(parsed.json, records)
-        print(f"records: {parsed.json}")
+    measured = (
+        in_own_process(measure, work, parsed.engine, replicas)
+        for work in todo
+        for replicas in parsed.replicas
+    )
+    report(HEADER, row, measured, parsed.json)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MistakeError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    alone(main)

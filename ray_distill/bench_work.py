@@ -5,7 +5,6 @@ Needs torch alone: these benches also run where nothing else is installed.
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ray_distill import bench_command
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot, unit_noise
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
@@ -204,23 +204,10 @@ def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
         return pool.apply(function, arguments)
 
 
-def image_shape(text: str) -> ImageShape:
-    """`3x32x32` -> (3, 32, 32). Raises: ValueError."""
-    channels, height, width = (int(side) for side in text.split("x"))
-    if min(channels, height, width) < 1:
-        raise ValueError(text)
-    return channels, height, width
-
-
 def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:
-    """The arguments that describe the work, with these defaults, and where the records go."""
-    result = argparse.ArgumentParser(
-        prog=f"ray-distill bench {name}",
-        description=about,
-        epilog="engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items()),
-    )
-    cuda = torch.cuda.is_available()
-    result.add_argument("--ipc", type=int, nargs="+", default=ipc, help="images per class")
+    """The arguments that describe the work, with these defaults, beside those of all benches."""
+    engines = "engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items())
+    result = bench_command.parser(name, about, ipc=ipc, epilog=engines)
     result.add_argument(
         "--window",
         type=int,
@@ -234,23 +221,6 @@ def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -
         "--outer-batch", type=int, default=500, help="real images of the outer loss (default %(default)s)"
     )
     result.add_argument("--network", default="convnet3", help="a family and a depth (default %(default)s)")
-    result.add_argument(
-        "--width", type=int, default=128, help="(default %(default)s; a vgg or resnet as published: 64)"
-    )
-    result.add_argument(
-        "--image", default="3x32x32", help="channels x height x width of an image (default %(default)s)"
-    )
-    result.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
-    result.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="threads of one engine (default: all cores)"
-    )
-    result.add_argument(
-        "--repeats",
-        type=int,
-        default=1,
-        help="the median of this many runs is reported (default %(default)s)",
-    )
-    result.add_argument("--json", type=Path, metavar="FILE", help="write a list of records there")
     return result
 
 
@@ -259,18 +229,7 @@ def works(arguments: argparse.Namespace) -> list[Work]:
     a = arguments
     if not 2 <= a.window <= a.unroll:
         raise MistakeError(f"--window: must be from 2 to --unroll, which is {a.unroll} (found {a.window})")
-    for name in ("ipc", "outer_batch", "width", "threads", "repeats"):
-        found = getattr(a, name)
-        if min(found) < 1 if isinstance(found, list) else found < 1:
-            raise MistakeError(f"--{name.replace('_', '-')}: must be at least 1 (found {found})")
-    try:
-        shape = image_shape(a.image)
-    except ValueError:
-        raise MistakeError(f"--image: must be like 3x32x32 (found {a.image})") from None
-    if a.device == "cuda" and not torch.cuda.is_available():
-        raise MistakeError("--device cuda: torch sees no GPU here; use --device cpu")
-    if a.json is not None and a.json.exists():
-        raise MistakeError(f"--json: {a.json} exists already; name another file or remove it")
+    shape = bench_command.check(a, "outer_batch")
     result = [
         Work(
             device=a.device,

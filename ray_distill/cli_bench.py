@@ -134,6 +134,18 @@ def replicas(arguments: typer.Context) -> None:
         main(arguments.args)
 
 
+@app.command(context_settings=STAND_ALONE, add_help_option=False)
+def seeds(arguments: typer.Context) -> None:
+    """Several seeds of one network trained and scored at once against one by one: where it pays, and that they agree.
+
+    Its options are those of `python -m ray_distill.bench_seeds --help`, which needs nothing but torch.
+    """
+    with errors("nothing was written"):
+        from ray_distill.bench_seeds import main
+
+        main(arguments.args)
+
+
 def _measure(
     benchmark: "Benchmark",
     config_file: Path | None,

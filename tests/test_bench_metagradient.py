@@ -1,4 +1,4 @@
-"""The benches of the metagradient: what their figures are, what they refuse. No times are asserted."""
+"""The benches of the metagradient and of retraining: what their figures are, what they refuse. No times are asserted."""
 
 import json
 import re
@@ -11,10 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ray_distill import bench_metagradient, bench_replicas
+from ray_distill import bench_metagradient, bench_replicas, bench_seeds
+from ray_distill.bench_command import image_shape
 from ray_distill.bench_metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench_work import ENGINES, Work, image_shape, problem, seconds
+from ray_distill.bench_work import ENGINES, Work, problem, seconds
 from ray_distill.cli import app
+from ray_distill.core.retrain import Score
 from ray_distill.errors import MistakeError
 
 TINY = Work(
@@ -111,6 +113,59 @@ def test_replicas_at_once_are_measured_and_compared(
     assert bench_replicas.row(r) in result.output
 
 
+SEEDS = ["--networks", "mlp1", "--width", "5", "--image", "1x8x8", "--threads", "1", "--repeats", "1"]
+
+
+def test_seeds_at_once_are_measured_and_compared(tmp_path: Path) -> None:
+    """Two numbers of seeds, in float64."""
+    file = tmp_path / "records.json"
+    arguments = [
+        "--seeds",
+        "2",
+        "3",
+        "--horizons",
+        "1",
+        "200",
+        "--precision",
+        "float64",
+        "--test-images",
+        "40",
+    ]
+    result = CliRunner().invoke(app, ["bench", "seeds", *arguments, *SEEDS, "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    records = json.loads(file.read_text())
+    assert [r["seeds"] for r in records] == [2, 3]
+    for r in records:
+        assert (r["network"], r["ipc"], r["horizons"]) == ("mlp1 width 5", 1, [1, 200])
+        assert r["speedup"] == pytest.approx(r["seconds_one_by_one"] / r["seconds_at_once"])
+        assert r["largest_relative_loss_difference"] < 1e-10
+        assert r["largest_accuracy_difference"] == 0.0
+        assert 0.1 < r["mean_accuracy"] < 1.0
+        assert bench_seeds.row(r) in result.output
+
+
+def test_a_difference_between_seeds_would_be_seen() -> None:
+    """The largest over networks and horizons, of accuracies as they are, of losses relative to one by one."""
+    apart = [[Score(0.5, 2.0), Score(0.6, 1.0)], [Score(0.5, 2.0), Score(0.7, 1.0)]]
+    assert bench_seeds.largest_differences(apart, apart) == (0.0, 0.0)
+    at_once = [apart[0], [Score(0.5, 2.5), Score(0.4, 1.0)]]
+    assert bench_seeds.largest_differences(at_once, apart) == pytest.approx((0.3, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--seeds", "2", "0"], "--seeds: must be at least 1 (found [2, 0])"),
+        (["--horizons", "5", "5"], "--horizons: must increase (found [5, 5])"),
+        (["--test-images", "0"], "--test-images: must be at least 1 (found 0)"),
+        (["--networks", "mlp1", "transformer3"], "--networks: unknown network 'transformer3'"),
+    ],
+)
+def test_mistakes_of_seeds_are_named(arguments: list[str], says: str) -> None:
+    with pytest.raises(MistakeError, match=re.escape(says)):
+        bench_seeds.main(arguments)
+
+
 def test_a_difference_between_the_two_would_be_seen() -> None:
     """It is the largest over replicas, relative to the one-by-one metagradient."""
     run = prepare(TINY, ENGINES["float64"])(ERROR_WINDOW)
@@ -146,6 +201,9 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(MistakeError, match="exists already"):
             main([*OPTIONS, "--json", str(tmp_path / "there.json")])
     assert (tmp_path / "there.json").read_text() == "mine"
+    with pytest.raises(MistakeError, match="exists already"):
+        bench_seeds.main([*SEEDS, "--json", str(tmp_path / "there.json")])
+    assert (tmp_path / "there.json").read_text() == "mine"
     with pytest.raises(MistakeError, match="--replicas: must be at least 1"):
         bench_replicas.main([*OPTIONS, "--replicas", "0"])
 
@@ -169,13 +227,21 @@ main({arguments!r})
 """
 
 
+SHORT = ["--ipc", "1", "--window", "2", "--unroll", "2", *OPTIONS]
+
+
 @pytest.mark.parametrize(
-    ("module", "own"),
-    [("bench_metagradient", ["--engines", "eager"]), ("bench_replicas", ["--replicas", "2"])],
+    ("module", "arguments", "says"),
+    [
+        ("bench_metagradient", ["--engines", "eager", *SHORT], "eager"),
+        ("bench_replicas", ["--replicas", "2", *SHORT], "eager"),
+        ("bench_seeds", ["--seeds", "2", "--horizons", "1", *SEEDS], "mlp1 width 5"),
+    ],
 )
-def test_it_runs_where_there_is_only_torch(module: str, own: list[str], tmp_path: Path) -> None:
+def test_it_runs_where_there_is_only_torch(
+    module: str, arguments: list[str], says: str, tmp_path: Path
+) -> None:
     """The packages of the orchestration are missing; main is called as `python -m` calls it."""
-    arguments = ["--ipc", "1", "--window", "2", "--unroll", "2", *own, *OPTIONS]
     (tmp_path / "alone.py").write_text(
         "if __name__ == '__main__':"
         + WITHOUT.format(module=module, arguments=arguments).replace("\n", "\n    ")
@@ -184,8 +250,8 @@ def test_it_runs_where_there_is_only_torch(module: str, own: list[str], tmp_path
         [sys.executable, str(tmp_path / "alone.py")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "eager" in done.stdout
-    wrong = [sys.executable, "-m", f"ray_distill.{module}", "--window", "1"]
+    assert says in done.stdout
+    wrong = [sys.executable, "-m", f"ray_distill.{module}", "--threads", "0"]
     done = subprocess.run(wrong, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --window")
+    assert done.stderr.startswith("error: --threads")

@@ -191,15 +191,17 @@ def test_networks_trained_at_once_are_those_trained_one_by_one(
 
 
 def test_networks_at_once_take_random_batches_of_their_own(make_case: Callable) -> None:
-    """Of a set that is not class-balanced, as the whole training set."""
+    """Of a set that is not class-balanced, as the whole training set: those that are drawn of its size, by index."""
     case = make_case(network="convnet1", augmentation=("flip",))
     x, y = patterns(47, 2.0)
-    train = DistilledData(x[:17], one_hot(y[:17], 3, torch.float64))
-    what = (case.problem, train, lambda: [(x[17:], y[17:])], (3, 9))
-    together = retrain_group(*what, seed=1, indices=range(3), batch=5)
+    train, test = DistilledData(x[:17], one_hot(y[:17], 3, torch.float64)), [(x[17:], y[17:])]
+    together = retrain_group(case.problem, train, lambda: test, (3, 9), seed=1, indices=range(3), batch=5)
     for index, ours in enumerate(together):
-        alone = retrain(*what, seed=1, index=index, batch=5)
-        assert [s.loss for s in ours] == pytest.approx([s.loss for s in alone], rel=1e-10)
+        draws = draw_inner(case.problem, 1, 0, index, 9, train, batch=5)
+        for steps, measured in zip((3, 9), ours, strict=True):
+            final = run_steps(case.problem, train, [draws], initial_state(case.problem, [draws]), steps)
+            (alone,) = scores(NetworkGroup(case.problem.network, 1), final.theta_P, {}, test)
+            assert measured.loss == pytest.approx(alone.loss, rel=1e-10)
     assert len({one[0].loss for one in together}) == 3
 
 

@@ -55,7 +55,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     seed = random.randrange(10**6)
     print("seed", seed)
     config = tiny_config(
-        evaluation={"seeds": 3, "horizons": [20, 40], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
+        evaluation={"seeds": 3, "horizons": [10, 20], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
     )
     sets = [judged_of(config, "mine"), judged_of(config, "twice", scale=2.0)]
     expected = done_here(sets)
@@ -82,7 +82,8 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
 
 def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     """From Python, into a folder and a store: files and metrics, the inner steps as their steps, under the run that made
-    the set. Again: nothing is trained. One seed more: the same MLflow run, with the new means. Another set: refused."""
+    the set. Again: nothing is trained. One seed more: the same MLflow run, with the new means. The store away: a warning.
+    Another set: refused."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     open_store(uri, "ray_distill")
     client = MlflowClient(uri)
@@ -120,6 +121,12 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     assert client.get_run(run.info.run_id).data.metrics["test_accuracy/mine/mlp1"] == last.mean
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "evaluation_table.json")).read_text())
     assert len(table["data"]) == 4
+
+    # Nobody listens at the store's address: a warning, and the records.
+    away = judge([judged_of(config)], silent, folder, ("http://127.0.0.1:9", None))
+    assert len(away.records) == len(more.records) + 1, "the whole training set is asked for here"
+    assert away.tracker is None
+    assert "MLflow at http://127.0.0.1:9" in away.warnings[0]
 
     before = (folder / "records.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="another evaluation"):
@@ -173,12 +180,3 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
     again = evaluate_sets({"mine": dataset}, folder=folder, **options)
     assert again.report is None
     assert again.robustness == done.robustness
-
-
-def test_a_store_that_is_away_costs_no_result(tmp_path: Path) -> None:
-    """Nobody listens at the store's address: a warning, and the records."""
-    config = tiny_config(evaluation={"horizons": [2], "networks": ["mlp1"], "seeds": 1})
-    done = judge([judged_of(config)], silent, tmp_path / "results", ("http://127.0.0.1:9", None))
-    assert len(done.records) == 1 + 2 + 1
-    assert done.tracker is None
-    assert "MLflow at http://127.0.0.1:9" in done.warnings[0]
