@@ -113,7 +113,7 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -
         files = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,
-            "its evaluation": place.evaluation,
+            "evaluation": place.evaluation,
             "summary": place.summary,
         }
         _say_outcome(outcome, files)

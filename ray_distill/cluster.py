@@ -42,7 +42,8 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except Exception as e:
+        # Bare ones too: of a node that did not start in time.
         where = "on this machine" if here else f"at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
         raise ClusterError(f"no Ray cluster {where}: {e}") from e
     try:
