@@ -200,8 +200,8 @@ def _cells(row: "Row") -> tuple[str, ...]:
     if row.mean is None:
         return row.label, row.network, steps, "failed", "", "0"
     std = "" if row.std is None else f" ± {100 * row.std:.1f}"
-    half = row.half_width
-    interval = "" if half is None else f"{100 * (row.mean - half):.1f} to {100 * (row.mean + half):.1f}%"
+    within = row.interval
+    interval = "" if within is None else f"{100 * within[0]:.1f} to {100 * within[1]:.1f}%"
     return row.label, row.network, steps, f"{100 * row.mean:.1f}{std}%", interval, str(row.n)
 
 

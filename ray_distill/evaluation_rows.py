@@ -63,6 +63,13 @@ class Row:
     """Why the first of those failed."""
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95% interval, as far as accuracies reach: within 0 and 1. None for n < 2."""
+        if self.mean is None or self.half_width is None:
+            return None
+        return max(0.0, self.mean - self.half_width), min(1.0, self.mean + self.half_width)
+
+    @property
     def trained_on(self) -> tuple[str, Kind, Treatment, int]:
         """What stands in one line of an overview."""
         return self.subject, self.kind, self.treatment, self.num_images

@@ -114,13 +114,13 @@ class Robustness:
         if (of := self.labels) is not None:
             hard = "its own labels are hard labels" if self.own_labels_are_hard else "with hard labels"
             labels = (
-                f"{of.score:.3f}: {100 * of.hard_label_recovery:.1f} points below the whole training set ({hard}), "
-                f"{100 * of.improvement_over_random:.1f} above random real images"
+                f"{of.score:.3f}: {_points(-of.hard_label_recovery)} the whole training set ({hard}), "
+                f"{_points(of.improvement_over_random)} random real images"
             )
         if (by := self.augmentation) is not None:
             augmentation = (
-                f"{by.score:.3f}: {100 * by.gain_augmented:.1f} points above random real images with DSA's "
-                f"augmentation, {100 * by.gain_plain:.1f} with none"
+                f"{by.score:.3f}: {_points(by.gain_augmented)} random real images with DSA's augmentation, "
+                f"{_points(by.gain_plain)} them with none"
             )
         return f"{self.subject}, {self.network}:\n  label-robust score {labels}\n  augmentation-robust score {augmentation}"
 
@@ -139,6 +139,10 @@ class Robustness:
             values["gain_augmented"], values["gain_plain"] = by.gain_augmented, by.gain_plain
             values["accuracies_by_augmentation"] = asdict(by)
         return values
+
+
+def _points(difference: float) -> str:
+    return f"{abs(100 * difference):.1f} points {'below' if difference < 0 else 'above'}"
 
 
 def robustness_of(rows: Sequence[Row], beside: Mapping[str, Mapping[Kind, str]]) -> list[Robustness]:

@@ -138,9 +138,10 @@ def test_the_scores_in_words() -> None:
     (scores,) = robustness_of(rows(), BESIDE)
     assert scores.describe().splitlines() == [
         "mine, convnet3:",
-        "  label-robust score 0.269: 40.0 points below the whole training set (with hard labels), 40.0 above random real "
-        "images",
-        "  augmentation-robust score 0.432: 30.0 points above random real images with DSA's augmentation, 35.0 with none",
+        "  label-robust score 0.269: 40.0 points below the whole training set (with hard labels), 40.0 points above "
+        "random real images",
+        "  augmentation-robust score 0.432: 30.0 points above random real images with DSA's augmentation, 35.0 "
+        "points above them with none",
     ]
     (failed,) = robustness_of(rows(hard_labels=None), BESIDE)
     assert "label-robust score unknown" in failed.describe()
