@@ -124,7 +124,7 @@ def _run(
         files = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,
-            "its evaluation": place.evaluation,
+            "evaluation": place.evaluation,
             "summary": place.summary,
         }
         _say_outcome(outcome, files)

@@ -14,7 +14,7 @@ from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from ray_distill.artifact import DistilledDataset
-    from ray_distill.evaluation_jobs import Line
+    from ray_distill.evaluation_records import Retraining
     from ray_distill.evaluation_rows import Row
     from ray_distill.foreign_sets import Stated
     from ray_distill.judge import Evaluation
@@ -209,46 +209,46 @@ def _store(configured: str | None, beside: Path) -> str:
 
 
 def say_table(evaluation: "Evaluation") -> None:
-    """The rows of the last horizon, what failed, and how the pool's time was used."""
+    """The rows of the last horizon, what failed, the robustness scores, and how the pool's time was used."""
     from ray_distill.evaluation_rows import at_last_horizon
 
     rows = at_last_horizon(evaluation.rows)
-    chosen = {line.retraining(0): (line, lr) for line, lr in evaluation.lrs.items() if line.grid}
-    heads = ("trained on", "network", "steps", "test accuracy", "95% interval", "n")
-    table = Table(*heads, *(("lr",) if chosen else ()))
+    chosen = {_place(line.retraining(0)): (line, lr) for line, lr in evaluation.lrs.items() if line.grid}
+    heads = ("trained on", "network", "steps", "accuracy", "95% interval", "n", *(("lr",) if chosen else ()))
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
+    at_an_end = False
     for row in rows:
-        of = next(
-            (
-                v
-                for k, v in chosen.items()
-                if (k.subject, k.network, k.treatment) == (row.subject, row.network, row.treatment)
-            ),
-            None,
-        )
-        table.add_row(*_cells(row), *((_lr(*of) if of else "",) if chosen else ()))
+        line, lr = chosen.get(_place(row), (None, 0.0))
+        end = line is not None and len(line.grid) > 1 and lr in (line.grid[0], line.grid[-1])
+        at_an_end |= end
+        cells = [f"{lr:g}{' *' if end else ''}" if line else ""] if chosen else []
+        table.add_row(*_cells(row), *cells)
     stdout.print(table)
+    if at_an_end:
+        stdout.print("* at an end of evaluation.lr_grid: a better lr may lie beyond it")
     for row in rows:
         if row.reason is not None:
             said = f"{row.network} on {row.label}: {row.num_failed} failed: {row.reason}"
             stderr.print(said, markup=False, highlight=False)
+    for scores in evaluation.robustness:
+        stdout.print(scores.describe(), markup=False, highlight=False)
     if evaluation.report is not None:
         stdout.print(_pool(evaluation.report), markup=False, highlight=False)
 
 
+def _place(of: "Retraining | Row") -> tuple[str, str, str, int]:
+    """What line of the table it is about."""
+    return of.subject, of.network, of.treatment, of.num_images
+
+
 def _cells(row: "Row") -> tuple[str, ...]:
-    label, steps = row.label.replace("_", " "), "" if row.inner_steps is None else f"{row.inner_steps:,}"
+    steps = "" if row.inner_steps is None else f"{row.inner_steps:,}"
     if row.mean is None:
-        return label, row.network, steps, "failed", "", "0"
+        return row.label, row.network, steps, "failed", "", "0"
     std = "" if row.std is None else f" ± {100 * row.std:.1f}"
-    half = row.half_width
-    interval = "" if half is None else f"{100 * (row.mean - half):.1f} to {100 * (row.mean + half):.1f}%"
-    return label, row.network, steps, f"{100 * row.mean:.1f}{std}%", interval, str(row.n)
-
-
-def _lr(line: "Line", lr: float) -> str:
-    """The lr that was chosen; with a mark if a better one may lie beyond the grid."""
-    edge = len(line.grid) > 1 and lr in (line.grid[0], line.grid[-1])
-    return f"{lr:g}{' (end of the grid)' if edge else ''}"
+    within = row.interval
+    interval = "" if within is None else f"{100 * within[0]:.1f} to {100 * within[1]:.1f}%"
+    return row.label, row.network, steps, f"{100 * row.mean:.1f}{std}%", interval, str(row.n)
 
 
 def _pool(report: "PoolReport") -> str:

@@ -159,6 +159,11 @@ def _check_across_sections(config: Config) -> None:
         raise ConfigError(
             f"inner.batch_per_class: must be at most distilled.ipc, which is {ipc} (found {batch})"
         )
+    if (sizes := config.evaluation.subsets) and sizes[-1] >= ipc:
+        raise ConfigError(
+            f"evaluation.subsets: must be below distilled.ipc, which is {ipc} (found {list(sizes)}); the set itself is "
+            "judged in any case"
+        )
     workers, replicas = config.cluster.num_workers, config.replicas
     if workers > replicas:
         raise ConfigError(

@@ -2,13 +2,13 @@
 
 Whiskers are the 95% intervals of the means (see `evaluation_rows`); a single retraining has none. Accuracies are shown
 in percent. The colours are those of Okabe and Ito, which people with any common colour blindness can tell apart; lines
-differ by their marks too. What was trained on has one colour in all pictures of an evaluation. What failed is left
-out: it stands in the table.
+differ by their marks too, and treatments of one thing by their hatching. What was trained on has one colour in all
+pictures of an evaluation. What failed is left out: it stands in the table.
 """
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,12 @@ TrainedOn = tuple[str, Kind, Treatment, int]
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555", "#F0E442")
 _MARKS = "osD^vP*X"
+_HATCHES: dict[Treatment, str] = {
+    "own": "",
+    "hard_labels": "///",
+    "no_augmentation": "..",
+    "augmentation": "xx",
+}
 _WHISKER: dict[str, Any] = {"ecolor": "#333333", "elinewidth": 1.0, "capsize": 2.5}
 _WIDTH, _DPI = 7.5, 150
 """Inches, and pixels for each."""
@@ -55,13 +61,15 @@ def write_pictures(folder: Path, rows: Sequence[Row]) -> list[Path]:
 
 def bars(rows: Sequence[Row]) -> "Figure | None":
     """The last horizon: a group for each network, with a bar for each thing trained on. None without any."""
+    from matplotlib.patches import Patch
+
     shown = _done(at_last_horizon([row for row in rows if row.kind != "subset"]))
     if not shown:
         return None
     styles, gap = _Styles(rows), 0.8
     groups = [[row for row in shown if row.network == network] for network in _networks(shown)]
     height = 0.9 + 0.22 * sum(len(group) + gap for group in groups)
-    figure = _figure(height, styles, [row.trained_on for row in shown], lines=False)
+    figure = _figure(height, {of: Patch(**styles.bar(of)) for of in _all_of(shown)})
     axes, top, ticks = figure.subplots(), 0.0, []
     for group in groups:
         for place, row in enumerate(group, start=1):
@@ -89,13 +97,14 @@ def over_steps(rows: Sequence[Row]) -> "Figure | None":
     if not steps:
         return None
     styles = _Styles(rows)
-    figure, panels = _panels(_networks(shown), styles, list(horizons))
+    looks = {of: styles.line(of) if len(at) > 1 else styles.level(of) for of, at in horizons.items()}
+    figure, panels = _panels(_networks(shown), looks)
     for network, axes in panels.items():
         for i, of in enumerate(horizons):
             mine = [row for row in shown if row.trained_on == of and row.network == network]
             if len(horizons[of]) == 1:
                 for row in mine:
-                    axes.axhline(_percents([row])[0][0], color=styles.colour(of), lw=1.3, ls="--")
+                    axes.axhline(100 * (row.mean or 0), **looks[of])
             else:
                 places = [row.inner_steps or 0 for row in mine]
                 _points(axes, of, styles, _beside(places, i - (len(horizons) - 1) / 2), mine)
@@ -116,7 +125,7 @@ def over_images(rows: Sequence[Row]) -> "Figure | None":
         return None
     styles = _Styles(rows)
     whole = [of for of in _all_of(shown) if of[1] != "subset"]
-    figure, panels = _panels(_networks(subsets), styles, whole)
+    figure, panels = _panels(_networks(subsets), {of: styles.line(of) for of in whole})
     for network, axes in panels.items():
         here = [row for row in shown if row.network == network]
         for i, of in enumerate(whole):
@@ -131,8 +140,8 @@ def over_images(rows: Sequence[Row]) -> "Figure | None":
 
 
 def _whisker(axes: "Axes", row: Row, place: float, *, numbered: bool) -> None:
-    means, halves = _percents([row])
-    axes.errorbar(means, place, xerr=halves, fmt="none", **_WHISKER)
+    means, errors = _percents([row])
+    axes.errorbar(means, place, xerr=errors, fmt="none", **_WHISKER)
     if numbered:
         offset: dict[str, Any] = {"xytext": (4, -0.5), "textcoords": "offset points"}
         axes.annotate(f"{means[0]:.1f}", (_end(row), place), va="center", fontsize=8, **offset)
@@ -142,66 +151,65 @@ def _points(
     axes: "Axes", of: TrainedOn, styles: "_Styles", places: Sequence[float], rows: Sequence[Row]
 ) -> None:
     """Points with whiskers, joined by a line."""
-    means, halves = _percents(rows)
-    axes.errorbar(places, means, yerr=halves, **styles.line(of), **(_WHISKER | {"ecolor": styles.colour(of)}))
+    means, errors = _percents(rows)
+    axes.errorbar(places, means, yerr=errors, **styles.line(of), **(_WHISKER | {"ecolor": styles.colour(of)}))
 
 
 class _Styles:
-    """A colour and a mark for each thing trained on."""
+    """A colour and a mark for each thing trained on, a hatching for each treatment."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._places = {of: i for i, of in enumerate(of for of in _all_of(rows) if of[1] != "subset")}
+        of_set = dict.fromkeys(_untreated(row.trained_on) for row in rows if row.kind != "subset")
+        self._places = {of: i for i, of in enumerate(of_set)}
+
+    def _place(self, of: TrainedOn) -> int:
+        return self._places[_untreated(of)]
 
     def colour(self, of: TrainedOn) -> str:
-        return _COLOURS[self._places[of] % len(_COLOURS)]
+        return _COLOURS[self._place(of) % len(_COLOURS)]
 
     def bar(self, of: TrainedOn) -> dict[str, Any]:
-        """Hatched where the colours are spent."""
-        hatch = "///" if self._spent(of) else None
+        """Hatched another way too where the colours are spent."""
+        hatch = _HATCHES[of[2]] + ("\\\\" if self._spent(of) else "")
         return {"facecolor": self.colour(of), "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
     def line(self, of: TrainedOn) -> dict[str, Any]:
         """Its points are hollow where the colours are spent."""
-        colour, mark = self.colour(of), _MARKS[self._places[of] % len(_MARKS)]
+        colour, mark = self.colour(of), _MARKS[self._place(of) % len(_MARKS)]
         fill = "white" if self._spent(of) else colour
         return {"color": colour, "marker": mark, "markersize": 5, "markerfacecolor": fill, "linewidth": 1.3}
 
     def _spent(self, of: TrainedOn) -> bool:
-        return self._places[of] >= len(_COLOURS)
+        return self._place(of) >= len(_COLOURS)
 
-    def legend(self, figure: "Figure", subjects: Iterable[TrainedOn], *, lines: bool) -> int:
-        """Puts a legend above the panels, of bars or of lines; returns how many lines of text it has."""
-        every = list(dict.fromkeys(subjects))
-        names = [textwrap.fill(f"{label(*of[:3])} ({of[3]:,}\N{NO-BREAK SPACE}images)", 80) for of in every]
-        columns = max(1, min(3, len(names), 96 // (max(map(len, names)) + 6)))
-        handles = [self._handle(of, lines=lines) for of in every]
-        figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
-        return -(-len(names) // columns) + sum(name.count("\n") for name in names)
-
-    def _handle(self, of: TrainedOn, *, lines: bool) -> "Artist":
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-
-        return Line2D([], [], **self.line(of)) if lines else Patch(**self.bar(of))
+    def level(self, of: TrainedOn) -> dict[str, Any]:
+        """Of a line for what has one horizon."""
+        return {"color": self.colour(of), "linewidth": 1.3, "linestyle": "--"}
 
 
-def _figure(height: float, styles: _Styles, subjects: Iterable[TrainedOn], *, lines: bool) -> "Figure":
-    """A figure with a legend above the height given, in inches."""
+def _figure(height: float, looks: Mapping[TrainedOn, "Artist"]) -> "Figure":
+    """A figure of a height in inches, and a legend above it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained")
-    num_lines = styles.legend(figure, subjects, lines=lines)
-    figure.set_size_inches(_WIDTH, height + 0.2 * num_lines + 0.2)
+    names = [textwrap.fill(f"{label(*of)} ({of[3]:,}\N{NO-BREAK SPACE}images)", 80) for of in looks]
+    columns = max(1, min(3, len(names), 96 // (max(map(len, names)) + 6)))
+    num_lines = -(-len(names) // columns) + sum(name.count("\n") for name in names)
+    figure = Figure((_WIDTH, height + 0.2 * num_lines + 0.2), layout="constrained")
+    where: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
+    figure.legend(list(looks.values()), names, frameon=False, fontsize=9, **where)
     return figure
 
 
 def _panels(
-    networks: Sequence[str], styles: _Styles, subjects: Sequence[TrainedOn]
+    networks: Sequence[str], looks: Mapping[TrainedOn, dict[str, Any]]
 ) -> "tuple[Figure, dict[str, Axes]]":
-    """A panel for each network, with one scale of accuracies."""
+    """A panel for each network, with one scale of accuracies. `looks` are those of lines."""
+    from matplotlib.lines import Line2D
+
     columns = min(_MAX_COLUMNS, len(networks))
     rows = -(-len(networks) // columns)
-    figure = _figure(3.6 if len(networks) == 1 else 2.7 * rows, styles, subjects, lines=True)
+    height = 3.6 if len(networks) == 1 else 2.7 * rows
+    figure = _figure(height, {of: Line2D([], [], **look) for of, look in looks.items()})
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels = dict(zip(networks, grid.flat, strict=False))
     for axes in grid.flat[len(networks) :]:
@@ -238,6 +246,11 @@ def _beside(places: Sequence[float], shift: float) -> list[float]:
     return [place * 1.02**shift for place in places]
 
 
+def _untreated(of: TrainedOn) -> tuple[str, Kind, int]:
+    subject, kind, _, num_images = of
+    return subject, kind, num_images
+
+
 def _done(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.mean is not None]
 
@@ -250,13 +263,18 @@ def _networks(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(row.network for row in rows))
 
 
-def _percents(rows: Iterable[Row]) -> tuple[list[float], list[float]]:
-    """Means and half-widths; not a number, of which nothing is drawn, where there is none."""
-    every = list(rows)
-    halves = [math.nan if row.half_width is None else 100 * row.half_width for row in every]
-    return [100 * (row.mean or 0) for row in every], halves
+def _percents(rows: Iterable[Row]) -> tuple[list[float], list[list[float]]]:
+    """Means, and how far their intervals reach below and above; not a number, of which nothing is drawn, without one."""
+    means, below, above = list[float](), list[float](), list[float]()
+    for row in rows:
+        mean = row.mean or 0.0
+        low, high = row.interval or (math.nan, math.nan)
+        means.append(100 * mean)
+        below.append(100 * (mean - low))
+        above.append(100 * (high - mean))
+    return means, [below, above]
 
 
 def _end(row: Row) -> float:
     """Of its whisker, or of the bar."""
-    return 100 * ((row.mean or 0) + (row.half_width or 0))
+    return 100 * (row.interval[1] if row.interval is not None else row.mean or 0.0)

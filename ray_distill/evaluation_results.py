@@ -187,12 +187,9 @@ def _robust(robustness: Sequence[Robustness]) -> str:
 def _every(rows: Sequence[Row]) -> str:
     table = [["trained on", "images", "network", "steps", "n", "mean", "std", "95% interval"]]
     for row in rows:
-        mean, half = row.mean, row.half_width
-        interval = (
-            "" if mean is None or half is None else f"{_percent(mean - half)} to {_percent(mean + half)}"
-        )
+        interval = "" if row.interval is None else " to ".join(map(_percent, row.interval))
         named = [row.label, f"{row.num_images:,}", row.network, _steps(row), str(row.n)]
-        table.append([*named, _percent(mean) or "failed", _percent(row.std), interval])
+        table.append([*named, _percent(row.mean) or "failed", _percent(row.std), interval])
     return _table(table)
 
 

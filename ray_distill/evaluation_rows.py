@@ -63,6 +63,13 @@ class Row:
     """Why the first of those failed."""
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95% interval, as far as accuracies reach: within 0 and 1. None for n < 2."""
+        if self.mean is None or self.half_width is None:
+            return None
+        return max(0.0, self.mean - self.half_width), min(1.0, self.mean + self.half_width)
+
+    @property
     def trained_on(self) -> tuple[str, Kind, Treatment, int]:
         """What stands in one line of an overview."""
         return self.subject, self.kind, self.treatment, self.num_images
@@ -70,12 +77,12 @@ class Row:
     @property
     def label(self) -> str:
         """What was trained on, in words."""
-        return label(self.subject, self.kind, self.treatment)
+        return label(*self.trained_on)
 
 
-def label(subject: str, kind: Kind, treatment: Treatment) -> str:
+def label(subject: str, kind: Kind, treatment: Treatment, num_images: int) -> str:
     """What was trained on, in words."""
-    name = f"random images of {subject}" if kind == "subset" else subject
+    name = f"{num_images} random images of {subject}" if kind == "subset" else subject
     if kind in _WORDS and subject.startswith(kind):
         name = _WORDS[kind] + subject.removeprefix(kind)
     return name if treatment == "own" else f"{name}, {treatment.replace('_', ' ')}"

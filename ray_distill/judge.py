@@ -238,7 +238,12 @@ def metric_name(row: Row) -> str:
     label = row.subject if row.treatment == "own" else f"{row.subject} {row.treatment}"
     if row.kind == "subset":
         label = f"{label} {row.num_images}"
-    return re.sub(r"[^\w\-./ :]", "_", f"test_accuracy/{label}/{row.network}")
+    return metric_of("test_accuracy", label, row.network)
+
+
+def metric_of(what: str, subject: str, network: str) -> str:
+    """A metric of a subject and a network in MLflow."""
+    return re.sub(r"[^\w\-./ :]", "_", f"{what}/{subject}/{network}")
 
 
 def _log(tracker: Tracker, done: Evaluation, files: Iterable[Path]) -> None:
@@ -246,6 +251,12 @@ def _log(tracker: Tracker, done: Evaluation, files: Iterable[Path]) -> None:
     rows = done.rows
     tracker.log_metrics(
         (metric_name(row), row.inner_steps or 0, row.mean) for row in rows if row.mean is not None
+    )
+    tracker.log_metrics(
+        (metric_of(name, of.subject, of.network), of.inner_steps, value)
+        for of in done.robustness
+        for name, value in of.to_dict().items()
+        if isinstance(value, float)
     )
     tracker.log_table([asdict(row) for row in rows], "evaluation_table.json")
     for path in files:

@@ -199,9 +199,11 @@ class _Pool(Generic[JobT, ResultT]):
             return
         self._looked = now
         room = self._workers.room()
-        if nobody and room < 1:
-            self._customer.says(f"waits for {self._workers.needs()}: the cluster has none free")
-        for _ in range(min(len(self._todo), max(room, int(nobody)))):
+        count = min(len(self._todo), max(room, int(nobody)))
+        if nobody:
+            waits = f"waits for {self._workers.needs()}: the cluster has none free"
+            self._customer.says(waits if room < 1 else f"{count} actor(s) start")
+        for _ in range(count):
             actor = _Actor(self._workers.hire())
             self._starting[actor.handle.__ray_ready__.remote()] = actor
 

@@ -99,6 +99,8 @@ class Robustness:
 
     subject: str
     network: str
+    inner_steps: int
+    """The horizon of the set's accuracies."""
     labels: LabelRobustness | None
     """None if one of its parts could not be trained."""
     augmentation: AugmentationRobustness | None
@@ -106,9 +108,26 @@ class Robustness:
     own_labels_are_hard: bool
     """Whether hard labels are the set's own, so that both halves of the label-robust score are about the same."""
 
+    def describe(self) -> str:
+        """The scores and their parts, in words: three lines."""
+        labels = augmentation = "unknown, since a part of it failed"
+        if (of := self.labels) is not None:
+            hard = "its own labels are hard labels" if self.own_labels_are_hard else "with hard labels"
+            labels = (
+                f"{of.score:.3f}: {_points(-of.hard_label_recovery)} the whole training set ({hard}), "
+                f"{_points(of.improvement_over_random)} random real images"
+            )
+        if (by := self.augmentation) is not None:
+            augmentation = (
+                f"{by.score:.3f}: {_points(by.gain_augmented)} random real images with DSA's augmentation, "
+                f"{_points(by.gain_plain)} them with none"
+            )
+        return f"{self.subject}, {self.network}:\n  label-robust score {labels}\n  augmentation-robust score {augmentation}"
+
     def to_dict(self) -> dict[str, Any]:
         """The scores and all their parts, as plain data."""
         values: dict[str, Any] = {"subject": self.subject, "network": self.network}
+        values["inner_steps"] = self.inner_steps
         values["own_labels_are_hard"] = self.own_labels_are_hard
         if (of := self.labels) is not None:
             values["label_robust_score"] = of.score
@@ -122,32 +141,37 @@ class Robustness:
         return values
 
 
+def _points(difference: float) -> str:
+    return f"{abs(100 * difference):.1f} points {'below' if difference < 0 else 'above'}"
+
+
 def robustness_of(rows: Sequence[Row], beside: Mapping[str, Mapping[Kind, str]]) -> list[Robustness]:
     """The scores of each set by each network that all the parts were to be trained with.
 
     Args:
         beside: for each set the subjects of its baselines `random_real` and `whole_train`.
     """
-    found = {(row.kind, row.subject, row.treatment, row.network): row.mean for row in at_last_horizon(rows)}
-    networks = dict.fromkeys(row.network for row in rows)
-    every = [(name, baselines, network) for name, baselines in beside.items() for network in networks]
+    last = at_last_horizon(rows)
+    found = {(row.kind, row.subject, row.treatment, row.network): row.mean for row in last}
     return [
-        _robustness(found, name, baselines, network)
-        for name, baselines, network in every
-        if {("distilled", name, "own", network), ("whole_train", baselines["whole_train"], "own", network)}
-        <= found.keys()
+        _robustness(found, row, beside[row.subject])
+        for row in last
+        if (row.kind, row.treatment) == ("distilled", "own")
+        and ("whole_train", beside[row.subject]["whole_train"], "own", row.network) in found
     ]
 
 
 _Found = Mapping[tuple[Kind, str, Treatment, str], float | None]
 
 
-def _robustness(found: _Found, name: str, baselines: Mapping[Kind, str], network: str) -> Robustness:
+def _robustness(found: _Found, own: Row, baselines: Mapping[Kind, str]) -> Robustness:
+    name, network = own.subject, own.network
+
     def of(kind: Kind, treatment: Treatment) -> float | None:
         """Its own accuracy where the treatment is the same."""
         subject = baselines.get(kind, name)
-        own = found.get((kind, subject, "own", network))
-        return found.get((kind, subject, treatment, network), own)
+        same = found.get((kind, subject, "own", network))
+        return found.get((kind, subject, treatment, network), same)
 
     labels = {
         "whole_train": of("whole_train", "own"),
@@ -164,6 +188,7 @@ def _robustness(found: _Found, name: str, baselines: Mapping[Kind, str], network
     return Robustness(
         subject=name,
         network=network,
+        inner_steps=own.inner_steps or 0,
         labels=LabelRobustness(**labels) if _all_known(labels) else None,
         augmentation=AugmentationRobustness(**augmentation) if _all_known(augmentation) else None,
         own_labels_are_hard=("distilled", name, "hard_labels", network) not in found,

@@ -199,10 +199,11 @@ def _log_summary(tracker: Tracker, rows: list[Row], wall_s: float) -> None:
 
 
 def summary(config: Config, rows: list[Row], wall_s: float) -> dict[str, Any]:
-    """Seconds, and mean, std and n of each network and of each baseline (fractions).
+    """Seconds, and mean, std and n of each network and of each baseline (fractions), as their own protocol has them.
 
     A baseline's own numbers are those of the network that D was distilled through, if it was judged by that.
     """
+    rows = [row for row in rows if row.treatment == "own" and row.kind != "subset"]
 
     def numbers(row: Row) -> dict[str, Any]:
         return {"mean": row.mean, "std": row.std, "n": row.n}

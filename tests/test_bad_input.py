@@ -115,6 +115,7 @@ VALUES = [
     ("evaluation.networks=[mlp2, mlp2]", "evaluation.networks", "twice"),
     ("evaluation.networks=[mlp2, vgg12]", "evaluation.networks", "unknown network 'vgg12'"),
     ("evaluation.networks=mlp2", "evaluation.networks", "list"),
+    ("evaluation.subsets=[1, 500]", "evaluation.subsets", "below distilled.ipc"),
     ("evaluation.horizons=[]", "evaluation.horizons", "at least 1"),
     ("evaluation.horizons=[6, 3]", "evaluation.horizons", "increase"),
     ("evaluation.horizons=0", "evaluation.horizons.0", "greater than 0"),

@@ -58,6 +58,31 @@ def test_bars_are_as_long_as_the_accuracies_in_percent() -> None:
     assert axes.get_xlim()[0] == 0
 
 
+def test_whiskers_end_where_accuracies_do() -> None:
+    """An interval of 0.9 +- 0.3 is drawn up to 100%; its number has room beside it."""
+    figure = bars([row(0.9, half_width=0.3), row(0.1, half_width=0.3, network="mlp1")])
+    assert figure is not None
+    (axes,) = figure.axes
+    drawn = [whiskers(c) for c in axes.containers if not hasattr(c, "patches")]
+    assert drawn == [[pytest.approx([60, 100])], [pytest.approx([0, 40])]]
+    assert axes.get_xlim()[1] > 100
+
+
+def test_treatments_share_a_colour_and_differ_by_hatching() -> None:
+    rows = [
+        row(0.5),
+        row(0.4, treatment="hard_labels"),
+        row(0.3, treatment="no_augmentation"),
+        row(0.2, **REAL),
+    ]
+    figure = bars(rows)
+    assert figure is not None
+    patches = figure.axes[0].patches
+    assert len({bar.get_facecolor() for bar in patches[:3]}) == 1
+    assert len({bar.get_hatch() for bar in patches[:3]}) == 3
+    assert patches[3].get_facecolor() != patches[0].get_facecolor()
+
+
 def test_without_anything_done_there_are_no_pictures(tmp_path: Path) -> None:
     assert write_pictures(tmp_path, [row(None, half_width=None)]) == []
     assert write_pictures(tmp_path, []) == []

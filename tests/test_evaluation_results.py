@@ -62,9 +62,17 @@ def test_students_interval_of_one_degree_of_freedom_has_a_closed_form() -> None:
     assert half_width(1.0, 2) == pytest.approx(math.tan(0.475 * math.pi) / math.sqrt(2), rel=1e-12)
 
 
+def test_an_interval_stays_where_accuracies_are() -> None:
+    """0.9 and 1.0: mean 0.95, std 0.0707, +- 12.7 * 0.0707 / sqrt(2) = 0.635: from 0.315 to 1, not 1.585."""
+    (row,) = rows_of([record(a, index=i) for i, a in enumerate((0.9, 1.0))])
+    assert row.half_width == pytest.approx(0.6353, abs=1e-4)
+    assert row.interval == pytest.approx((0.3147, 1.0), abs=1e-4)
+
+
 def test_one_retraining_has_no_spread() -> None:
     (row,) = rows_of([record(0.6)])
     assert (row.mean, row.std, row.half_width, row.n) == (0.6, None, None, 1)
+    assert row.interval is None
 
 
 def test_the_interval_covers_the_mean_in_95_of_100_samples() -> None:
@@ -217,8 +225,8 @@ def test_the_table_is_for_people() -> None:
         "|---|---|---|---|---|",
         "| z first | 10 | 100 | 61.0 ± 10.0% (n=3) | 61.0 ± 10.0% (n=3) |",
         "| a second | 10 | 100 | 61.0 ± 14.1% (n=2, 1 failed) | 61.0 ± 10.0% (n=3) |",
-        "| random images of z first | 5 | 100 |  | 40.0% (n=1) |",
-        "| random images of z first | 2 | 100 |  | 40.0% (n=1) |",
+        "| 5 random images of z first | 5 | 100 |  | 40.0% (n=1) |",
+        "| 2 random images of z first | 2 | 100 |  | 40.0% (n=1) |",
         "| random | 10 | 100 | failed | 30.0% (n=1) |",
         "| all | 50,000 | 7,000 |  | 90.0% (n=1) |",
     ]
@@ -239,10 +247,10 @@ def test_names_do_not_break_the_table() -> None:
     [
         ("mine", "distilled", "own", "mine"),
         ("mine", "distilled", "no_augmentation", "mine, no augmentation"),
-        ("mine", "subset", "own", "random images of mine"),
+        ("mine", "subset", "own", "10 random images of mine"),
         ("random_real", "random_real", "own", "random real images"),
         ("k_means beside a_set", "k_means", "hard_labels", "k-means centres beside a_set, hard labels"),
     ],
 )
 def test_subjects_in_words(subject: str, kind: Any, treatment: Any, words: str) -> None:
-    assert label(subject, kind, treatment) == words
+    assert label(subject, kind, treatment, 10) == words

@@ -167,6 +167,7 @@ class TestOnTwoCpus:
             timer.join()
         assert len(notes.results) == 40
         assert notes.news == ["waits for 1 CPU: the cluster has none free"]
+        assert report.start_s > 0.4
         assert report.num_actors == 2
 
     def test_actors_that_do_not_start_are_an_error_that_says_why(self) -> None:

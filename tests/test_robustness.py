@@ -94,6 +94,7 @@ def rows(hard_labels: float | None = 0.5) -> list[Row]:
 def test_the_scores_of_an_evaluation() -> None:
     (scores,) = robustness_of(rows(), BESIDE)
     assert (scores.subject, scores.network, scores.own_labels_are_hard) == ("mine", "convnet3", False)
+    assert scores.inner_steps == 100
     assert scores.labels == LabelRobustness(whole_train=0.9, hard_labels=0.5, own_labels=0.7, random_real=0.3)
     assert scores.augmentation == AugmentationRobustness(
         augmented=0.65, random_augmented=0.35, plain=0.6, random_plain=0.25
@@ -131,3 +132,18 @@ def test_the_table_has_the_scores_and_their_parts() -> None:
     text = markdown(rows(), robustness_of(rows(), BESIDE))
     assert "| mine | convnet3 | 0.269 | 40.0% | 40.0% | 0.432 | 30.0% | 35.0% |" in text
     assert "hard labels." not in text
+
+
+def test_the_scores_in_words() -> None:
+    (scores,) = robustness_of(rows(), BESIDE)
+    assert scores.describe().splitlines() == [
+        "mine, convnet3:",
+        "  label-robust score 0.269: 40.0 points below the whole training set (with hard labels), 40.0 points above "
+        "random real images",
+        "  augmentation-robust score 0.432: 30.0 points above random real images with DSA's augmentation, 35.0 "
+        "points above them with none",
+    ]
+    (failed,) = robustness_of(rows(hard_labels=None), BESIDE)
+    assert "label-robust score unknown" in failed.describe()
+    (hard,) = robustness_of([row for row in rows() if row.treatment != "hard_labels"], BESIDE)
+    assert "(its own labels are hard labels)" in hard.describe()

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ from ray_distill.evaluation_course import Course
 from ray_distill.evaluation_jobs import lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
+from ray_distill.evaluation_rows import at_last_horizon
 from ray_distill.judge import evaluate_sets, judge
 from ray_distill.judged_sets import JudgedSet
 from ray_distill.progress import silent
+from ray_distill.robustness import squash
 from ray_distill.tracking import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -56,7 +59,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     seed = random.randrange(10**6)
     print("seed", seed)
     config = tiny_config(
-        evaluation={"seeds": 3, "horizons": [20, 40], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
+        evaluation={"seeds": 3, "horizons": [10, 20], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
     )
     sets = [judged_of(config, "mine"), judged_of(config, "twice", scale=2.0)]
     expected = done_here(sets)
@@ -83,7 +86,8 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
 
 def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     """From Python, into a folder and a store: files and metrics, the inner steps as their steps, under the run that made
-    the set. Again: nothing is trained. One seed more: the same MLflow run, with the new means. Another set: refused."""
+    the set. Again: nothing is trained. One seed more: the same MLflow run, with the new means. The store away: a warning.
+    Another set: refused."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     open_store(uri, "ray_distill")
     client = MlflowClient(uri)
@@ -122,19 +126,16 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "evaluation_table.json")).read_text())
     assert len(table["data"]) == 4
 
+    # Nobody listens at the store's address: a warning, and the records.
+    away = judge([judged_of(config)], silent, folder, ("http://127.0.0.1:9", None))
+    assert len(away.records) == len(more.records) + 1, "the whole training set is asked for here"
+    assert away.tracker is None
+    assert "MLflow at http://127.0.0.1:9" in away.warnings[0]
+
     before = (folder / "records.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="another evaluation"):
         evaluate_sets({"mine": dataset_of(config, scale=2.0)}, folder=folder, uri=uri)
     assert (folder / "records.jsonl").read_bytes() == before
-
-
-def test_a_store_that_is_away_costs_no_result(tmp_path: Path) -> None:
-    """Nobody listens at the store's address: a warning, and the records."""
-    config = tiny_config(evaluation={"horizons": [2], "networks": ["mlp1"], "seeds": 1})
-    done = judge([judged_of(config)], silent, tmp_path / "results", ("http://127.0.0.1:9", None))
-    assert len(done.records) == 1 + 2 + 1
-    assert done.tracker is None
-    assert "MLflow at http://127.0.0.1:9" in done.warnings[0]
 
 
 def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
@@ -167,3 +168,51 @@ def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["evaluate", ours, *statement, "--out", str(tmp_path / "c")])
     assert (refused.exit_code, "--like: has no effect" in refused.stderr) == (2, True)
     assert not (tmp_path / "c").exists()
+
+
+def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> None:
+    """A set of two images per class with learnt labels, by real actors: every baseline, treatment and subset is a row;
+    the scores are those of its rows, in the JSON, the table, MLflow and words; and there are the pictures."""
+    config = tiny_config(
+        distilled={"ipc": 2, "learn_labels": True},
+        evaluation={"horizons": [3, 6], "networks": ["mlp1"], "subset_draws": None},
+    )
+    dataset = dataset_of(config)
+    dataset = replace(dataset, labels_NK=0.6 * dataset.labels_NK + 0.4 * dataset.labels_NK.roll(1, dims=1))
+    uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "results"
+    open_store(uri, "ray_distill")
+    baselines = ["random_real", "herding", "k_means", "whole_train"]
+    options = {"baselines": baselines, "robustness": True, "subsets": [1], "subset_draws": 2}
+
+    done = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, **options)
+    assert done.failures == []
+    acc = {(row.kind, row.treatment): row.mean for row in at_last_horizon(done.rows)}
+    treated = [("distilled", how) for how in ("own", "hard_labels", "no_augmentation", "augmentation")]
+    treated += [("random_real", how) for how in ("own", "no_augmentation", "augmentation")]
+    assert list(acc) == [*treated[:4], ("subset", "own"), *treated[4:]] + [
+        (kind, "own") for kind in ("herding", "k_means", "whole_train")
+    ]
+    files = {path.name for path in folder.iterdir()}
+    assert {"accuracy.png", "accuracy_over_steps.png", "accuracy_over_images.png", "table.md"} <= files
+
+    (scores,) = json.loads((folder / "evaluation.json").read_text())["robustness"]
+    recovery = acc["whole_train", "own"] - acc["distilled", "hard_labels"]
+    improvement = acc["distilled", "own"] - acc["random_real", "own"]
+    assert not scores["own_labels_are_hard"]
+    assert scores["hard_label_recovery"] == pytest.approx(recovery)
+    assert scores["label_robust_score"] == pytest.approx(squash((improvement - recovery) / 2))
+    gains = [acc["distilled", how] - acc["random_real", how] for how in ("augmentation", "no_augmentation")]
+    assert scores["augmentation_robust_score"] == pytest.approx(squash(sum(gains) / 2))
+    assert done.tracker is not None
+    client = MlflowClient(uri)
+    metrics = client.get_run(done.tracker.run_id).data.metrics
+    assert metrics["label_robust_score/mine/mlp1"] == scores["label_robust_score"]
+    assert metrics["augmentation_robust_score/mine/mlp1"] == scores["augmentation_robust_score"]
+    assert metrics["test_accuracy/mine 10/mlp1"] == acc["subset", "own"]
+    assert files - {"records.jsonl", "evaluation_of.json"} <= {
+        a.path for a in client.list_artifacts(done.tracker.run_id)
+    }
+    assert f"| mine | mlp1 | {scores['label_robust_score']:.3f} |" in (folder / "table.md").read_text()
+    again = evaluate_sets({"mine": dataset}, folder=folder, **options)
+    assert again.report is None
+    assert again.robustness == done.robustness
