@@ -248,7 +248,10 @@ def test_a_change_that_parquet_accepts_is_noticed_by_the_digest(tmp_path: Path) 
         ({"num_images": True}, "not a positive integer"),
         ({"image_shape": [3, -2, -2]}, "not a positive integer"),
         ({"image_shape": 12}, "is not a shape of 3 axes"),
-        ({"class_names": 3}, "is not an intact distilled dataset"),
+        ({"class_names": 3}, "its class names or its hash are no texts"),
+        ({"class_names": "abc"}, "its class names or its hash are no texts"),
+        ({"class_names": ["cat", "dog", 3]}, "its class names or its hash are no texts"),
+        ({"config_hash": 5}, "its class names or its hash are no texts"),
     ],
 )
 def test_headers_that_do_not_fit(tmp_path: Path, header: dict[str, Any], message: str) -> None:

@@ -128,6 +128,43 @@ def test_a_state_that_lacks_something_is_refused() -> None:
         RunState.from_record({}, {"best": None})
 
 
+@pytest.mark.parametrize(
+    ("tensor", "entry", "value"),
+    [
+        ("images", None, torch.full((2, 1, 2, 2), torch.nan)),
+        ("images", None, torch.zeros(2, 4)),
+        ("images", None, torch.zeros(3, 1, 2, 2)),
+        ("labels", None, torch.zeros(2, 2, dtype=torch.int64)),
+        ("outer_m", None, torch.zeros(2, 1, 4, 1)),
+        ("outer_v", None, torch.zeros(2, 1, 2, 2, dtype=torch.float64)),
+        ("outer_label_m", None, torch.zeros(2, 1)),
+        ("best_images", None, torch.zeros(2, 1, 2, 3)),
+        (None, "outer_step", -1),
+        (None, "outer_step", True),
+        (None, "outer_num_steps", "3"),
+        (None, "clip_ema", "0.5"),
+        (None, "nonfinite_total", 2**63),
+        (None, "best", {"outer_step": 1, "accuracy": "high"}),
+        (None, "curriculum", {"advanced": -1, "best_loss": None, "num_stalled": 0}),
+        (None, "curriculum", [1]),
+    ],
+)
+def test_a_state_that_no_run_has_come_to_is_refused(
+    tensor: str | None, entry: str | None, value: object
+) -> None:
+    """One tensor or one entry of a good state changed, as a stranger could under a digest that fits."""
+    data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
+    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0)).judge(
+        Best(data, 0, 0.25)
+    )
+    tensors, record = state.to_record()
+    assert RunState.from_record(tensors, record).best is not None
+    with pytest.raises(CheckpointError, match="the checkpoint"):
+        RunState.from_record(
+            tensors | ({tensor: value} if tensor else {}), record | ({entry: value} if entry else {})
+        )  # type: ignore[dict-item]
+
+
 def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -> None:
     """State and points, NaN and all; under another configuration the file is refused."""
     data = DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2))

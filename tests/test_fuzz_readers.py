@@ -193,17 +193,29 @@ def forge_checkpoint(draw: random.Random, good: Path, target: Path) -> None:
         record = elsewhere(draw, record)
     else:
         row = draw.choice(rows)
-        row["shape"] = draw.choice(
-            ([], [0], [-1], [10**6] * 3, [2**31, 2**31], [2**63 - 1], row["shape"][::-1], [*row["shape"], 1])
+        shapes = (
+            [],
+            [0],
+            [-1],
+            [10**6] * 3,
+            [2**31, 2**31],
+            [2**63 - 1],
+            row["shape"][::-1],
+            [*row["shape"], 1],
         )
-        row["dtype"] = draw.choice((row["dtype"], "float64", "int64", "float32", "object", ""))
-        row["name"] = draw.choice((row["name"], draw.choice(rows)["name"], ""))
+        match draw.randrange(3):
+            case 0:
+                row["shape"] = draw.choice(shapes)
+            case 1:
+                row["dtype"] = draw.choice(("float64", "int64", "object", ""))
+            case _:
+                row["name"] = draw.choice((draw.choice(rows)["name"], ""))
     schema = checkpoint._SCHEMA.with_metadata({b"record": json.dumps(record).encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema))
     forged = sink.getvalue().to_pybytes()
-    if draw.random() < 0.4:
+    if draw.random() < 0.2:
         forged = bytes_elsewhere(draw, forged)
     target.write_bytes(b"\n".join((checkpoint.FORMAT, checkpoint._digest(forged), forged)))
 
