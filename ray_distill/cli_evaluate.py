@@ -143,10 +143,13 @@ def _named(paths: list[Path]) -> dict[str, Path]:
 
 def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, DistilledDataset]":
     """The sets in the files. Raises: MistakeError for a statement about none of them, or what `read_set` raises."""
+    from ray_distill.artifact import DistilledDataset
     from ray_distill.foreign_sets import is_ours, read_set
     from ray_distill.judge import percent
     from ray_distill.progress import silent
 
+    if statement is None and all(path.suffix == ".parquet" for path in paths.values()):
+        return {name: DistilledDataset.load(path) for name, path in paths.items()}
     if statement is not None and all(is_ours(path) for path in paths.values()):
         raise ConfigError("--like: has no effect, since each set says itself how it is used; remove it")
     sets = {}

@@ -13,7 +13,6 @@ Which of them are the images and the labels is decided in `foreign_arrays`.
 """
 
 import io
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,7 +94,7 @@ def _errors_named(path: Path, what: str, advice: str) -> Iterator[None]:
         raise
     except Exception as e:
         reason = (str(e).splitlines() or [repr(e)])[0]
-        pickled = isinstance(e, pickle.UnpicklingError) or "allow_pickle" in reason
+        pickled = type(e).__name__ == "UnpicklingError" or "allow_pickle" in reason
         if pickled:
             raise DataError(f"{path} holds pickled objects, which are never read; {advice}") from e
         raise DataError(f"{path} is not {what}: {reason}") from e

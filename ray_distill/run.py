@@ -75,10 +75,16 @@ def _check(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
     build.experiment(config, data.image_shape, data.num_classes)
     build.check_groups(config, data.image_shape, data.num_classes)
-    check_evaluation(config, data)
     count, size = data.train.num_images, config.outer.batch_size
     if size > count:
         raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")
+    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
+    if config.distilled.init == "real" and config.distilled.ipc > fewest:
+        raise ConfigError(
+            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class, with distilled.init "
+            f"real (found {config.distilled.ipc})"
+        )
+    check_evaluation(config, data)
 
 
 def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: Tracker) -> DistilledDataset:

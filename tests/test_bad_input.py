@@ -293,7 +293,15 @@ COMMANDS = [
     ("distill demo.yaml --set outer.lr=0 --set distilled.ipc=0", "outer.lr: ", "distilled.ipc: "),
     ("demo --set outer.stepz=3", "outer.stepz: unknown key 'stepz' in outer"),
     # What only the data can tell.
-    ("distill demo.yaml --set distilled.ipc=150", "distilled.ipc: must be at most 1", "(found 150)"),
+    (
+        "distill demo.yaml --set distilled.ipc=150 --set distilled.init=real",
+        "distilled.ipc: must be at most 1",
+        "(found 150)",
+    ),
+    (
+        "distill demo.yaml --set distilled.ipc=150",
+        "too few for a baseline with the set's 150 images of each class",
+    ),
     (
         "distill demo.yaml --set outer.batch_size=5000",
         "outer.batch_size: must be at most the 1",
@@ -397,7 +405,10 @@ COMMANDS = [
     ),
     ("evaluate nowhere.parquet", "nowhere.parquet is not a file"),
     ("evaluate cut.parquet", "cut.parquet is not an intact distilled dataset"),
-    ("evaluate good.parquet --out text", "text: exists; nothing was written"),
+    ("evaluate good.parquet --out text", "text: exists and holds no evaluation; nothing was written"),
+    ("evaluate good.npz", "does not say how it is used; state it with --like"),
+    ("evaluate good.parquet --space pixels", "--space pixels: has no effect without --like"),
+    ("evaluate good.parquet --like demo.yaml", "say with --space what the file's values are"),
     ("evaluate good.parquet --set outer.lr=1", "--set outer.lr=1: evaluate can change evaluation, tracking"),
     ("evaluate good.parquet --set distilled.ipc=10", "evaluate can change evaluation"),
     ("evaluate good.parquet --set seed=3", "evaluate can change evaluation"),
