@@ -19,9 +19,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ray_distill.errors import FailedError, MistakeError
 from ray_distill.points import Point
+from ray_distill.recording import AwayError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
     from PIL import Image
 
 WITNESS = "seconds_per_outer_step"
@@ -37,6 +39,20 @@ class StoreError(MistakeError):
 
 class TrackingError(FailedError):
     """The store does not take what a run has to say. The results on disk do not depend on it."""
+
+
+class StoreAwayError(TrackingError, AwayError):
+    """For now: the store is locked, or not there."""
+
+
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
+"""MLflow's error codes of a store that has understood, and would answer the same again."""
+
+TRIAL_TAG = "ray_distill.trial"
+"""The tag by which a search finds a trial's run again."""
+
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's own, which nests one run under another."""
 
 
 def store_uri(configured: str | None, folder: Path) -> str:
@@ -81,13 +97,18 @@ def _import_mlflow() -> Any:
 
 @contextmanager
 def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
-    """What MLflow raises becomes one error of ours."""
+    """What MLflow and its database raise becomes one error of ours: StoreAwayError for a TrackingError that
+    may be none later."""
+    _import_mlflow()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as e:
+    except (MlflowException, SQLAlchemyError, OSError) as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        if error is TrackingError and getattr(e, "error_code", None) not in REFUSALS:
+            error = StoreAwayError
         raise error(f"MLflow at {shown(uri)}: {reason}") from e
 
 
@@ -100,8 +121,9 @@ class Tracker:
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client, made in the process that first needs it."""
-        return _client(self.uri)
+        """MLflow's client, made in the process that first needs it. Raises: whatever MLflow does."""
+        client: MlflowClient = _import_mlflow().MlflowClient(self.uri)
+        return client
 
     def __reduce__(self) -> tuple[type["Tracker"], tuple[str, str]]:
         return Tracker, (self.uri, self.run_id)
@@ -118,35 +140,39 @@ class Tracker:
 
         Returns: the last outer step that the store has. Raises: TrackingError.
         """
-        client = self.client
-        from mlflow.entities import Metric
+        try:
+            with _store(self.uri):
+                by_step = {p.outer_step: p for p in points if p.outer_step > self._logged[0]}
+                new = [by_step[step] for step in sorted(by_step)]
+                while new:
+                    count, size = 0, 0
+                    while count < len(new) and (count == 0 or size + len(new[count].values) <= MAX_METRICS):
+                        size += len(new[count].values)
+                        count += 1
+                    part, new = new[:count], new[count:]
+                    self.client.log_batch(self.run_id, metrics=_metrics(part))
+                    self._logged[0] = part[-1].outer_step
+                return self._logged[0]
+        except TrackingError:
+            # A store that did not answer may have taken them all the same: it is asked before the next time.
+            self.__dict__.pop("_logged", None)
+            raise
 
+    def log_values(self, point: Point) -> None:
+        """Metrics at a step of their own kind, such as the number of trials; the very same may be added again.
+
+        Raises: TrackingError.
+        """
         with _store(self.uri):
-            by_step = {p.outer_step: p for p in points if p.outer_step > self._logged[0]}
-            new = [by_step[step] for step in sorted(by_step)]
-            while new:
-                count, size = 0, 0
-                while count < len(new) and (count == 0 or size + len(new[count].values) <= MAX_METRICS):
-                    size += len(new[count].values)
-                    count += 1
-                part, new = new[:count], new[count:]
-                metrics = [
-                    Metric(n, v, int(p.unix_s * 1000), p.outer_step)
-                    for p in part
-                    for n, v in p.values.items()
-                ]
-                client.log_batch(self.run_id, metrics=metrics)
-                self._logged[0] = part[-1].outer_step
-            return self._logged[0]
+            self.client.log_batch(self.run_id, metrics=_metrics([point]))
 
     def points(self, names: Sequence[str]) -> list[Point]:
         """What `log_points` has added, as far as it has these names, in order. Raises: TrackingError."""
-        client = self.client
         values: dict[int, dict[str, float]] = {}
         ended: dict[int, float] = {}
         with _store(self.uri):
             for name in names:
-                for m in client.get_metric_history(self.run_id, name):
+                for m in self.client.get_metric_history(self.run_id, name):
                     values.setdefault(m.step, {})[name] = m.value
                     ended[m.step] = m.timestamp / 1000
         return [Point(step, values[step], ended[step]) for step in sorted(values)]
@@ -156,49 +182,52 @@ class Tracker:
 
         Raises: TrackingError.
         """
-        client = self.client
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
         with _store(self.uri):
-            there = client.get_run(self.run_id).data.metrics
+            from mlflow.entities import Metric
+
+            now = int(time.time() * 1000)
+            there = self.client.get_run(self.run_id).data.metrics
             metrics = [Metric(k, v, now, 0) for k, v in values.items() if k not in there]
-            client.log_batch(self.run_id, metrics=metrics)
+            self.client.log_batch(self.run_id, metrics=metrics)
 
     def set_tag(self, key: str, value: str) -> None:
         """A word about the run. Raises: TrackingError."""
-        client = self.client
         with _store(self.uri):
-            client.set_tag(self.run_id, key, value)
+            self.client.set_tag(self.run_id, key, value)
 
     def log_image(self, image: "Image.Image", key: str, outer_step: int) -> None:
         """A picture in a series over outer steps. Raises: TrackingError."""
-        client = self.client
         with _store(self.uri):
-            client.log_image(self.run_id, image, key=key, step=outer_step)
+            self.client.log_image(self.run_id, image, key=key, step=outer_step)
 
     def log_file(self, path: Path) -> None:
-        """A file as an artefact of the run. Raises: TrackingError."""
-        client = self.client
+        """A file as an artefact of the run; one of its name is replaced. Raises: TrackingError."""
+        if not path.is_file():
+            raise TrackingError(f"{path}: is not there any more, and cannot be logged")
         with _store(self.uri):
-            client.log_artifact(self.run_id, str(path))
+            self.client.log_artifact(self.run_id, str(path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows with the same keys as a table that the UI can compare across runs. Raises: TrackingError."""
-        client = self.client
+        """Rows with the same keys as a table that the UI can compare across runs; one of its name is replaced.
+
+        Raises: TrackingError.
+        """
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
         with _store(self.uri):
-            # MLflow would append to a table that is there.
-            if name not in {artifact.path for artifact in client.list_artifacts(self.run_id)}:
-                client.log_table(self.run_id, {key: [row[key] for row in rows] for key in rows[0]}, name)
+            if name in {artifact.path for artifact in self.client.list_artifacts(self.run_id)}:
+                # MLflow would append to a table that is there.
+                whole = {"columns": list(columns), "data": [list(row.values()) for row in rows]}
+                self.client.log_dict(self.run_id, whole, name)
+            else:
+                self.client.log_table(self.run_id, columns, name)
 
     def has_run(self) -> bool:
         """Whether the store knows the run. Raises: StoreError if it cannot be asked."""
-        client = self.client
-        from mlflow.exceptions import MlflowException
-
         with _store(self.uri, StoreError):
+            from mlflow.exceptions import MlflowException
+
             try:
-                client.get_run(self.run_id)
+                self.client.get_run(self.run_id)
             except MlflowException as e:
                 if e.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return False
@@ -207,15 +236,40 @@ class Tracker:
 
     def reopen(self) -> None:
         """Mark the run as going on again. Raises: StoreError."""
-        client = self.client
         with _store(self.uri, StoreError):
-            client.update_run(self.run_id, status="RUNNING")
+            self.client.update_run(self.run_id, status="RUNNING")
 
-    def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED. Raises: TrackingError."""
-        client = self.client
+    def finish(self, status: str, ended_unix_s: float | None = None) -> None:
+        """End the run: FINISHED, FAILED or KILLED; now, or when it is said to have ended. Raises: TrackingError."""
+        ended_ms = None if ended_unix_s is None else int(ended_unix_s * 1000)
         with _store(self.uri):
-            client.set_terminated(self.run_id, status)
+            self.client.set_terminated(self.run_id, status, ended_ms)
+
+    def open_trial(self, name: str, values: Mapping[str, Any], began_unix_s: float) -> "Tracker":
+        """The run below this one of a search's trial, running: the one with this name, or a new one.
+
+        Values that it has no parameter for become parameters. Raises: TrackingError.
+        """
+        with _store(self.uri):
+            from mlflow.entities import Param
+
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+            ours = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{TRIAL_TAG}` = '{name}'"
+            found = self.client.search_runs([experiment], ours)
+            tags = {PARENT_TAG: self.run_id, TRIAL_TAG: name, "kind": "trial"}
+            began_ms = int(began_unix_s * 1000)
+            run = found[0] if found else self.client.create_run(experiment, began_ms, tags, run_name=name)
+            new = [Param(k, v) for k, v in flatten(values).items() if k not in run.data.params]
+            self.client.log_batch(run.info.run_id, params=new)
+            if run.info.status != "RUNNING":
+                self.client.update_run(run.info.run_id, status="RUNNING")
+            return Tracker(self.uri, run.info.run_id)
+
+
+def _metrics(points: Sequence[Point]) -> "list[Metric]":
+    from mlflow.entities import Metric
+
+    return [Metric(n, v, int(p.unix_s * 1000), p.outer_step) for p in points for n, v in p.values.items()]
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -278,17 +332,24 @@ def open_run(
     return Tracker(uri, run.info.run_id)
 
 
+def ended_as(error: BaseException | None) -> str:
+    """MLflow's word for a run that ended with this error: stopped from outside is KILLED."""
+    if error is None:
+        return "FINISHED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
 @contextmanager
 def recorded(tracker: Tracker) -> Iterator[None]:
     """The MLflow run ends with the block: FINISHED, KILLED from outside, or FAILED. Never hides an error."""
-    status = "FAILED"
+    error: BaseException | None = None
     try:
         yield
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
+    except BaseException as e:
+        error = e
         raise
     finally:
+        status = ended_as(error)
         try:
             tracker.finish(status)
         except TrackingError as e:

@@ -1,0 +1,68 @@
+"""Things to say, on disk until they are said: a file of JSON lines that only grows, and how far it is said.
+
+A process that is killed loses nothing: the next one finds what was not said, in order. What was said just before the
+kill may be found again, so it must do no harm to say a thing twice.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray_distill.errors import MistakeError
+from ray_distill.whole_files import write_text
+
+
+class JournalError(MistakeError):
+    """The file is not a journal."""
+
+
+class Entry(NamedTuple):
+    """A thing to say."""
+
+    end_bytes: int
+    """Where its line ends."""
+    thing: dict[str, Any]
+
+
+class Journal:
+    """One writer, in one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Take up the file, or begin one. Raises: JournalError."""
+        self._path = path
+        self._said = path.with_name(f"{path.name}.said")
+        path.touch()
+        whole = path.read_bytes()
+        # A line that was cut off by a kill was never in the hands of a recording.
+        self._end_bytes = whole.rfind(b"\n") + 1
+        os.truncate(path, self._end_bytes)
+        self.unsaid = self._read(whole[: self._end_bytes])
+        """What the journal held, and nobody has said, when it was taken up."""
+
+    def _read(self, whole: bytes) -> list[Entry]:
+        entries, end = [], 0
+        try:
+            said_bytes = int(self._said.read_text()) if self._said.exists() else 0
+            for line in whole.splitlines(keepends=True):
+                end += len(line)
+                if end > said_bytes:
+                    entries.append(Entry(end, dict(json.loads(line))))
+        except (ValueError, TypeError) as e:
+            raise JournalError(f"{self._path}: not a journal, or damaged at byte {end}: {e}") from None
+        return entries
+
+    def add(self, thing: Mapping[str, Any]) -> Entry:
+        """Write a thing to the end; it is on the disk when this returns."""
+        line = json.dumps(thing).encode() + b"\n"
+        with self._path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._end_bytes += len(line)
+        return Entry(self._end_bytes, dict(thing))
+
+    def mark_said(self, entry: Entry) -> None:
+        """Everything up to this entry is said."""
+        write_text(self._said, f"{entry.end_bytes}\n")

@@ -1,0 +1,39 @@
+"""Things to say, on disk: what a killed process had not said is there, in order, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_distill.journal import Journal, JournalError
+
+
+def test_the_unsaid_rest_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    assert journal.unsaid == []
+    entries = [journal.add({"n": n, "text": "é\n"}) for n in range(5)]
+    journal.mark_said(entries[1])
+    again = Journal(path)
+    assert [entry.thing["n"] for entry in again.unsaid] == [2, 3, 4]
+    assert again.unsaid == entries[2:]
+    again.mark_said(again.add({"n": 5}))
+    assert Journal(path).unsaid == []
+
+
+def test_a_line_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
+    """The process was killed while it wrote; what is added next is whole."""
+    path = tmp_path / "journal.jsonl"
+    Journal(path).add({"n": 0})
+    with path.open("ab") as file:
+        file.write(b'{"n": 1, "te')
+    journal = Journal(path)
+    assert [entry.thing for entry in journal.unsaid] == [{"n": 0}]
+    journal.add({"n": 2})
+    assert [entry.thing["n"] for entry in Journal(path).unsaid] == [0, 2]
+
+
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"n": 0}\nnot json\n')
+    with pytest.raises(JournalError, match=r"journal\.jsonl.*byte 18"):
+        Journal(path)
