@@ -1,4 +1,4 @@
-"""The command line: demo, distill, evaluate, show; and plan, bench and data, in modules of their own.
+"""The command line: demo, distill, evaluate, show; and search, plan, bench and data, in modules of their own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -7,9 +7,6 @@ exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at 
 import json
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,11 +18,11 @@ from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
 from ray_distill.cli_plan import plan
+from ray_distill.cli_search import search
 from ray_distill.config import Config, ConfigError
-from ray_distill.terminal import Set, bar, check_target, errors, stderr, stdout
+from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, check_target, errors, stderr, stdout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from ray_distill.data.splits import DevelopmentData
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
     from ray_distill.run import Outcome
 
 BEGAN = time.monotonic()
-RUNS = Path("runs")
-"""Where runs go that were given no folder."""
 
 app = typer.Typer(
     name="ray-distill",
@@ -47,15 +42,7 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.command()(plan)
-
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for all results, MLflow's store included. Default: runs/NAME, with one store for all in runs/.",
-    ),
-]
+app.command()(search)
 
 
 def _errors() -> "AbstractContextManager[None]":
@@ -105,26 +92,15 @@ def _say_outcome(outcome: "Outcome", files: dict[str, Path]) -> None:
     stdout.print("\n".join(lines), markup=False, highlight=False)
 
 
-@contextmanager
-def _beside_ray(prepare: "Callable[[], DevelopmentData]") -> "Iterator[DevelopmentData]":
-    """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
-    with ThreadPoolExecutor(1) as side:
-        preparing = side.submit(prepare)
-        from ray_distill.cluster import cluster
-
-        with cluster():
-            yield preparing.result()
-
-
 def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -> None:
     """A whole run in the folder."""
-    from ray_distill.run_folder import RunFolder
+    from ray_distill.run_folder import RunFolder, check_free
 
     place = RunFolder(folder)
     if resume:
         place.reopen(config)
     else:
-        place.check_free(advice)
+        check_free(folder, advice)
     _say_plan(config, folder)
 
     def prepare() -> "DevelopmentData":
@@ -132,7 +108,7 @@ def _run(config: Config, folder: Path, uri: str, *, resume: bool, advice: str) -
 
         return prepare(config, uri, bar)
 
-    with _beside_ray(prepare) as real:
+    with beside_ray(prepare) as real:
         from ray_distill.run import carry_out
 
         outcome = carry_out(config, real, place, uri, bar, resume=resume, began=BEGAN)
@@ -236,7 +212,7 @@ def evaluate(
 
             return prepare(config, uri, bar, dataset.preprocessing)
 
-        with _beside_ray(prepare) as real:
+        with beside_ray(prepare) as real:
             from ray_distill.run import evaluate_artifact
 
             outcome = evaluate_artifact(config, dataset, artifact, target, uri, real, bar)

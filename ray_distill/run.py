@@ -7,21 +7,19 @@ then to MLflow: a store that is away costs a warning, never a result.
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ray_distill import build, pictures, tracking
-from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.build_networks import network_for
+from ray_distill.artifact import DistilledDataset
+from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config, ConfigError
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train
 from ray_distill.evaluate import (
     DISTILLED,
@@ -34,14 +32,10 @@ from ray_distill.evaluate import (
     rows_of,
     tickets_for,
 )
-from ray_distill.progress import Update
+from ray_distill.progress import Bar, Update
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker, TrackingError, open_run, recorded
 from ray_distill.whole_files import write_json
-
-Bar = Callable[[str, int], AbstractContextManager[Update]]
-"""(what, total units) -> a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +59,16 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
     Raises: ConfigError, DataError or StoreError for all that can be known before the first outer step.
     """
     check_test_source(config)
+    return prepare_development(config, uri, bar, fitted)
+
+
+def prepare_development(
+    config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = None
+) -> DevelopmentData:
+    """As `prepare`, for work that has no evaluation: whether there is a test split is not looked at."""
     with bar("real images", 100) as update:
         data = build.development_data(config, fitted, percent(update))
-    _check(config, data)
+    check_fits_data(config, data)
     tracking.open_store(uri, config.tracking.experiment)
     return data
 
@@ -80,54 +81,6 @@ def percent(update: Update) -> Progress:
 def _tickets(config: Config, dataset: DistilledDataset, data: DevelopmentData, bar: Bar) -> Tickets:
     with bar("test images", 100) as update:
         return tickets_for(config, dataset, data, percent(update))
-
-
-def _check(config: Config, data: DevelopmentData) -> None:
-    """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
-    build.experiment(config, data.image_shape, data.num_classes)
-    build.check_groups(config, data.image_shape, data.num_classes)
-    for name in config.evaluation.networks:
-        network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
-    count, size = data.train.num_images, config.outer.batch_size
-    if size > count:
-        raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")
-    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
-    if config.distilled.ipc > fewest:
-        raise ConfigError(
-            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class "
-            f"(found {config.distilled.ipc})"
-        )
-
-
-def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: Tracker) -> DistilledDataset:
-    """The best set on validation, with all that is needed to use it."""
-    assert state.best is not None, "the last outer step is always validated"
-    best = state.best
-    inner = config.inner
-    return DistilledDataset(
-        images_NCHW=best.data.images_NCHW.to(torch.float32),
-        labels_NK=best.data.labels_NK.to(torch.float32),
-        class_names=data.class_names,
-        preprocessing=data.preprocessing,
-        protocol={
-            "network": config.network.model_dump(mode="json"),
-            "optimizer": {"name": inner.optimizer, **asdict(build.inner_optimizer(config))},
-            "batch_per_class": inner.batch_per_class or config.distilled.ipc,
-            "classes_per_batch": inner.classes_per_batch or data.num_classes,
-            "augmentation": list(inner.augmentation),
-            "augmentation_mode": inner.augmentation_mode,
-            "inner_steps": config.evaluation.horizon,
-        },
-        config=config.experiment(),
-        config_hash=config.hash,
-        provenance=provenance(
-            outer_step=best.outer_step,
-            outer_steps=state.outer_step,
-            validation_accuracy=best.accuracy,
-            seed=config.seed,
-            mlflow_run_id=tracker.run_id,
-        ),
-    )
 
 
 def claim(config: Config, folder: RunFolder, uri: str, *, resume: bool) -> Tracker:
@@ -172,7 +125,7 @@ def carry_out(
         with bar("distilling", config.outer.steps) as update:
             state, unrecorded = train(config, data, folder, tracker, update)
         _tell(warnings, lambda: tracker.log_points(unrecorded))
-        dataset = to_dataset(config, data, state, tracker)
+        dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
         _tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))

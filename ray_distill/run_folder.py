@@ -13,6 +13,15 @@ from ray_distill.tracking import Tracker, shown, store_uri
 from ray_distill.whole_files import write_json, write_text
 
 
+def check_free(path: Path, advice: str) -> None:
+    """Raises: ConfigError if the folder holds anything but an MLflow store."""
+    if path.exists():
+        there = {p.name for p in path.iterdir()} if path.is_dir() else {path.name}
+        # A store alone is not a run: it may be shared, or left by a run that was killed as it began.
+        if there - {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}:
+            raise ConfigError(f"{path}: exists and is not empty; nothing was written. {advice}")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's files."""
@@ -53,14 +62,6 @@ class RunFolder:
     def summary(self) -> Path:
         """Seconds and accuracies."""
         return self.path / "summary.json"
-
-    def check_free(self, advice: str) -> None:
-        """Raises: ConfigError if the folder holds anything but an MLflow store."""
-        if self.path.exists():
-            there = {p.name for p in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
-            # A store alone is not a run: it may be shared, or left by a run that was killed as it began.
-            if there - {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}:
-                raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
 
     def open(self, config: Config, tracker: Tracker) -> None:
         """Claim the folder for a new run."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,10 @@ from rich.console import Console
 from ray_distill.errors import FailedError, MistakeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from ray_distill.data.splits import DevelopmentData
     from ray_distill.progress import Update
 
 stdout = Console(soft_wrap=not sys.stdout.isatty())
@@ -28,12 +31,37 @@ Set = Annotated[
     ),
 ]
 
+RUNS = Path("runs")
+"""Where runs go that were given no folder."""
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for all results, MLflow's store included. Default: runs/NAME, with one store for all in runs/.",
+    ),
+]
+
 
 def bar(what: str, total: int) -> "AbstractContextManager[Update]":
     """A progress bar on stdout."""
     from ray_distill.progress import progress_bar
 
     return progress_bar(stdout, what, total)
+
+
+@contextmanager
+def beside_ray(
+    prepare: "Callable[[], DevelopmentData]", *, dashboard: bool = False
+) -> "Iterator[DevelopmentData]":
+    """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
+    with ThreadPoolExecutor(1) as side:
+        preparing = side.submit(prepare)
+        from ray_distill.cluster import cluster
+
+        with cluster(dashboard=dashboard):
+            yield preparing.result()
 
 
 @contextmanager
