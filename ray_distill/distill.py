@@ -1,15 +1,15 @@
 """A distillation by Ray Train: the worker function and the trainer.
 
 The worker runs `outer_loop`, the very function that the tests call; Ray gives it a rank, a process group
-and a place for checkpoints. What the loop reports goes to the trainer's controller, where `recorder`
-passes it on to MLflow and to the driver's progress bar.
+and a place for checkpoints. What the loop reports goes by the trainer's controller to the driver, where `recorder`
+passes it on to MLflow and to the progress bar.
 """
 
 import logging
 import tempfile
 import threading
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ray_distill.outer_loop import NonFiniteError, Report, outer_loop
 from ray_distill.points import Point
 from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
-from ray_distill.recorder import CHECKPOINT_FILE, Recorder
+from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import KeptRun, RunState, keep, load_kept
 from ray_distill.tracking import Tracker
@@ -56,7 +56,7 @@ def _device(config: Config) -> torch.device:
 class _Reporter:
     """What the outer loop's reports become: Ray Train reports, with rank 0's state where one is kept.
 
-    A checkpoint also holds the points that MLflow does not have for certain: the process that records them may
+    A checkpoint also holds the points that MLflow does not have for certain: the driver, which records them, may
     be killed between the two, or the store may be away.
     """
 
@@ -140,9 +140,7 @@ def worker(setup: dict[str, Any]) -> str | None:
     return None
 
 
-def _trainer(
-    config: Config, data: DevelopmentData, folder: RunFolder, tracker: Tracker, board: Any
-) -> TorchTrainer:
+def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: Any) -> TorchTrainer:
     fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
         "config": config.to_dict(),
@@ -162,7 +160,7 @@ def _trainer(
         run_config=ray.train.RunConfig(
             name=TRAIN_RUN,
             storage_path=str(folder.train.resolve()),
-            callbacks=[Recorder(tracker, board, fitted)],
+            callbacks=[Recorder(board, fitted)],
             # Without a limit for the controller, Ray waits for ever for resources that never come.
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_failures, controller_failure_limit=5
@@ -179,8 +177,8 @@ def check_cluster(config: Config) -> None:
     require(cluster.num_workers, cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
 
 
-def _fit(trainer: TorchTrainer, board: Any, update: Update) -> ray.train.Result:
-    """`trainer.fit()`, with what the board says shown once a second.
+def _fit(trainer: TorchTrainer, recording: RunRecording, update: Update) -> ray.train.Result:
+    """`trainer.fit()`, with what is on the board recorded and shown once a second.
 
     It runs in a thread of its own: in the main thread it would answer Ctrl-C itself, end the process without
     a word, and swallow the interrupts that come after it. Here an interrupt reaches the caller, and the run
@@ -197,9 +195,7 @@ def _fit(trainer: TorchTrainer, board: Any, update: Update) -> ray.train.Result:
     threading.Thread(target=fit, daemon=True).start()
     while not outcome.done():
         wait([outcome], timeout=1.0)
-        # A board that is gone must not harm the run that it speaks of.
-        with suppress(ray.exceptions.RayError):
-            update(*ray.get(board.read.remote(), timeout=10))
+        recording.visit(update)
     return outcome.result()
 
 
@@ -220,9 +216,10 @@ def train(
     """
     check_cluster(config)
     board = ProgressBoard.remote()
-    trainer = _trainer(config, data, folder, tracker, board)
+    trainer = _trainer(config, data, folder, board)
     try:
-        result = _fit(trainer, board, update)
+        with closing(RunRecording(tracker, board)) as recording:
+            result = _fit(trainer, recording, update)
     except ray.train.WorkerGroupError as e:
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray_distill.search_records import TrialRecord, Value
 from ray_distill.whole_files import write_json, write_text, written_whole
@@ -129,13 +129,19 @@ def _headings(rows: Sequence[LeaderboardRow]) -> list[str]:
 
 def terminal_table(rows: Sequence[LeaderboardRow]) -> "Table":
     """For `rich`; accuracies in percent."""
+    from rich import box
     from rich.table import Table
 
     texts = {"trial", "status"}
-    table = Table()
-    for heading in _headings(rows):
-        # A key's path may break at its dots' sections; what is compared may not.
-        table.add_column(heading, justify="left" if heading in texts else "right", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD)
+    headings = _headings(rows)
+    for heading in headings:
+        # A key is longer than its values: no section that it can do without, and a line for each of its words.
+        short = heading.rpartition(".")[2]
+        alone = sum(other.rpartition(".")[2] == short for other in headings) == 1
+        broken = (short if alone else heading.replace(".", ".\n")).replace("_", "_\n")
+        justify: Literal["left", "right"] = "left" if heading in texts else "right"
+        table.add_column(broken, justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row))
     return table

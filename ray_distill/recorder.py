@@ -1,26 +1,33 @@
-"""What becomes of a run's reports: they go to MLflow, and the last one to the driver's progress bar.
+"""What becomes of a run's reports: the driver records them in MLflow, in a thread of its own.
 
-The recorder lives in the process of Ray Train's controller. It imports no torch until a picture is drawn:
-on a small machine every import there delays the training.
+The Recorder, in the process of Ray Train's controller, only passes them to the progress board: whatever holds that
+process up holds up the training. It imports no torch until a picture is drawn: on a small machine every import
+there delays the training too. The driver takes them from the board once a second, and has nothing else to do.
 """
 
+import io
 import logging
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 
 from ray_distill.points import Point
-from ray_distill.tracking import StoreError, Tracker, TrackingError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from ray_distill.progress import Update
+from ray_distill.progress_board import Posted
+from ray_distill.recording import Recording
+from ray_distill.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "state.arrow"
 """The run's state inside a checkpoint's folder."""
+
+FLUSH_WITHIN_S = 30.0
+"""How long the end of the training waits for MLflow."""
 
 
 def describe(values: dict[str, float]) -> str:
@@ -34,50 +41,37 @@ def describe(values: dict[str, float]) -> str:
 
 
 class Recorder(ray.train.UserCallback):
-    """Passes reports on to MLflow and to the progress board; runs in the trainer's controller.
+    """Passes reports on to the board; runs in the trainer's controller.
 
-    Ray ends a run whose callback raises, so nothing here may. What a store that is away does not take waits
-    here and is offered again with the next report; the progress bar says so. This process may be killed: until
-    the board says that the store has a point, the workers keep it with their checkpoints and report it again.
+    Ray ends a run whose callback raises, so nothing here may.
     """
 
-    def __init__(self, tracker: Tracker, board: Any, picture: list[Any]) -> None:
+    def __init__(self, board: Any, picture: list[Any]) -> None:
         """`picture` is a list of one reference to (preprocessing, class names): too large to send along."""
-        self._tracker, self._board, self._picture = tracker, board, picture
+        self._board, self._picture = board, picture
         self._latest: dict[str, float] = {}
-        self._waiting: list[Point] = []
         self._drawn: Any = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Record one report of all ranks; rank 0 speaks for all."""
+        """Pass on one report of all ranks; rank 0 speaks for all."""
         try:
-            self._record([Point(*p) for p in metrics[0]["points"]], checkpoint)
-            if "computation" in metrics[0]:
-                self._tracker.set_tag("computation", metrics[0]["computation"])
+            points = [Point(*p) for p in metrics[0]["points"]]
+            posted = Posted(points, metrics[0].get("computation"))
+            # Waited for: this process may end with its last report.
+            ray.get(self._board.post_report.remote(posted), timeout=10)
+            for point in points:
+                self._latest |= point.values
+            if points:
+                self._board.post.remote(points[-1].outer_step, describe(self._latest))
+            if checkpoint is not None:
+                with checkpoint.as_directory() as folder:
+                    drawn = self._draw(Path(folder) / CHECKPOINT_FILE)
+                ray.get(self._board.post_report.remote(drawn), timeout=10)
         except Exception:
-            logger.warning("a report could not be recorded", exc_info=True)
+            logger.warning("a report could not be passed on", exc_info=True)
 
-    def _record(self, points: list[Point], kept: Any) -> None:
-        self._waiting += points
-        for point in points:
-            self._latest |= point.values
-        said = describe(self._latest)
-        try:
-            if self._waiting:
-                self._board.post_recorded.remote(self._tracker.log_points(self._waiting))
-            self._waiting = []
-        except (TrackingError, StoreError) as e:
-            said += f"  (MLflow is away, {len(self._waiting)} steps wait)"
-            logger.warning("%s", e)
-        if points:
-            self._board.post.remote(points[-1].outer_step, said)
-        if kept is not None:
-            with kept.as_directory() as folder:
-                sheet, outer_step = self._sheet(Path(folder) / CHECKPOINT_FILE)
-            self._tracker.log_image(sheet, "distilled", outer_step)
-
-    def _sheet(self, file: Path) -> "tuple[Image.Image, int]":
-        """The contact sheet of a checkpoint, and its outer step."""
+    def _draw(self, file: Path) -> Posted:
+        """The contact sheet of a checkpoint, which Ray may delete before anybody else reads it."""
         from ray_distill import checkpoint, pictures
 
         tensors, record = checkpoint.load(file)
@@ -87,4 +81,50 @@ class Recorder(ray.train.UserCallback):
         preprocessing, class_names = self._drawn
         pixels = preprocessing.to_pixels(tensors["images"].float())
         classes = pictures.classes_by_row(tensors["labels"])
-        return pictures.contact_sheet(pixels, classes, class_names), record["outer_step"]
+        png = io.BytesIO()
+        pictures.contact_sheet(pixels, classes, class_names).save(png, "PNG")
+        return Posted([], None, png.getvalue(), record["outer_step"])
+
+
+class RunRecording:
+    """Carries a run's reports from the board to MLflow; lives in the driver.
+
+    This process may be killed, or the store may be away until the end: until the board says that the store has a
+    point, the workers keep it with their checkpoints.
+    """
+
+    def __init__(self, tracker: Tracker, board: Any) -> None:
+        self._tracker, self._board = tracker, board
+        self._number = 0
+        self._recording: Recording[Posted] = Recording(self._say)
+
+    def visit(self, update: Update) -> None:
+        """Take what is new on the board, and show how far the run has come."""
+        # A board that is gone must not harm the run that it speaks of.
+        with suppress(ray.exceptions.RayError):
+            taken = ray.get(self._board.take.remote(self._number), timeout=10)
+            for posted in taken.posted:
+                self._recording.put(posted)
+            self._number = taken.number
+            away = self._recording.trouble is not None
+            waits = f"  (MLflow is away, {self._recording.num_waiting} reports wait)" if away else ""
+            update(taken.done, taken.said + waits)
+
+    def close(self) -> None:
+        """Wait for MLflow, but not for ever. What it has not got then is among the last checkpoint's points."""
+        left = self._recording.close(FLUSH_WITHIN_S)
+        if left:
+            logger.warning(
+                "MLflow has not taken %d reports: %s", left, self._recording.trouble or "it is slow"
+            )
+
+    def _say(self, posted: Posted) -> None:
+        if posted.points:
+            self._board.post_recorded.remote(self._tracker.log_points(posted.points))
+        if posted.computation is not None:
+            self._tracker.set_tag("computation", posted.computation)
+        if posted.picture_png is not None:
+            from PIL import Image
+
+            picture = Image.open(io.BytesIO(posted.picture_png))
+            self._tracker.log_image(picture, "distilled", posted.picture_outer_step)

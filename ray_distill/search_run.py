@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_distill import leaderboard, tracking
+from ray_distill import leaderboard, search_pictures, tracking
 from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config
 from ray_distill.config_search import PbtScheduler, SearchConfig
@@ -119,8 +119,10 @@ def carry_out(
         with bar("searching", search.num_trials) as update:
             run_trials(search, data, folder, journal, _Desk(journal, record, update))
         config, files = _keep_best(search, data, folder, journal, tracker)
-        rows = leaderboard.leaderboard(records_of(journal))
-        record.show(rows, [*leaderboard.save(rows, folder.path), *files])
+        trials = records_of(journal)
+        rows = leaderboard.leaderboard(trials)
+        files += [*leaderboard.save(rows, folder.path), *search_pictures.save_all(trials, folder.path)]
+        record.show(rows, files)
     return Found(rows, config, tracker, warnings)
 
 

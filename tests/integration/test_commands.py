@@ -117,7 +117,7 @@ def last_checkpoint(folder: Path) -> int:
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 150
     while last_checkpoint(folder) < step:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -142,8 +142,9 @@ def store_away(folder: Path) -> Iterator[None]:
 
 
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
-    """SIGKILL for the driver and all that it started, with a checkpoint whose points MLflow's store, which was
-    away, has not got; then --resume: the artefact holds the D of a run that was never disturbed, bit for bit, in the same MLflow run,
+    """MLflow's store is under a lock: the run goes on, 10 reports further, which at 20 s for each, the store's own
+    patience, would take 200. SIGKILL for the driver and all that it started, with a checkpoint whose points the store has not got;
+    then --resume: the artefact holds the D of a run that was never disturbed, bit for bit, in the same MLflow run,
     with each outer step once, those that nobody could record before the kill among them."""
     sections = {
         "outer": {"steps": 400},
@@ -156,15 +157,17 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
     wait_for_checkpoint(first, folder, 20)
+    while not logged_steps(folder):
+        time.sleep(0.1)
     with store_away(folder):
-        wait_for_checkpoint(first, folder, last_checkpoint(folder) + 10)
-        # The controller too, which is no longer in the driver's process group: it waits for the store.
+        wait_for_checkpoint(first, folder, last_checkpoint(folder) + 100)
+        # The controller too, which is no longer in the driver's process group.
         for pid in [first.pid, *descendants_named("", first.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         first.communicate()
     stopped_at = last_checkpoint(folder)
-    assert logged_steps(folder)[-1] < stopped_at, "the store was not away"
+    assert logged_steps(folder)[-1] <= stopped_at - 100, "the store was not away"
     assert stopped_at < 400
     identity = json.loads((folder / "run.json").read_text())
 
