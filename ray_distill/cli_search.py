@@ -74,7 +74,7 @@ def _carry_out(
         with_test = prepare if finalise else prepare_development
         return with_test(settings.config, uri, bar)
 
-    with beside_ray(prepare, dashboard=settings.config.cluster.num_workers > 1) as real:
+    with beside_ray(prepare, dashboard=settings.workers > 1) as real:
         from ray_distill.search_run import carry_out
 
         found = carry_out(settings, real, folder, uri, bar, resume=resume)

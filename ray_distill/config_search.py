@@ -104,6 +104,9 @@ class SearchConfig(Section):
     trials before."""
     scheduler: Scheduler
     budget: BudgetConfig
+    workers: PositiveInt = 1
+    """Ray Train workers of each trial, in place of the base's cluster.num_workers, which best.yaml keeps. One needs no
+    Ray Train: the trial distils in its own process. More cost half a minute at each start."""
 
     @property
     def config(self) -> Config:
@@ -118,7 +121,7 @@ class SearchConfig(Section):
     @property
     def around(self) -> Space:
         """The space around the base."""
-        return Space(self.base, self.space, self.outer_steps)
+        return Space(self.base, self.space, self.outer_steps, self.workers)
 
     @property
     def num_trials(self) -> int:
@@ -132,7 +135,7 @@ class SearchConfig(Section):
     @property
     def hash(self) -> str:
         """16 hex digits over all that determines the trials: not how many, how long they may take, nor the names."""
-        values = self.model_dump(mode="json", exclude={"name", "base", "budget"})
+        values = self.model_dump(mode="json", exclude={"name", "base", "budget", "workers"})
         values |= {"base": self.config.hash, "outer_steps": self.outer_steps}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

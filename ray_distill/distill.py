@@ -44,7 +44,8 @@ class DistillError(FailedError):
     """A run that could not be brought to its end."""
 
 
-def _device(config: Config) -> torch.device:
+def worker_device(config: Config) -> torch.device:
+    """The device of this Ray Train worker."""
     if not config.cluster.use_gpu:
         return torch.device("cpu")
     import ray.train.torch
@@ -89,7 +90,7 @@ class _Reporter:
             self._unrecorded = [p for p in self._unrecorded if p.outer_step > recorded]
 
 
-def _quiet_reports() -> None:
+def quiet_reports() -> None:
     """Ray logs every report of every rank, under a logger that its own log level does not reach."""
     from ray.train.v2._internal.execution import context
 
@@ -115,9 +116,11 @@ def worker(setup: dict[str, Any]) -> str | None:
 
     Returns: why the run had to end early, or None.
     """
-    _quiet_reports()
+    quiet_reports()
     config = parse(setup["config"])
-    place = open_workplace(config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], _device(config))
+    place = open_workplace(
+        config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], worker_device(config)
+    )
     kept, unrecorded = ray.train.get_checkpoint(), list[Point]()
     if kept is None:
         state = place.start
@@ -140,6 +143,16 @@ def worker(setup: dict[str, Any]) -> str | None:
     return None
 
 
+def scaling_of(config: Config) -> ray.train.ScalingConfig:
+    """How many workers, and what each has."""
+    cluster = config.cluster
+    return ray.train.ScalingConfig(
+        num_workers=cluster.num_workers,
+        use_gpu=cluster.use_gpu,
+        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+    )
+
+
 def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: Any) -> TorchTrainer:
     fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
@@ -152,11 +165,7 @@ def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: An
     return TorchTrainer(
         worker,
         train_loop_config=setup,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-        ),
+        scaling_config=scaling_of(config),
         run_config=ray.train.RunConfig(
             name=TRAIN_RUN,
             storage_path=str(folder.train.resolve()),

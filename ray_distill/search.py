@@ -9,6 +9,7 @@ knows of the others, so that a trial of an extended search is compared with all 
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 from ray_distill.cluster import require
+from ray_distill.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
@@ -75,7 +77,7 @@ class _Clerk(tune.Callback):
     ) -> None:
         """A validation, or that a trial cannot go on."""
         name, points = trial.trial_id, [Point(*p) for p in result["points"]]
-        self._bystander.add_points(name, points, result["values"] if self._changing else None)
+        self._bystander.add_points(name, points, result.get("values") if self._changing else None)
         if "reason" in result:
             self._end(name, "failed", result["reason"])
             return
@@ -150,14 +152,31 @@ def _tell_again(scheduler: TrialScheduler, log: TrialLog) -> None:
         scheduler.on_trial_result(None, stand_in, result)
 
 
+def waits(search: SearchConfig) -> bool:
+    """Whether trials wait for each other, so that all must have begun; Tune has them take turns on the cores."""
+    return isinstance(search.scheduler, PbtScheduler | HyperbandScheduler)
+
+
 def capacity(search: SearchConfig) -> int:
-    """How many trials the connected cluster can run side by side. Raises: ConfigError if none."""
+    """How many trials may be under way on the connected cluster.
+
+    Raises: ConfigError if it has no room for one, or for all where they wait for each other.
+    """
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
-    require(cluster.num_workers, cluster.cpus_per_worker, gpus)
+    require(search.workers, cluster.cpus_per_worker, gpus)
     total = ray.cluster_resources()
-    fits = int(total["CPU"] // (cluster.num_workers * cluster.cpus_per_worker))
-    return min(fits, int(total["GPU"] // cluster.num_workers)) if gpus else fits
+    fits = int(total["CPU"] // (search.workers * cluster.cpus_per_worker))
+    if gpus:
+        fits = min(fits, int(total["GPU"] // search.workers))
+    if not waits(search):
+        return fits
+    if search.workers > 1 and search.num_trials > fits:
+        raise ConfigError(
+            f"workers: with scheduler {search.scheduler.name} all {search.num_trials} trials are under way together, "
+            f"and the cluster has room for {fits} with {search.workers} workers each; set workers to 1"
+        )
+    return search.num_trials
 
 
 def _left(
@@ -206,18 +225,36 @@ def _begin(journal: SearchJournal, number: int, draw: Callable[[], Drawn], bysta
     return proposal
 
 
+def _trainable(search: SearchConfig, shared: dict[str, Any]) -> Any:
+    """What Tune runs for each trial, with what it reserves for it."""
+    cluster = search.config.cluster
+    if search.workers > 1:
+        from ray_distill.search_train import trial_by_train
+
+        # The workers are placed by Ray Train, beside the trial: that itself takes next to nothing.
+        return tune.with_resources(tune.with_parameters(trial_by_train, shared=shared), {"memory": 1})
+    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if cluster.use_gpu else {})
+    return tune.with_resources(tune.with_parameters(trial, shared=shared), resources)
+
+
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Settings that Tune takes from the environment alone."""
+def _quiet_tune(at_once: int) -> Iterator[None]:
+    """Tune without prints and files that nobody reads; Ctrl-C is the caller's. It takes this from the environment."""
+    values = {
+        "TUNE_MAX_PENDING_TRIALS_PG": str(at_once),
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
+            os.environ.pop(name)
+            if value is not None:
                 os.environ[name] = value
 
 
@@ -232,53 +269,51 @@ def run_trials(
 
     Raises: ConfigError if a trial could never be placed; SearchError.
     """
-    at_once = capacity(search)
     left = list(_left(search, folder, journal, bystander))
     if not left:
         return
-    waits = isinstance(search.scheduler, PbtScheduler | HyperbandScheduler)
-    # Where trials wait for each other, all must have begun.
-    at_once = len(left) if waits else at_once
     attempt = f"attempt-{1 + len(list(folder.tune.glob('attempt-*')))}"
-    hours, config = search.budget.hours, search.config
-    seconds = None if hours is None else 3600 * hours
-    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    # Ray Train's own files; Tune has copies of the checkpoints that count.
+    train_files = (folder.tune / attempt / "train").resolve()
     shared = {
         "data": data.ticket,
         "fitted": [ray.put(data.preprocessing)],
         "search_hash": search.hash,
+        "train": str(train_files),
     }
-    resources = {"CPU": float(config.cluster.cpus_per_worker)} | (
-        {"GPU": 1.0} if config.cluster.use_gpu else {}
-    )
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    keep = (
-        search.scheduler.every // config.validation.every + 2
-        if isinstance(search.scheduler, PbtScheduler)
-        else 2
-    )
-    with _environment(
-        TUNE_MAX_PENDING_TRIALS_PG=str(at_once),
-        TUNE_DISABLE_SIGINT_HANDLER="1",
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        RAY_AIR_NEW_OUTPUT="0",
-    ):
-        try:
-            # Not a Tuner: that begins by pickling itself, and what it drives here holds an open file.
+    at_once = capacity(search)
+    seconds = None if search.budget.hours is None else 3600 * search.budget.hours
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    clerk = _Clerk(search, journal, attempt, deadline, bystander)
+    try:
+        with _quiet_tune(at_once):
+            # Not a Tuner: that begins by pickling itself, and what it drives here is not to be pickled.
             tune.run(
-                tune.with_resources(tune.with_parameters(trial, shared=shared), resources),
+                _trainable(search, shared),
                 name=attempt,
                 storage_path=str(folder.tune.resolve()),
                 search_alg=Proposals(search, left, at_once),
                 scheduler=scheduler_of(search, journal),
-                num_samples=len(left),
-                callbacks=[_Clerk(search, journal, attempt, deadline, bystander)],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=keep),
-                max_failures=config.cluster.max_failures,
-                raise_on_failed_trial=False,
-                reuse_actors=True,
+                callbacks=[clerk],
                 time_budget_s=seconds,
-                verbose=0,
+                **_settings(search),
             )
-        except tune.TuneError as e:
-            raise SearchError(str(e)) from e
+    except tune.TuneError as e:
+        raise SearchError(str(e)) from e
+    finally:
+        shutil.rmtree(train_files, ignore_errors=True)
+
+
+def _settings(search: SearchConfig) -> dict[str, Any]:
+    """How Tune is to run trials, whichever they are."""
+    chosen, config = search.scheduler, search.config
+    # A clone's parent may be an exchange ahead of it.
+    keep = 2 + (chosen.every // config.validation.every if isinstance(chosen, PbtScheduler) else 0)
+    return {
+        "checkpoint_config": tune.CheckpointConfig(num_to_keep=keep),
+        "max_failures": config.cluster.max_failures,
+        "raise_on_failed_trial": False,
+        # A process with Ray Train's controller in it must end with its trial.
+        "reuse_actors": search.workers == 1,
+        "verbose": 0,
+    }

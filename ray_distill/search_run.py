@@ -143,7 +143,7 @@ def _keep_best(
     values = values_of(search, log)
     dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)
     dataset.save(folder.artifact)
-    config = search.around.config(values, search.config.outer.steps)
+    config = search.around.whole(values)
     config = config.model_copy(update={"name": f"{search.name}-best"})
     write_text(folder.best, config.to_yaml())
     return config, [folder.best, folder.artifact]

@@ -68,16 +68,13 @@ class Space:
     domains: Mapping[str, Domain]
     outer_steps: int
     """Of a trial."""
+    workers: int = 1
+    """Of a trial."""
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
         """The base with all defaults, in a run as long as a trial. Raises: ConfigError."""
-        return parse(self._shortened()).to_dict()
-
-    def _shortened(self) -> dict[str, Any]:
-        values = copy.deepcopy(dict(self.base))
-        put(values, "outer.steps", self.outer_steps)
-        return values
+        return parse(self.plain({})).to_dict()
 
     @cached_property
     def order(self) -> list[str]:
@@ -177,23 +174,34 @@ class Space:
                 values[key] = found
         return values
 
-    def plain(self, values: Mapping[str, Any], outer_steps: int | None = None) -> dict[str, Any]:
-        """The configuration of a trial with these values, as plain data; by default as long as a trial."""
-        result = self._shortened()
-        put(result, "outer.steps", outer_steps or self.outer_steps)
+    def plain(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of a trial with these values, as plain data."""
+        result = self._laid_over(values)
+        put(result, "outer.steps", self.outer_steps)
+        put(result, "cluster.num_workers", self.workers)
+        return result
+
+    def _laid_over(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The base with these values, without what they leave no use for."""
+        result = copy.deepcopy(dict(self.base))
         for key, value in values.items():
             put(result, key, value)
-        truncation = result["truncation"]
-        result["truncation"] = {k: v for k, v in truncation.items() if k in fields_of(truncation["rule"])}
+        if RULE in values:
+            truncation, has = result["truncation"], fields_of(str(values[RULE]))
+            result["truncation"] = {k: v for k, v in truncation.items() if k in has}
         for key, (owner, wanted) in OWNERS.items():
-            section, _, name = key.partition(".")
-            if self._look(owner, values) != wanted:
+            if owner in values and values[owner] != wanted:
+                section, _, name = key.partition(".")
                 result.get(section, {}).pop(name, None)
         return result
 
-    def config(self, values: Mapping[str, Any], outer_steps: int | None = None) -> Config:
+    def config(self, values: Mapping[str, Any]) -> Config:
         """The configuration of a trial with these values. Raises: ConfigError."""
-        return parse(self.plain(values, outer_steps))
+        return parse(self.plain(values))
+
+    def whole(self, values: Mapping[str, Any]) -> Config:
+        """A distillation with these values, as long and on as many workers as the base. Raises: ConfigError."""
+        return parse(self._laid_over(values))
 
     def grid(self) -> Iterator[dict[str, Value]]:
         """Every point of a grid, the last key changing fastest. A value that two points share is there once."""

@@ -8,6 +8,8 @@ the values that held from which outer step on, those of the members of a populat
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ from ray_distill.points import Point
 from ray_distill.run_state import RunState, keep, load_kept
 from ray_distill.search_records import Value
 from ray_distill.whole_files import write_json
-from ray_distill.workplace import open_workplace
-from ray_distill.world import OneProcess
+from ray_distill.workplace import Workplace, open_workplace
+from ray_distill.world import OneProcess, World
 
 STATE = "state.arrow"
 ABOUT = "trial.json"
@@ -72,16 +74,25 @@ def judged_often(experiment: Experiment) -> Experiment:
     )
 
 
+Tell = Callable[[dict[str, Any], Path | None], None]
+"""Says something to Tune, with the folder of a checkpoint, if there is one."""
+
+
+def tell_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
+    """From the trial's own process, which waits in it for Tune's decision: that may be to end it."""
+    tune.report(said, checkpoint=checkpoint and tune.Checkpoint.from_directory(checkpoint))
+
+
 class Teller:
     """What the outer loop's reports become: reports to Tune, with checkpoints."""
 
-    def __init__(self, about: About, search_hash: str, values: dict[str, Value], validate_every: int) -> None:
-        self._about, self._hash, self._values, self._every = about, search_hash, values, validate_every
+    def __init__(self, about: About, search_hash: str, validate_every: int, tell: Tell) -> None:
+        self._about, self._hash, self._every, self._tell = about, search_hash, validate_every, tell
         self._waiting: list[Point] = []
         self._since = time.perf_counter()
 
     def __call__(self, report: Report) -> None:
-        """Tell Tune. The process waits in it for Tune's decision, which may be to end it."""
+        """Tell Tune of a validation."""
         self._about.seconds += time.perf_counter() - self._since
         self._waiting += report.points
         if report.checkpoint:
@@ -91,7 +102,7 @@ class Teller:
                 write_json(Path(folder) / ABOUT, asdict(self._about))
                 points, self._waiting = self._waiting, []
                 said = self._about.told | {"points": [tuple(p) for p in points]}
-                tune.report(said, checkpoint=tune.Checkpoint.from_directory(folder))
+                self._tell(said, Path(folder))
         self._since = time.perf_counter()
 
     def _told(self, point: Point) -> dict[str, Any]:
@@ -111,7 +122,33 @@ class Teller:
         told = self._about.told or {"outer_step": 0, "validations": 0, "seconds": self._about.seconds}
         nothing = {"validation_accuracy": 0.0, "best_validation_accuracy": 0.0}
         points = [tuple(p) for p in self._waiting]
-        tune.report({**nothing, **told, "points": points, "reason": reason})
+        self._tell({**nothing, **told, "points": points, "reason": reason}, None)
+
+
+def taken_up(
+    checkpoint: Path | None, place: Workplace, search_hash: str, values: dict[str, Value]
+) -> tuple[RunState, About]:
+    """The state of a checkpoint, or that before the first outer step, with these values from now on."""
+    state, about = place.start, About([])
+    if checkpoint is not None:
+        state, _ = load_kept(checkpoint / STATE, search_hash, place.device)
+        about = About.load(checkpoint)
+    return began_with(about, state, values), about
+
+
+def distil(
+    place: Workplace, state: RunState, about: About, world: World, search_hash: str, tell: Tell
+) -> None:
+    """The outer loop from a state to the end."""
+    if place.compiles:
+        place.compile(state, world)
+    experiment = judged_often(place.experiment)
+    teller = Teller(about, search_hash, experiment.cadence.validate_every, tell)
+    try:
+        outer_loop(experiment, place.train, place.validation, state, world, teller)
+    except NonFiniteError as e:
+        # Raised, it would make Tune start the trial again, to fail the same way.
+        teller.failed(str(e))
 
 
 def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
@@ -126,21 +163,16 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     config = parse(proposal["config"])
     device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
     place = open_workplace(config, shared["data"], lambda: ray.get(shared["fitted"][0]), device)
-    kept, state, about = tune.get_checkpoint(), place.start, About([])
-    if kept is not None:
-        with kept.as_directory() as folder:
-            state, _ = load_kept(Path(folder) / STATE, shared["search_hash"], device)
-            about = About.load(Path(folder))
-            if proposal["again"] and about.told is not None:
-                tune.report({**about.told, "points": []}, checkpoint=tune.Checkpoint.from_directory(folder))
-    state = began_with(about, state, proposal["values"])
-    world = OneProcess()
-    if place.compiles:
-        place.compile(state, world)
-    experiment = judged_often(place.experiment)
-    teller = Teller(about, shared["search_hash"], proposal["values"], experiment.cadence.validate_every)
-    try:
-        outer_loop(experiment, place.train, place.validation, state, world, teller)
-    except NonFiniteError as e:
-        # Raised, it would make Tune start the trial again, to fail the same way.
-        teller.failed(str(e))
+    kept = tune.get_checkpoint()
+    with kept.as_directory() if kept else nullcontext() as folder:
+        checkpoint = Path(folder) if folder else None
+        if checkpoint is not None and proposal["again"]:
+            say_again(checkpoint)
+        state, about = taken_up(checkpoint, place, shared["search_hash"], proposal["values"])
+    distil(place, state, about, OneProcess(), shared["search_hash"], tell_tune)
+
+
+def say_again(checkpoint: Path) -> None:
+    """Tell Tune what a checkpoint was kept with."""
+    if (told := About.load(checkpoint).told) is not None:
+        tell_tune({**told, "points": []}, checkpoint)

@@ -17,7 +17,9 @@ from ray_distill.core import augment
 from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+SEARCHES = [path for path in FILES if "space" in read_yaml(path)]
+EXPERIMENTS = [path for path in FILES if path not in SEARCHES]
 
 
 @pytest.mark.parametrize("path", [DEMO, *EXPERIMENTS], ids=lambda p: p.stem)

@@ -155,6 +155,14 @@ def test_mistakes_are_told_before_anything_runs(over: dict[str, Any], said: str)
     assert said in refused(over)
 
 
+@pytest.mark.parametrize("name", ["search_window_digits", "search_window_cifar10", "pbt_schedule_digits"])
+def test_shipped_searches_load(name: str) -> None:
+    """Every corner of their spaces is a configuration, and their own values lie around their base's."""
+    search = load_search(Path(__file__).parents[1] / "experiments" / f"{name}.yaml")
+    assert search.num_trials >= 4
+    assert search.around.whole({}) == search.config
+
+
 def test_what_belongs_to_a_search() -> None:
     """Its hash covers what determines the trials, and not how many there are or how long they may take."""
     first = tiny_search()
