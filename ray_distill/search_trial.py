@@ -106,14 +106,13 @@ class Teller:
         self._since = time.perf_counter()
 
     def _told(self, point: Point) -> dict[str, Any]:
-        from_step, values = self._about.lineage[-1]
+        _, values = self._about.lineage[-1]
         return {
             "outer_step": point.outer_step,
             "validations": -(-point.outer_step // self._every),
             "validation_accuracy": point.values["validation_accuracy"],
             "best_validation_accuracy": point.values["best_validation_accuracy"],
             "seconds": self._about.seconds,
-            "from_step": from_step,
             "values": values,
         }
 

@@ -68,16 +68,16 @@ def test_a_thousand_draws_are_configurations_and_have_what_they_need() -> None:
 
 def test_ranges_reach_both_ends() -> None:
     """At the lowest number a range's low end, at the highest its high end, which may be another value; a fraction
-    0.1 of 30 is 3, although 0.1 * 30 is more in floating point, and 0.11 of 30 is 4."""
+    0.28 of 25 is 7, although 0.28 * 25 is more in floating point, and 0.29 of 25 is 8."""
     space = tiny_search().around
     low = space.draw(lambda key, _: 0.0)
     high = space.draw(lambda key, _: TOP)
     assert low == {"truncation.unroll_length": 2, "truncation.window_length": 1, "outer.lr": 1e-4}
     assert high == {"truncation.unroll_length": 8, "truncation.window_length": 8, "outer.lr": 0.1}
-    base = TINY | {"truncation": {"rule": "rat-bptt", "unroll_length": 30, "window_length": 3}}
-    of = {"choice": [0.1, 0.11], "fraction_of": "truncation.unroll_length"}
+    base = TINY | {"truncation": {"rule": "rat-bptt", "unroll_length": 25, "window_length": 3}}
+    of = {"choice": [0.28, 0.29], "fraction_of": "truncation.unroll_length"}
     grid = tiny_search(base=base, space={"truncation.window_length": of}).around
-    assert [grid.draw(lambda *_, n=n: n)["truncation.window_length"] for n in (0.0, 0.5)] == [3, 4]
+    assert [grid.draw(lambda *_, n=n: n)["truncation.window_length"] for n in (0.0, 0.5)] == [7, 8]
 
 
 def test_a_grid_has_each_point_once() -> None:

@@ -32,6 +32,9 @@ from ray_distill.world import OneProcess
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()", "search"]
 
+LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
+"""A base that comes to 0.5 at its first validation and 0.7 at its last; with an outer.lr below 1e-3 none passes 0.3."""
+
 
 def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = False) -> Found:
     """The search, in this process, on the connected cluster, with a store of its own."""
@@ -74,21 +77,23 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     the search: those that were are not run again. MLflow has a run for each."""
     import ray
 
-    space = SPACE | {"outer.lr": {"choice": [1e-5, 1e-4, 1e-3, 0.03]}}
-    search = tiny_search(space=space, budget={"trials": 6})
+    space = SPACE | {"outer.lr": {"choice": [1e-6, 1e-5, 1e-4]}}
+    search = tiny_search(base=LEARNING, space=space, budget={"trials": 6})
     folder = SearchFolder(tmp_path / "s")
     found = carried_out(search, folder)
     logs = logs_of(folder)
     statuses = [log.status for log in logs.values()]
-    assert set(statuses) == {"finished", "stopped"}
+    assert statuses[0] == "finished"
+    assert statuses.count("stopped") >= 3
+    assert "failed" not in statuses
     assert [log.values for log in logs.values()] == known(search)
     for log in logs.values():
         assert (log.curve[-1].outer_step == 20) == (log.status == "finished")
-        state, step = kept(search, folder, log), log.curve[-1].outer_step
-        assert (state.outer_step, state.best and state.best.accuracy) == (
-            step,
-            log.record().best and log.record().best.validation_accuracy,
-        )
+        state, best = kept(search, folder, log), log.record().best
+        assert state.outer_step == log.curve[-1].outer_step
+        assert state.best is not None
+        assert best is not None
+        assert state.best.accuracy == best.validation_accuracy
     assert found.rows[0].best_validation_accuracy >= bare(search, logs["trial-000"])[0].best.accuracy
 
     deadline = time.monotonic() + 30
@@ -98,7 +103,7 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
 
     reports = events(folder, "report")
-    more = tiny_search(space=space, budget={"trials": 8})
+    more = tiny_search(base=LEARNING, space=space, budget={"trials": 8})
     found = carried_out(more, folder, resume=True)
     assert events(folder, "report")[: len(reports)] == reports
     again = {event["trial"] for event in events(folder, "report")[len(reports) :]}
@@ -221,12 +226,8 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
 def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path) -> None:
     """Through Ray Train the base, which learns, ends with the D of one process to 1e-10; two trials that hardly move D
     are stopped, and the second of them begins, so the first has given its workers' cores back."""
-    base = TINY | {
-        "inner": TINY["inner"] | {"lr": 0.01},
-        "outer": TINY["outer"] | {"steps": 15, "lr": 0.1},
-    }
     search = tiny_search(
-        base=base,
+        base=LEARNING,
         space={"outer.lr": {"choice": [1e-8, 2e-8]}},
         scheduler={"name": "asha", "grace": 5, "reduction": 2},
         budget={"trials": 3},
@@ -239,7 +240,7 @@ def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path) -> None:
     folder = SearchFolder(tmp_path / "s")
     logs = logs_of(folder)
     assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
-    assert [log.outer_step for log in logs.values()] == [15, 5, 5]
+    assert [log.outer_step for log in logs.values()] == [20, 5, 5]
     end, _ = bare(search, logs["trial-000"])
     state = kept(search, folder, logs["trial-000"])
     torch.testing.assert_close(state.data.images_NCHW, end.data.images_NCHW, rtol=1e-10, atol=1e-12)
