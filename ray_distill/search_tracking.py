@@ -98,7 +98,7 @@ class SearchTracking:
     ) -> None:
         """A trial is over; `reason`: why it failed."""
         self._running.discard(trial)
-        self._put("end", trial=trial, status=ENDS[status], reason=reason, unix_s=time.time())
+        self._put("end", trial=trial, status=ENDS[status], outcome=status, reason=reason, unix_s=time.time())
 
     def show(self, rows: Sequence[LeaderboardRow], files: Sequence[Path] = ()) -> None:
         """The leaderboard on the search's run, in place of an earlier one; with files, which must stay where they are.
@@ -121,7 +121,9 @@ class SearchTracking:
         Returns: what MLflow has not got, for the user.
         """
         for trial in sorted(self._running):
-            self._put("end", trial=trial, status="KILLED", reason=None, unix_s=time.time())
+            self._put(
+                "end", trial=trial, status="KILLED", outcome="interrupted", reason=None, unix_s=time.time()
+            )
         self._put("finish", status=status, unix_s=time.time())
         left = self._recording.close(within_s)
         warnings = list(self._recording.refused)
@@ -137,6 +139,11 @@ class SearchTracking:
         """How many entries MLflow has not got yet."""
         return self._recording.num_waiting
 
+    @property
+    def trouble(self) -> str | None:
+        """Why MLflow does not take them; None while it does."""
+        return self._recording.trouble
+
     # What the thread does with it.
 
     def _put(self, what: str, **thing: Any) -> None:
@@ -151,6 +158,8 @@ class SearchTracking:
                 self._run_of(said["trial"]).log_points([Point(*point) for point in said["points"]])
             case "end":
                 run = self._run_of(said["trial"])
+                # MLflow's list has one sign for KILLED and FAILED.
+                run.set_tag("outcome", said["outcome"])
                 if said["reason"]:
                     run.set_tag("reason", said["reason"][:MAX_TAG])
                 run.finish(said["status"], unix_s)

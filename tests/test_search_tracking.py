@@ -81,6 +81,8 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
         "d": ("KILLED", "0.4", [1, 2, 3]),
     }
     assert runs["c"].data.tags["reason"] == "outer step 3: not finite"
+    outcomes = {name: run.data.tags["outcome"] for name, run in runs.items()}
+    assert outcomes == {"a": "finished", "b": "stopped", "c": "failed", "d": "interrupted"}
     assert runs["d"].data.metrics["validation_accuracy"] == pytest.approx(0.33)
     above = parent.client.get_run(parent.run_id)
     assert above.info.status == "FINISHED"

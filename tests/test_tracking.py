@@ -1,5 +1,6 @@
 """The record in a real MLflow store: nothing lost, nothing twice, and errors that are ours."""
 
+import json
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ray_distill.points import Point
 from ray_distill.tracking import (
+    StoreAwayError,
     StoreError,
     Tracker,
     TrackingError,
@@ -22,10 +24,16 @@ from ray_distill.tracking import (
 )
 
 
-@pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all: making it takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     open_store(uri, "tests")
+    return uri
+
+
+@pytest.fixture
+def tracker(uri: str) -> Tracker:
     return open_run(uri, "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
 
 
@@ -83,12 +91,17 @@ def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: P
         tracker.log_table([{"network": "a", "mean": 0.5}], "table.json")
         tracker.log_file(tmp_path / "note.txt")
     tracker.log_image(Image.new("RGB", (8, 8)), "distilled", 3)
+    tracker.log_table([{"network": "a", "mean": 0.5}, {"network": "b", "mean": None}], "table.json")
     run = tracker.client.get_run(tracker.run_id)
     assert run.data.params == {"a.b": "1"}
     assert run.data.tags["kind"] == "test"
     assert len(tracker.client.get_metric_history(tracker.run_id, "accuracy")) == 1
-    table = tmp_path / "mlartifacts" / "tests" / tracker.run_id / "artifacts" / "table.json"
+    store = Path(tracker.uri.removeprefix("sqlite:///")).parent
+    table = store / "mlartifacts" / "tests" / tracker.run_id / "artifacts" / "table.json"
     assert table.read_text().count("0.5") == 1
+    assert json.loads(table.read_text())["data"] == [["a", 0.5], ["b", None]], (
+        "the last table in place of the first"
+    )
     assert {a.path for a in tracker.client.list_artifacts(tracker.run_id)} == {
         "table.json",
         "note.txt",
@@ -113,7 +126,7 @@ def test_a_store_that_is_gone_does_not_hide_the_error(tmp_path: Path) -> None:
     gone = Tracker("http://127.0.0.1:9", "abc")
     with pytest.raises(ValueError, match="the real one"), recorded(gone):
         raise ValueError("the real one")
-    with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(StoreAwayError, match=r"127\.0\.0\.1:9"):
         gone.log_points(points(1, 1))
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
         gone.has_run()
@@ -127,7 +140,11 @@ def test_a_store_that_cannot_be_opened_is_the_users_to_mend(uri: str) -> None:
 
 def test_a_run_that_the_store_does_not_know(tracker: Tracker) -> None:
     assert tracker.has_run()
-    assert not Tracker(tracker.uri, "0" * 32).has_run()
+    unknown = Tracker(tracker.uri, "0" * 32)
+    assert not unknown.has_run()
+    with pytest.raises(TrackingError, match="not found") as refused:
+        unknown.log_points(points(1, 1))
+    assert not isinstance(refused.value, StoreAwayError), "nobody would gain by saying it again"
 
 
 def test_where_the_record_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""A search recorded at a real MLflow server that crashes in mid-run and comes back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import eventually
+from mlflow_server import MlflowServer
+
+from ray_distill.points import Point
+from ray_distill.search_tracking import SearchTracking
+from ray_distill.tracking import Tracker, open_run, open_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def points(first: int, last: int) -> list[Point]:
+    return [
+        Point(s, {"seconds_per_outer_step": 0.1, "outer_loss": 1.0 / s}, 1e9 + s)
+        for s in range(first, last + 1)
+    ]
+
+
+def children(parent: Tracker) -> dict[str, Any]:
+    experiment = parent.client.get_run(parent.run_id).info.experiment_id
+    found = parent.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def test_a_server_that_crashes_loses_and_doubles_nothing(server: MlflowServer, tmp_path: Path) -> None:
+    """SIGKILL for the server while points are on their way; the trials go on, one begins and one ends without it.
+    When it is back it has every step of every trial once, and each trial once, ended as it ended."""
+    open_store(server.uri, "tests")
+    parent = open_run(server.uri, "tests", "search", {}, {})
+    tracking = SearchTracking(parent, tmp_path)
+    for name in ("a", "b"):
+        tracking.begin(name, {"inner.lr": 0.1})
+    for step in range(1, 31):
+        for name in ("a", "b"):
+            tracking.add_points(name, points(step, step))
+    eventually(lambda: tracking.num_waiting < 30, "the first points")
+    assert tracking.num_waiting > 0, "the server was not killed in mid-run"
+    server.stop()
+    tracking.add_points("a", points(31, 40))
+    tracking.end("a", "stopped")
+    tracking.begin("c", {"inner.lr": 0.3})
+    tracking.add_points("c", points(1, 5))
+    eventually(lambda: tracking.trouble, "the news that the server is away")
+    server.start()
+    tracking.add_points("b", points(31, 35))
+    for name in ("b", "c"):
+        tracking.end(name, "finished")
+    assert tracking.close("FINISHED") == []
+    runs = children(parent)
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "a": "KILLED",
+        "b": "FINISHED",
+        "c": "FINISHED",
+    }
+    for name, last in {"a": 40, "b": 35, "c": 5}.items():
+        history = parent.client.get_metric_history(runs[name].info.run_id, "outer_loss")
+        assert [m.step for m in history] == list(range(1, last + 1)), name
+    assert parent.client.get_run(parent.run_id).info.status == "FINISHED"
