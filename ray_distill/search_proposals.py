@@ -125,4 +125,5 @@ class Proposals(SearchAlgorithm):
 
     def is_finished(self) -> bool:
         """Whether no trial is left to be asked for."""
-        return not self._waiting
+        # Tune sets the first when time is up.
+        return bool(self._finished) or not self._waiting

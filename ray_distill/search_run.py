@@ -134,11 +134,15 @@ def _keep_best(
     tracker: Tracker,
 ) -> tuple[Config, list[Path]]:
     """Write the best trial's configuration and its distilled set."""
-    best = leaderboard.ranked(records_of(journal))[0]
-    log = journal.logs[best.name]
-    if best.best is None or best.status == "failed" or log.checkpoint is None:
-        reasons = {log.reason for log in journal.logs.values() if log.reason}
-        raise SearchError("no trial came to a validation: " + "; ".join(sorted(reasons)))
+    usable = [
+        t for t in leaderboard.ranked(records_of(journal)) if t.best is not None and t.status != "failed"
+    ]
+    log = journal.logs[usable[0].name] if usable else None
+    if log is None or log.checkpoint is None:
+        reasons = sorted({log.reason for log in journal.logs.values() if log.reason}) or [
+            "time was up before"
+        ]
+        raise SearchError("no trial came to a validation: " + "; ".join(reasons))
     state, _ = load_kept(folder.path / log.checkpoint / STATE, search.hash)
     values = values_of(search, log)
     dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)

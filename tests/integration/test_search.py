@@ -23,6 +23,7 @@ from ray_distill.config_search import SearchConfig
 from ray_distill.outer_loop import Report, outer_loop
 from ray_distill.progress import silent
 from ray_distill.run_state import RunState, load_kept
+from ray_distill.search import SearchError
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
 from ray_distill.search_proposals import known
 from ray_distill.search_run import Found, carry_out, values_of
@@ -168,6 +169,28 @@ def test_hyperband_and_optuna_come_to_their_end(tmp_path: Path) -> None:
     logs = logs_of(folder)
     assert len(logs) == 5
     assert {log.status for log in logs.values()} <= {"finished", "stopped"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_when_time_is_up_trials_are_left_where_they_are(tmp_path: Path) -> None:
+    """Hours that are over at once: no trial counts as stopped or finished, and the search says what was missing. With
+    time again it goes on to the end; a trial that diverges is told apart, with its reason, and is never the best."""
+    space = {"inner.lr": {"choice": [1e300, 0.03]}}
+    of = {"base": LEARNING, "space": space, "scheduler": {"name": "none"}}
+    folder = SearchFolder(tmp_path / "s")
+    with pytest.raises(SearchError, match="time was up"):
+        carried_out(tiny_search(**of, budget={"trials": 4, "hours": 1e-6}), folder)
+    assert {log.status for log in logs_of(folder).values()} <= {"running"}
+    search = tiny_search(**of, budget={"trials": 4})
+    found = carried_out(search, folder, resume=True)
+    logs = logs_of(folder)
+    assert [log.values for log in logs.values()] == known(search)
+    for log in logs.values():
+        diverges = log.values["inner.lr"] == 1e300
+        assert log.status == ("failed" if diverges else "finished")
+        assert ("not finite" in (log.reason or "")) == diverges
+    assert {log.status for log in logs.values()} == {"failed", "finished"}
+    assert logs[found.rows[0].trial].status == "finished"
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
