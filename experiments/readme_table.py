@@ -35,9 +35,11 @@ def _cell(numbers: dict[str, Any] | None) -> str:
 
 
 def experiments(folder: Path) -> str:
-    """A row for each experiment in the folder."""
+    """A row for each experiment in the folder; searches, which are files of another kind, are left out."""
     heads = ["experiment", "data", "IPC", "rule", "W", "N", "labels", "network", "outer steps"]
-    return _markdown(heads, [_row(path) for path in sorted(folder.glob("*.yaml"))])
+    return _markdown(
+        heads, [_row(path) for path in sorted(folder.glob("*.yaml")) if "space" not in read_yaml(path)]
+    )
 
 
 def _row(path: Path) -> list[str]:

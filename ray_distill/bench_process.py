@@ -55,7 +55,7 @@ def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     experiment = build.experiment(config, data.image_shape, data.num_classes)
     train = build.real_data(config, data.train, cpu)
     validation = build.real_data(config, data.validation, cpu)
-    state = RunState.start(build.initial_data(config, data, cpu), experiment.outer)
+    state = RunState.start(build.initial_data(config, data.train, cpu), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, validation, state, OneProcess(), reports.append)
     return [point for report in reports for point in report.points], end

@@ -378,17 +378,17 @@ def real_data(config: Config, data: RealData, device: torch.device) -> RealData:
     return data.to(device, dtype(config))
 
 
-def initial_data(config: Config, data: DevelopmentData, device: torch.device) -> DistilledData:
+def initial_data(config: Config, train: RealData, device: torch.device) -> DistilledData:
     """D before the first outer step, with hard labels. Raises: ConfigError if real images are too few."""
-    kind, ipc, num_classes = dtype(config), config.distilled.ipc, data.num_classes
+    kind, ipc, num_classes = dtype(config), config.distilled.ipc, train.num_classes
     stream = Stream(seed=config.seed, name="distilled")
     if config.distilled.init == "real":
         try:
-            rows = class_balanced_rows(stream, data.train.labels_N, num_classes, ipc)
+            rows = class_balanced_rows(stream, train.labels_N.cpu(), num_classes, ipc)
         except ValueError as e:
             raise ConfigError(f"distilled.ipc: {e}") from None
-        images_NCHW = data.train.images(rows).to(kind)
+        images_NCHW = train.images(rows).to(kind)
     else:
-        images_NCHW = NOISE[config.distilled.init](stream, num_classes * ipc, data.image_shape, kind)
+        images_NCHW = NOISE[config.distilled.init](stream, num_classes * ipc, train.image_shape, kind)
     labels_NK = one_hot(class_labels(num_classes, ipc, torch.device("cpu")), num_classes, kind)
     return DistilledData(images_NCHW.to(device), labels_NK.to(device))

@@ -1,5 +1,5 @@
-"""The command line: demo, distill, show; and evaluate, plan, doctor, bench, data, import and export, in modules of their
-own.
+"""The command line: demo, distill, show; and search, evaluate, plan, doctor, bench, data, import and export, in modules of
+their own.
 
 A mistake of the user's is one message on stderr and exit code 2; a run that failed is one message and
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -20,8 +20,9 @@ from ray_distill.cli_doctor import doctor
 from ray_distill.cli_evaluate import evaluate, say_table
 from ray_distill.cli_export import export, import_
 from ray_distill.cli_plan import plan
+from ray_distill.cli_search import search
 from ray_distill.config import Config, ConfigError
-from ray_distill.terminal import Set, bar, beside_ray, check_picture, errors, stderr, stdout
+from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, check_picture, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from ray_distill.run import Outcome
 
 BEGAN = time.monotonic()
-RUNS = Path("runs")
-"""Where runs go that were given no folder."""
 
 app = typer.Typer(
     name="ray-distill",
@@ -48,15 +47,7 @@ app.command("import")(import_)
 app.command()(export)
 app.command()(doctor)
 app.command()(evaluate)
-
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for all results, MLflow's store included. Default: runs/NAME, with one store for all in runs/.",
-    ),
-]
+app.command()(search)
 
 
 def _errors() -> "AbstractContextManager[None]":
@@ -100,7 +91,7 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
-    from ray_distill.run_folder import RunFolder
+    from ray_distill.run_folder import RunFolder, check_free
 
     place = RunFolder(folder)
     if resume:
@@ -109,7 +100,7 @@ def _run(
     elif replace:
         place.check_replaceable()
     else:
-        place.check_free(advice)
+        check_free(folder, advice)
     _say_plan(config, folder)
 
     def prepare() -> "DevelopmentData":

@@ -54,15 +54,19 @@ def _check_answered(address: str) -> None:
 
 
 @contextmanager
-def cluster(num_cpus: int | None = None) -> Iterator[None]:
+def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """A connection to Ray. The cluster of RAY_ADDRESS or of the submitted job if there is one, else a
     cluster on this machine that ends with the block, with that many logical CPUs (by default, its cores). A
     connection that is already there is left alone. Raises: ClusterError.
+
+    Args:
+        dashboard: for a cluster of our own. Without it, what a Ray Train run that is killed from outside had
+            reserved is never given back.
     """
     if ray.is_initialized():
         yield
         return
-    # A submitted job finds RAY_ADDRESS set. On a cluster of our own nobody asks for the dashboard.
+    # A submitted job finds RAY_ADDRESS set.
     here = not os.environ.get("RAY_ADDRESS")
     if not here:
         _check_answered(os.environ["RAY_ADDRESS"])
@@ -71,7 +75,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
             ray.init(
                 address="local" if here else None,
                 num_cpus=num_cpus if here else None,
-                include_dashboard=False if here else None,
+                include_dashboard=dashboard if here else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

@@ -101,7 +101,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that `load` reads back to an equal one."""
-        return yaml.dump(self.to_dict(), Dumper=_YamlDumper, sort_keys=False)
+        return to_yaml(self.to_dict())
 
     def experiment(self) -> dict[str, Any]:
         """What the run is, as plain data, without where it runs and is recorded: what may be shared."""
@@ -130,7 +130,8 @@ _MESSAGES = {
 }
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any) -> str:
+    """One of pydantic's mistakes as a line for people."""
     path, kind = _path(error["loc"]), error["type"]
     found = error["input"]
     if kind == "extra_forbidden":
@@ -237,7 +238,7 @@ def parse_data(values: Mapping[str, Any]) -> DataRequest:
     try:
         return DataRequest.model_validate(values)
     except ValidationError as e:
-        raise ConfigError("\n".join(_explain(error) for error in e.errors())) from None
+        raise ConfigError("\n".join(explain(error) for error in e.errors())) from None
 
 
 def parse(values: Mapping[str, Any]) -> Config:
@@ -245,7 +246,7 @@ def parse(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as e:
-        raise ConfigError("\n".join(_explain(error) for error in e.errors())) from None
+        raise ConfigError("\n".join(explain(error) for error in e.errors())) from None
     _check_across_sections(config)
     _check_over_the_run(config)
     return config
@@ -256,6 +257,11 @@ MOST_SHOWN = 200
 
 MOST_VALUES = 100_000
 """In a file, each counted as often as it is referred to."""
+
+
+def to_yaml(values: Any) -> str:
+    """Plain data as YAML that is read back to the same."""
+    return yaml.dump(values, Dumper=_YamlDumper, sort_keys=False)
 
 
 def _from_yaml(text: str) -> Any:

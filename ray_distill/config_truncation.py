@@ -15,8 +15,6 @@ from ray_distill.config_schedules import ScheduledInt, misfits, schedule
 from ray_distill.config_strict import NonNegativeInt, PositiveInt, Section
 from ray_distill.core.schedules import Piecewise, Schedule, integer_at
 
-RULES = ("bptt", "t-bptt", "r-bptt", "rat-bptt", "forward")
-
 
 class _Unroll(Section):
     unroll_length: ScheduledInt
@@ -72,6 +70,21 @@ class ForwardConfig(_Windowed):
 TruncationConfig = Annotated[
     BpttConfig | TbpttConfig | RbpttConfig | RatBpttConfig | ForwardConfig, Field(discriminator="rule")
 ]
+
+_BY_RULE: dict[str, type[Section]] = {
+    "bptt": BpttConfig,
+    "t-bptt": TbpttConfig,
+    "r-bptt": RbpttConfig,
+    "rat-bptt": RatBpttConfig,
+    "forward": ForwardConfig,
+}
+
+RULES = tuple(_BY_RULE)
+
+
+def fields_of(rule: str) -> frozenset[str]:
+    """The names of the keys that a section with this rule has; of an unknown rule, only that."""
+    return frozenset(_BY_RULE[rule].model_fields if rule in _BY_RULE else ("rule",))
 
 
 def truncation_misfits(section: TruncationConfig, outer_steps: int) -> Iterator[str]:

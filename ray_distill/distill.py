@@ -8,7 +8,6 @@ passes it on to MLflow and to the progress bar.
 import logging
 import tempfile
 import threading
-import time
 from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,19 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ray_distill import build
 from ray_distill.cluster import require
 from ray_distill.config import Config, parse
-from ray_distill.core.distilled import DistilledData
-from ray_distill.core.unroll import draw_inner, inner_batch
-from ray_distill.data.splits import DevelopmentData, redeem_development
+from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
-from ray_distill.outer_loop import (
-    Experiment,
-    NonFiniteError,
-    Report,
-    outer_loop,
-)
+from ray_distill.outer_loop import NonFiniteError, Report, outer_loop
 from ray_distill.points import Point
 from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
@@ -37,6 +28,7 @@ from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import KeptRun, RunState, keep, load_kept
 from ray_distill.tracking import Tracker
+from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import Distributed, OneProcess, World
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
@@ -52,7 +44,8 @@ class DistillError(FailedError):
     """A run that could not be brought to its end."""
 
 
-def _device(config: Config) -> torch.device:
+def worker_device(config: Config) -> torch.device:
+    """The device of this Ray Train worker."""
     if not config.cluster.use_gpu:
         return torch.device("cpu")
     import ray.train.torch
@@ -97,25 +90,19 @@ class _Reporter:
             self._unrecorded = [p for p in self._unrecorded if p.outer_step > recorded]
 
 
-def _quiet_reports() -> None:
+def quiet_reports() -> None:
     """Ray logs every report of every rank, under a logger that its own log level does not reach."""
     from ray.train.v2._internal.execution import context
 
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
 
 
-def _compile(experiment: Experiment, state: RunState, world: World, board: Any) -> str:
+def _compile(place: Workplace, state: RunState, world: World, board: Any) -> str:
     """Compile the step functions before the first step, if they are to be; says what became of it."""
-    functions = experiment.inner.functions
-    if not functions.compiled:
+    if not place.compiles:
         return ""
     board.post.remote(state.outer_step, "compiling the step functions")
-    began = time.perf_counter()
-    draws = draw_inner(experiment.inner, experiment.seed, state.outer_step, 0, 1, state.data)
-    # Validation networks are trained one by one.
-    sizes = {1, *(len(group) for group in experiment.groups[world.rank :: world.size])}
-    why = functions.compile_now(draws.theta_P, inner_batch(state.data, draws, 0), sorted(sizes))
-    said = f"not compiled ({why})" if why else f"compiled in {time.perf_counter() - began:.0f} s"
+    said = place.compile(state, world)
     board.post.remote(state.outer_step, said)
     return said
 
@@ -125,66 +112,60 @@ def worker(setup: dict[str, Any]) -> str | None:
 
     Args:
         setup: `config` (plain data), `data` (the ticket for the real images), `fitted` (a list of one reference to
-            their preprocessing and class names), `initial` (D before the first step, as arrays), `image_shape`,
-            `num_classes`, and `board` (a list of one handle of the progress board).
+            their preprocessing and class names), and `board` (a list of one handle of the progress board).
 
     Returns: why the run had to end early, or None.
     """
-    _quiet_reports()
+    quiet_reports()
     config = parse(setup["config"])
-    torch.set_num_threads(config.cluster.cpus_per_worker)
-    device = _device(config)
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    train, validation = (
-        build.real_data(config, data, device)
-        for data in redeem_development(setup["data"], lambda: ray.get(setup["fitted"][0])[0])
+    place = open_workplace(
+        config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], worker_device(config)
     )
-    experiment = build.experiment(config, setup["image_shape"], setup["num_classes"], device)
     kept, unrecorded = ray.train.get_checkpoint(), list[Point]()
     if kept is None:
-        initial = DistilledData(*(torch.from_numpy(a.copy()).to(device) for a in setup["initial"]))
-        state = RunState.start(initial, experiment.outer)
+        state = place.start
     else:
         with kept.as_directory() as folder:
-            state, unrecorded = load_kept(Path(folder) / CHECKPOINT_FILE, config.hash, device)
+            state, unrecorded = load_kept(Path(folder) / CHECKPOINT_FILE, config.hash, place.device)
         # MLflow takes what it does not have.
         ray.train.report({"points": [tuple(p) for p in unrecorded]})
     world: World = Distributed() if dist.is_initialized() else OneProcess()
     (board,) = setup["board"]
-    said = _compile(experiment, state, world, board)
+    said = _compile(place, state, world, board)
     if said:
         ray.train.report({"points": [], "computation": said})
     reporter = _Reporter(config, world.rank, board, unrecorded)
     try:
-        outer_loop(experiment, train, validation, state, world, reporter)
+        outer_loop(place.experiment, place.train, place.validation, state, world, reporter)
     except NonFiniteError as e:
         # Every rank comes here. Raised, it would make Ray start the workers again, to fail the same way.
         return str(e)
     return None
 
 
+def scaling_of(config: Config) -> ray.train.ScalingConfig:
+    """How many workers, and what each has."""
+    cluster = config.cluster
+    return ray.train.ScalingConfig(
+        num_workers=cluster.num_workers,
+        use_gpu=cluster.use_gpu,
+        resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+    )
+
+
 def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: Any) -> TorchTrainer:
-    initial = build.initial_data(config, data, torch.device("cpu"))
     fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
         "config": config.to_dict(),
         "data": data.ticket,
         "fitted": fitted,
-        "initial": [x.numpy() for x in initial],
-        "image_shape": data.image_shape,
-        "num_classes": data.num_classes,
         "board": [board],
     }
     cluster = config.cluster
     return TorchTrainer(
         worker,
         train_loop_config=setup,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-        ),
+        scaling_config=scaling_of(config),
         run_config=ray.train.RunConfig(
             name=TRAIN_RUN,
             storage_path=str(folder.train.resolve()),

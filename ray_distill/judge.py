@@ -6,7 +6,7 @@ Results go to disk first and then to MLflow: a store that is away costs a warnin
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 from ray_distill import build, tracking
 from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import check_budget
-from ray_distill.build_networks import network_for
 from ray_distill.config import Config, ConfigError, apply_overrides, parse
 from ray_distill.config_evaluation import USUAL
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.data_fit import check_networks
 from ray_distill.evaluate import check_test_source, evaluate, judged_set
 from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
 from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
@@ -29,12 +29,9 @@ from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
 from ray_distill.judged_sets import JudgedSet
 from ray_distill.pool import PoolReport
-from ray_distill.progress import Update, silent
+from ray_distill.progress import Bar, Update, silent
 from ray_distill.robustness import Robustness, robustness_of
 from ray_distill.tracking import StoreError, Tracker, TrackingError, open_run, recorded
-
-Bar = Callable[[str, int], AbstractContextManager[Update]]
-"""(what, total units) -> a progress bar."""
 
 JUDGING = (
     "evaluation",
@@ -120,8 +117,7 @@ def _idle(key: str, evaluation: Mapping[str, Any]) -> bool:
 
 def check_evaluation(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError, DataError for what does not fit the data, and would only be noticed later."""
-    for name in config.evaluation.networks:
-        network_for(config, name, data.image_shape, data.num_classes, "evaluation.networks")
+    check_networks(config, data)
     if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
         check_budget(data.train, config.distilled.ipc)
 

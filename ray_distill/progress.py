@@ -1,13 +1,16 @@
 """Progress of long work: a live bar on a terminal, a plain line now and then anywhere else."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Update = Callable[[int, str], None]
 """(units done, what to say beside them)."""
+
+Bar = Callable[[str, int], AbstractContextManager[Update]]
+"""(what, total units) -> a progress bar."""
 
 PLAIN_LINES = 10
 """How many lines a piece of work prints where there is no terminal."""

@@ -12,18 +12,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ray_distill import build, pictures, tracking
-from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.artifact import DistilledDataset
+from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config, ConfigError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train
 from ray_distill.evaluate import check_test_source
 from ray_distill.evaluation_rows import Row, at_last_horizon
 from ray_distill.judge import (
-    Bar,
     Evaluation,
     check_evaluation,
     judge,
@@ -32,9 +31,8 @@ from ray_distill.judge import (
     tell,
     with_test_images,
 )
-from ray_distill.protocol import protocol_of
-from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState
+from ray_distill.progress import Bar
+from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker, open_run, recorded
 from ray_distill.uris import masked
 from ray_distill.whole_files import write_json
@@ -64,49 +62,24 @@ def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = N
     Raises: ConfigError, DataError or StoreError for all that can be known before the first outer step.
     """
     check_test_source(config)
-    with bar("real images", 100) as update:
-        data = build.development_data(config, fitted, percent(update))
-    _check(config, data)
+    data = _development(config, bar, fitted)
+    check_evaluation(config, data)
     tracking.open_store(uri, config.tracking.experiment)
     return data
 
 
-def _check(config: Config, data: DevelopmentData) -> None:
-    """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
-    build.experiment(config, data.image_shape, data.num_classes)
-    build.check_groups(config, data.image_shape, data.num_classes)
-    count, size = data.train.num_images, config.outer.batch_size
-    if size > count:
-        raise ConfigError(f"outer.batch_size: must be at most the {count} training images (found {size})")
-    fewest = int(torch.bincount(data.train.labels_N, minlength=data.num_classes).min())
-    if config.distilled.init == "real" and config.distilled.ipc > fewest:
-        raise ConfigError(
-            f"distilled.ipc: must be at most {fewest}, the training images of the smallest class, with distilled.init "
-            f"real (found {config.distilled.ipc})"
-        )
-    check_evaluation(config, data)
+def prepare_development(config: Config, uri: str, bar: Bar) -> DevelopmentData:
+    """As `prepare`, for work that has no evaluation: whether there is a test split is not looked at."""
+    data = _development(config, bar)
+    tracking.open_store(uri, config.tracking.experiment)
+    return data
 
 
-def to_dataset(config: Config, data: DevelopmentData, state: RunState, tracker: Tracker) -> DistilledDataset:
-    """The best set on validation, with all that is needed to use it."""
-    assert state.best is not None, "the last outer step is always validated"
-    best = state.best
-    return DistilledDataset(
-        images_NCHW=best.data.images_NCHW.to(torch.float32),
-        labels_NK=best.data.labels_NK.to(torch.float32),
-        class_names=data.class_names,
-        preprocessing=data.preprocessing,
-        protocol=protocol_of(config, data.num_classes),
-        config=config.experiment(),
-        config_hash=config.hash,
-        provenance=provenance(
-            outer_step=best.outer_step,
-            outer_steps=state.outer_step,
-            validation_accuracy=best.accuracy,
-            seed=config.seed,
-            mlflow_run_id=tracker.run_id,
-        ),
-    )
+def _development(config: Config, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
+    with bar("real images", 100) as update:
+        data = build.development_data(config, fitted, percent(update))
+    check_fits_data(config, data)
+    return data
 
 
 @contextmanager
@@ -141,7 +114,7 @@ def _claim(config: Config, folder: RunFolder, uri: str, *, resume: bool, replace
     if replace:
         folder.clear()
     # Another run may have taken it since it was looked at.
-    folder.check_free("Use another --out.")
+    check_free(folder.path, "Use another --out.")
     tags = {"config_hash": config.hash, "kind": "distill"}
     tracker = open_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
     folder.open(config, tracker)
@@ -173,7 +146,7 @@ def carry_out(
         with bar("distilling", config.outer.steps) as update:
             state, unrecorded = train(config, data, folder, tracker, update)
         tell(warnings, lambda: tracker.log_points(unrecorded))
-        dataset = to_dataset(config, data, state, tracker)
+        dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
         tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))

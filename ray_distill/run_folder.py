@@ -30,13 +30,24 @@ STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "ml
 was killed as it began."""
 LOCK = ".lock"
 """Held by the process that works in the folder. The file stays."""
-JUDGED = ("distilled.evaluation.json", "distilled.sheet.png")
-"""What `evaluate` and `show` put beside a distilled set."""
+JUDGED = ("distilled.sheet.png",)
+"""What `show` puts beside a distilled set."""
 
 
 def evaluation_folder(artifact: Path) -> Path:
     """Where the results of an evaluation go that was given no other place: beside the set."""
     return artifact.with_name(f"{artifact.stem}.evaluation")
+
+
+def check_free(path: Path, advice: str) -> None:
+    """Raises: ConfigError if the folder holds anything but an MLflow store, or cannot be made."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if there == path and (not there.is_dir() or {p.name for p in there.iterdir()} - STORE - {LOCK}):
+        raise ConfigError(f"{path}: exists and is not empty; nothing was written. {advice}")
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--out {path}: {there} is not a folder that can be written into; use another --out"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,16 +97,6 @@ class RunFolder:
         results = (self.summary, self.evaluation, self.contact_sheet, self.artifact)
         return (*(self.path / name for name in JUDGED), *results, self.train, self.config, self.identity)
 
-    def check_free(self, advice: str) -> None:
-        """Raises: ConfigError if the folder holds anything but an MLflow store, or cannot be made."""
-        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if there == self.path and (not there.is_dir() or self._names() - STORE - {LOCK}):
-            raise ConfigError(f"{self.path}: exists and is not empty; nothing was written. {advice}")
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError(
-                f"--out {self.path}: {there} is not a folder that can be written into; use another --out"
-            )
-
     def check_replaceable(self) -> None:
         """Raises: ConfigError unless the folder is free, or holds a run that nobody works on and nothing else."""
         self._check_ours()
@@ -103,7 +104,9 @@ class RunFolder:
 
     def _check_ours(self) -> None:
         if not self.identity.exists():
-            self.check_free("It has no run.json, and --force deletes nothing but runs. Use another --out.")
+            check_free(
+                self.path, "It has no run.json, and --force deletes nothing but runs. Use another --out."
+            )
             return
         self._read_identity()
         strange = sorted(self._names() - STORE - {LOCK} - {path.name for path in self._deletable})

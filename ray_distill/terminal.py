@@ -31,6 +31,18 @@ Set = Annotated[
     ),
 ]
 
+RUNS = Path("runs")
+"""Where runs go that were given no folder."""
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for all results, MLflow's store included. Default: runs/NAME, with one store for all in runs/.",
+    ),
+]
+
 
 def bar(what: str, total: int) -> "AbstractContextManager[Update]":
     """A progress bar on stdout."""
@@ -43,13 +55,13 @@ PreparedT = TypeVar("PreparedT")
 
 
 @contextmanager
-def beside_ray(prepare: "Callable[[], PreparedT]") -> Iterator[PreparedT]:
+def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -> Iterator[PreparedT]:
     """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
     with ThreadPoolExecutor(1) as side:
         preparing = side.submit(prepare)
         from ray_distill.cluster import cluster
 
-        with cluster():
+        with cluster(dashboard=dashboard):
             yield preparing.result()
 
 

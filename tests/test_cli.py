@@ -17,7 +17,7 @@ from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.cli import app, demo_config
 from ray_distill.config import ConfigError, parse
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.run_folder import RunFolder
+from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +49,10 @@ def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
 def test_what_a_store_left_behind_does_not_block_a_folder(tmp_path: Path) -> None:
     """A run that was killed as it began left its store: the folder is still free."""
     (tmp_path / "mlflow.db").touch()
-    RunFolder(tmp_path).check_free("")
+    check_free(tmp_path, "")
     (tmp_path / "run.json").touch()
     with pytest.raises(ConfigError):
-        RunFolder(tmp_path).check_free("")
+        check_free(tmp_path, "")
 
 
 def test_what_may_be_resumed(tmp_path: Path) -> None:

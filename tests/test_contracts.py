@@ -16,17 +16,21 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_imports_point_one_way(tmp_path: Path) -> None:
-    """The contracts hold; and the one that keeps distillation from the test split fails on a planted import."""
+    """The contracts hold; and the one that keeps distillation and search from the test split fails on a planted import
+    into either."""
     assert lint_imports(ROOT).returncode == 0
     shutil.copytree(
         ROOT / "ray_distill", tmp_path / "ray_distill", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    planted = tmp_path / "ray_distill" / "data" / "splits.py"
-    planted.write_text(planted.read_text() + "\nfrom ray_distill.data.held_out import load_test\n")
-    broken = lint_imports(tmp_path)
-    assert broken.returncode == 1
-    assert "A distillation cannot reach the test split BROKEN" in broken.stdout
+    for name in ("data/splits.py", "search_run.py"):
+        planted = tmp_path / "ray_distill" / name
+        whole = planted.read_text()
+        planted.write_text(whole + "\nfrom ray_distill.data.held_out import load_test\n")
+        broken = lint_imports(tmp_path)
+        assert broken.returncode == 1
+        assert "A distillation cannot reach the test split BROKEN" in broken.stdout
+        planted.write_text(whole)
 
 
 def test_no_file_names_an_index_or_a_path_of_one_machine() -> None:

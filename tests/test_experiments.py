@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from ray_distill.config import Config, load
+from ray_distill.config import Config, load, read_yaml
 from ray_distill.config_truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
 from ray_distill.plan_images import named
@@ -128,6 +128,8 @@ def test_the_readme_lists_every_experiment() -> None:
     table = script().experiments(ROOT / "experiments")
     assert script().with_experiments(readme, table) == readme
     for path in (ROOT / "experiments").glob("*.yaml"):
+        if "space" in read_yaml(path):
+            continue
         assert f"[{path.stem}](experiments/{path.name})" in table
     (row,) = (line for line in table.splitlines() if "[cifar100_ipc10]" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -56,7 +56,7 @@ class Bench:
         self.experiment: Experiment = build.experiment(config, self.data.image_shape, self.data.num_classes)
         self.train: RealData = build.real_data(config, self.data.train, cpu)
         self.validation: RealData = build.real_data(config, self.data.validation, cpu)
-        self.initial = build.initial_data(config, self.data, cpu)
+        self.initial = build.initial_data(config, self.data.train, cpu)
 
 
 def whole(data: RealData) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,7 +85,7 @@ def run(
     data = build.development_data(config, fitted)
     experiment = build.experiment(config, data.image_shape, data.num_classes)
     train, held_out = (build.real_data(config, part, build.CPU) for part in (data.train, data.validation))
-    start = RunState.start(build.initial_data(config, data, build.CPU), experiment.outer)
+    start = RunState.start(build.initial_data(config, data.train, build.CPU), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, held_out, start, OneProcess(), reports.append)
     return start, end, [point for report in reports for point in report.points], data.preprocessing

@@ -1,0 +1,31 @@
+"""From the end of a distillation to its artefact."""
+
+import torch
+
+from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.config import Config
+from ray_distill.data.splits import DevelopmentData
+from ray_distill.protocol import protocol_of
+from ray_distill.run_state import RunState
+
+
+def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: str) -> DistilledDataset:
+    """The best set on validation, with all that is needed to use it."""
+    assert state.best is not None, "the last outer step is always validated"
+    best = state.best
+    return DistilledDataset(
+        images_NCHW=best.data.images_NCHW.to(torch.float32),
+        labels_NK=best.data.labels_NK.to(torch.float32),
+        class_names=data.class_names,
+        preprocessing=data.preprocessing,
+        protocol=protocol_of(config, data.num_classes),
+        config=config.experiment(),
+        config_hash=config.hash,
+        provenance=provenance(
+            outer_step=best.outer_step,
+            outer_steps=state.outer_step,
+            validation_accuracy=best.accuracy,
+            seed=config.seed,
+            mlflow_run_id=run_id,
+        ),
+    )

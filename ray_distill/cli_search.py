@@ -1,0 +1,131 @@
+"""The verb `search`: which window, which unroll, which learning rates for these data."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ray_distill.config_search import SearchConfig, load_search
+from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
+
+if TYPE_CHECKING:
+    from ray_distill.data.splits import DevelopmentData
+    from ray_distill.search_journal import SearchFolder
+    from ray_distill.search_run import Found
+
+
+def search(
+    search_file: Annotated[
+        Path, typer.Argument(metavar="SEARCH.yaml", help="The search: see experiments/search_*.yaml.")
+    ],
+    out: Out = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the search in the folder: trials that have ended stay, others go on from their last "
+            "checkpoint. With more budget.trials it is extended.",
+        ),
+    ] = False,
+    finalise: Annotated[
+        bool,
+        typer.Option(
+            "--finalise",
+            help="Distil with the best configuration for all the base's outer steps, and evaluate the result.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the search and its trials and stop; nothing is written.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Search for a configuration: many short distillations, compared on validation, the bad ones stopped early.
+
+    Leaves a leaderboard, the best distilled set, and best.yaml, which is ready for `distill`.
+    """
+    with errors("`ray-distill search SEARCH.yaml --out DIR --resume` goes on with all trials"):
+        settings = load_search(search_file, set_ or [])
+        if dry_run:
+            _say_search(settings)
+            return
+        from ray_distill.search_journal import SearchFolder
+        from ray_distill.tracking import store_uri
+
+        folder = SearchFolder(out or RUNS / settings.name)
+        uri = store_uri(settings.config.tracking.uri, out or RUNS)
+        _carry_out(settings, folder, uri, resume=resume, finalise=finalise)
+
+
+def _carry_out(
+    settings: SearchConfig, folder: "SearchFolder", uri: str, *, resume: bool, finalise: bool
+) -> None:
+    from ray_distill.run_folder import check_free
+
+    if resume:
+        folder.reopen(settings)
+    else:
+        check_free(folder.path, "Use --resume to go on with the search in it, or another --out.")
+    _say_plan(settings, folder.path)
+
+    def prepare() -> "DevelopmentData":
+        from ray_distill.run import prepare, prepare_development
+
+        with_test = prepare if finalise else prepare_development
+        return with_test(settings.config, uri, bar)
+
+    with beside_ray(prepare, dashboard=settings.workers > 1) as real:
+        from ray_distill.search_run import carry_out
+
+        found = carry_out(settings, real, folder, uri, bar, resume=resume)
+        _say_found(found, folder)
+        if finalise:
+            _finalise(found, real, folder, uri)
+
+
+def _finalise(found: "Found", real: "DevelopmentData", folder: "SearchFolder", uri: str) -> None:
+    """Distil with the best configuration, at its length, and evaluate."""
+    from ray_distill.run import carry_out
+    from ray_distill.run_folder import RunFolder
+
+    place = RunFolder(folder.path / f"final-{found.rows[0].trial}")
+    began = time.monotonic()
+    carry_out(found.config, real, place, uri, bar, resume=place.identity.exists(), began=began)
+    stdout.print(f"evaluated: {place.summary}", markup=False, highlight=False)
+
+
+def _say_search(settings: SearchConfig) -> None:
+    print(settings.to_yaml(), end="")
+    print(f"# hash {settings.hash}")
+    if settings.algorithm != "optuna":
+        from ray_distill.search_proposals import known, trial_name
+
+        for number, values in enumerate(known(settings)):
+            print(f"# {trial_name(number)}: {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+def _say_plan(settings: SearchConfig, folder: Path) -> None:
+    stdout.print(
+        f"{settings.name}: {settings.num_trials} trials of {settings.outer_steps} outer steps around "
+        f"{settings.config.name}, by {settings.algorithm} over {', '.join(settings.space)}, scheduler "
+        f"{settings.scheduler.name}; results in {folder}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _say_found(found: "Found", folder: "SearchFolder") -> None:
+    from ray_distill.leaderboard import terminal_table
+    from ray_distill.tracking import ui_command
+
+    stdout.print(terminal_table(found.rows))
+    for warning in found.warnings:
+        stderr.print(f"warning: {warning}", markup=False, highlight=False)
+    files = {
+        "best": folder.best,
+        "its set": folder.artifact,
+        "leaderboard": folder.path / "leaderboard.md",
+        "MLflow": ui_command(found.tracker.uri),
+    }
+    lines = [f"  {what:<14}{path}" for what, path in files.items()]
+    stdout.print("\n".join(lines), markup=False, highlight=False)

@@ -1,0 +1,181 @@
+"""What a search has done so far, in a file that only grows: its memory, from which `--resume` goes on.
+
+Tune's own restore is not used. It unpickles what lies in the experiment's folder, and we load no pickle from a file;
+it also refuses a search with more trials than it began with. So each invocation is a Tune experiment of its own, in
+tune/attempt-N, and the journal says what is left to do: one JSON object a line, forced to the disk before the search
+goes on. A line that was cut off as the driver died is dropped.
+
+    {"event": "trial", "trial": "trial-003", "values": {..}}        it was given these values
+    {"event": "report", "trial": .., "outer_step": .., ..}          it was validated, and kept at `checkpoint`
+    {"event": "barrier", "outer_step": .., "clones": [..]}          a population's exchange: who goes on from whom
+    {"event": "end", "trial": .., "status": .., "reason": ..}
+    {"event": "goes_on", "trial": .., "outer_step": ..}             a resumed search takes it up again here
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ray_distill.config import ConfigError
+from ray_distill.config_search import JUDGED_BY, SearchConfig
+from ray_distill.journal import Journal
+from ray_distill.search_records import Measured, TrialRecord, Value
+from ray_distill.tracking import Tracker
+from ray_distill.whole_files import write_json, write_text
+
+Status = Literal["finished", "stopped", "failed", "running"]
+
+TUNE = "tune"
+"""The folder of Tune's storage in the search's."""
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """A search's files."""
+
+    path: Path
+
+    @property
+    def search(self) -> Path:
+        """The resolved search."""
+        return self.path / "search.yaml"
+
+    @property
+    def identity(self) -> Path:
+        """Which search the folder belongs to."""
+        return self.path / "search.json"
+
+    @property
+    def journal(self) -> Path:
+        """All that was done."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def tune(self) -> Path:
+        """Tune's storage, with the trials' checkpoints."""
+        return self.path / TUNE
+
+    @property
+    def best(self) -> Path:
+        """The best trial's configuration, ready for `distill`."""
+        return self.path / "best.yaml"
+
+    @property
+    def artifact(self) -> Path:
+        """The best trial's distilled dataset."""
+        return self.path / "best.parquet"
+
+    def open(self, search: SearchConfig, tracker: Tracker) -> None:
+        """Claim the folder for a new search."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.search, search.to_yaml())
+        write_json(self.identity, {"search_hash": search.hash, "uri": tracker.uri, "run_id": tracker.run_id})
+
+    def reopen(self, search: SearchConfig) -> Tracker:
+        """The tracker of the search to go on with. Raises: ConfigError if there is none, or another one."""
+        try:
+            identity = json.loads(self.identity.read_text())
+            tracker, there = Tracker(identity["uri"], identity["run_id"]), identity["search_hash"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{self.path}: holds no search to resume (no readable search.json)") from None
+        if there != search.hash:
+            raise ConfigError(
+                f"{self.path}: holds another search (hash {there}, yours is {search.hash}); only budget.trials and "
+                f"budget.hours may change. Compare yours with {self.search}, or use another --out"
+            )
+        return tracker
+
+
+@dataclass
+class TrialLog:
+    """What the journal knows of a trial."""
+
+    name: str
+    values: dict[str, Value]
+    """That it began with."""
+    numbers: dict[str, float] | None = None
+    """What the values were made from, where a sampler learns."""
+    status: Status = "running"
+    reason: str | None = None
+    curve: list[Measured] = field(default_factory=list)
+    lineage: list[tuple[int, dict[str, Value]]] = field(default_factory=list)
+    """Of a member of a population that was cloned: which values held from which outer step on."""
+    checkpoint: str | None = None
+    """The folder that holds its last state, from the search's folder."""
+    outer_step: int = 0
+    """Of that state."""
+
+    @property
+    def now(self) -> dict[str, Value]:
+        """The values that hold now."""
+        return self.lineage[-1][1] if self.lineage else self.values
+
+    def record(self) -> TrialRecord:
+        """As the leaderboard and the pictures want it."""
+        last = self.curve[-1] if self.curve else None
+        return TrialRecord(
+            name=self.name,
+            values=self.values,
+            status=self.status,
+            outer_steps=last.outer_step if last else 0,
+            seconds=last.seconds if last else 0.0,
+            curve=tuple(self.curve),
+            changes=tuple(self.lineage),
+            reason=self.reason,
+        )
+
+    def take(self, event: dict[str, Any]) -> None:
+        """What an event of this trial changes."""
+        match event["event"]:
+            case "report":
+                self._report(event)
+            case "end":
+                self.status, self.reason = event["status"], event["reason"]
+            case "goes_on":
+                self.status, step = "running", event["outer_step"]
+                self.curve = [m for m in self.curve if m.outer_step <= step]
+
+    def clone(self, parent: "TrialLog", outer_step: int, event: dict[str, Any]) -> None:
+        """Go on from another's state with other values: its way is this one's from now on."""
+        before = parent.now
+        self.lineage = [*(parent.lineage or [(0, parent.values)]), (outer_step, event["values"])]
+        self.checkpoint, self.outer_step = event["checkpoint"], outer_step
+        # Accuracies by another inner step size cannot be compared with those that come.
+        same = before.get(JUDGED_BY) == event["values"].get(JUDGED_BY)
+        self.curve = list(parent.curve) if same else []
+
+    def _report(self, event: dict[str, Any]) -> None:
+        step = event["outer_step"]
+        measured = Measured(step, event["seconds"], event["validation_accuracy"])
+        # A member that waits at a barrier says its last report again when it is taken up.
+        self.curve = [*(m for m in self.curve if m.outer_step != step), measured]
+        if event["checkpoint"] is not None:
+            self.checkpoint, self.outer_step = event["checkpoint"], step
+
+
+class SearchJournal:
+    """The journal, open to be written on."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads what is there. Raises: JournalError."""
+        self.logs: dict[str, TrialLog] = {}
+        self.barrier = 0
+        """The population's last exchange."""
+        self._lines = Journal(path)
+        for entry in self._lines.unsaid:
+            self._take(entry.thing)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            self.logs[event["trial"]] = TrialLog(event["trial"], event["values"], event.get("numbers"))
+        elif event["event"] == "barrier":
+            self.barrier = event["outer_step"]
+            for clone in event["clones"]:
+                self.logs[clone["trial"]].clone(self.logs[clone["parent"]], event["outer_step"], clone)
+        else:
+            self.logs[event["trial"]].take(event)
+
+    def write(self, event: str, **of: Any) -> None:
+        """Add an event, on the disk when this returns."""
+        self._take(self._lines.add({"event": event, **of}).thing)

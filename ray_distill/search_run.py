@@ -1,0 +1,162 @@
+"""One search from its file to its best configuration: claim, trials, leaderboard, artefact, record.
+
+Trials are chosen by validation alone; nothing here can reach the test split. What wins may be judged on it once, by
+`distill` with best.yaml, or by the command's --finalise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray_distill import leaderboard, search_pictures, tracking
+from ray_distill.build_artifact import to_dataset
+from ray_distill.config import Config
+from ray_distill.config_search import PbtScheduler, SearchConfig
+from ray_distill.data.splits import DevelopmentData
+from ray_distill.data_fit import check_fits_data
+from ray_distill.leaderboard import LeaderboardRow
+from ray_distill.points import Point
+from ray_distill.progress import Bar, Update
+from ray_distill.run_state import load_kept
+from ray_distill.search import Ended, SearchError, capacity, run_trials
+from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_proposals import known
+from ray_distill.search_records import TrialRecord, Value
+from ray_distill.search_tracking import SearchTracking, recorded_search
+from ray_distill.search_trial import STATE
+from ray_distill.tracking import Tracker
+from ray_distill.whole_files import write_text
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    rows: list[LeaderboardRow]
+    config: Config
+    """The best trial's, as long as the base."""
+    tracker: Tracker
+    warnings: list[str] = field(default_factory=list)
+    """What MLflow did not take."""
+
+
+def check_trials(search: SearchConfig, data: DevelopmentData) -> None:
+    """Raises: ConfigError for a trial, of those that can be known before any has run, that does not fit the data."""
+    check_fits_data(search.config, data)
+    if search.algorithm != "optuna":
+        for values in known(search):
+            check_fits_data(search.around.config(values), data)
+
+
+class _Desk:
+    """Passes what happens on to MLflow's record, and to the progress bar."""
+
+    def __init__(self, journal: SearchJournal, record: SearchTracking, update: Update) -> None:
+        self._journal, self._record, self._update = journal, record, update
+
+    def begin(self, trial: str, values: Mapping[str, Value]) -> None:
+        self._record.begin(trial, values)
+        self._say()
+
+    def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
+        self._record.add_points(trial, points, held)
+        self._say()
+
+    def end(self, trial: str, status: Ended, reason: str | None) -> None:
+        self._record.end(trial, status, reason)
+        self._record.show(leaderboard.leaderboard(records_of(self._journal)))
+        self._say()
+
+    def _say(self) -> None:
+        trials = leaderboard.ranked(records_of(self._journal))
+        over = sum(t.status != "running" for t in trials)
+        said = f"{len(trials) - over} under way"
+        # Where there is no terminal, what is said before the first has ended gets a line each time it changes.
+        if over and (best := trials[0].best) is not None:
+            said += f"  best validation {100 * best.validation_accuracy:.1f}% ({trials[0].name})"
+        self._update(over, said)
+
+
+def records_of(journal: SearchJournal) -> list[TrialRecord]:
+    """All trials, as the leaderboard wants them."""
+    return [log.record() for log in journal.logs.values()]
+
+
+def claim(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: bool) -> Tracker:
+    """Claim the folder and open the MLflow run; or take both up again. Raises: ConfigError, StoreError."""
+    if resume:
+        tracker = folder.reopen(search)
+        write_text(folder.search, search.to_yaml())
+        return tracker
+    folder.path.mkdir(parents=True, exist_ok=True)
+    params = search.model_dump(mode="json", exclude={"base"}, exclude_none=True)
+    params |= {"base": search.config.experiment()}
+    tags = {"search_hash": search.hash, "kind": "search"}
+    tracker = tracking.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
+    folder.open(search, tracker)
+    return tracker
+
+
+def carry_out(
+    search: SearchConfig,
+    data: DevelopmentData,
+    folder: SearchFolder,
+    uri: str,
+    bar: Bar,
+    *,
+    resume: bool,
+) -> Found:
+    """Run the trials that are left, on the connected Ray cluster, and keep the best. The MLflow run ends with it.
+
+    Raises: ConfigError or StoreError before any trial; SearchError.
+    """
+    check_trials(search, data)
+    capacity(search)
+    tracker = claim(search, folder, uri, resume=resume)
+    journal = SearchJournal(folder.journal)
+    warnings: list[str] = []
+    with recorded_search(tracker, folder.path, warnings) as record:
+        with bar("searching", search.num_trials) as update:
+            run_trials(search, data, folder, journal, _Desk(journal, record, update))
+        config, files = _keep_best(search, data, folder, journal, tracker)
+        trials = records_of(journal)
+        rows = leaderboard.leaderboard(trials)
+        files += [*leaderboard.save(rows, folder.path), *search_pictures.save_all(trials, folder.path)]
+        record.show(rows, files)
+    return Found(rows, config, tracker, warnings)
+
+
+def _keep_best(
+    search: SearchConfig,
+    data: DevelopmentData,
+    folder: SearchFolder,
+    journal: SearchJournal,
+    tracker: Tracker,
+) -> tuple[Config, list[Path]]:
+    """Write the best trial's configuration and its distilled set."""
+    usable = [
+        t for t in leaderboard.ranked(records_of(journal)) if t.best is not None and t.status != "failed"
+    ]
+    log = journal.logs[usable[0].name] if usable else None
+    if log is None or log.checkpoint is None:
+        reasons = sorted({log.reason for log in journal.logs.values() if log.reason}) or [
+            "time was up before"
+        ]
+        raise SearchError("no trial came to a validation: " + "; ".join(reasons))
+    state, _ = load_kept(folder.path / log.checkpoint / STATE, search.hash)
+    values = values_of(search, log)
+    dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)
+    dataset.save(folder.artifact)
+    config = search.around.whole(values)
+    config = config.model_copy(update={"name": f"{search.name}-best"})
+    write_text(folder.best, config.to_yaml())
+    return config, [folder.best, folder.artifact]
+
+
+def values_of(search: SearchConfig, log: TrialLog) -> Mapping[str, object]:
+    """A trial's values as a configuration's: schedules, if they changed on the way to its state."""
+    if isinstance(search.scheduler, PbtScheduler) and log.lineage:
+        from ray_distill.search_population import scheduled
+
+        return scheduled(search, log.lineage)
+    return log.values

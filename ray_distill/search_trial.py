@@ -1,0 +1,177 @@
+"""A trial in a process of its own: the outer loop, told to Tune at every validation, with a checkpoint.
+
+Starting Ray Train's workers takes half a minute on a small machine, so a distillation with one worker runs here, in
+the process of Tune's trial. A checkpoint holds the run's state and, beside it, how the trial came there: its lineage,
+the values that held from which outer step on, those of the members of a population that it was cloned from included.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from ray_distill.config import parse
+from ray_distill.config_search import JUDGED_BY
+from ray_distill.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
+from ray_distill.points import Point
+from ray_distill.run_state import RunState, keep, load_kept
+from ray_distill.search_records import Value
+from ray_distill.whole_files import write_json
+from ray_distill.workplace import Workplace, open_workplace
+from ray_distill.world import OneProcess, World
+
+STATE = "state.arrow"
+ABOUT = "trial.json"
+
+Lineage = list[tuple[int, dict[str, Value]]]
+"""From which outer step on which values held; the first from 0."""
+
+
+@dataclass
+class About:
+    """What a checkpoint says of its trial."""
+
+    lineage: Lineage
+    seconds: float = 0.0
+    """Of the outer loop up to here, in all processes that took part, pauses left out."""
+    told: dict[str, Any] | None = None
+    """The report that the checkpoint was kept with."""
+
+    @classmethod
+    def load(cls, path: Path) -> "About":
+        """From a checkpoint's folder."""
+        values = json.loads((path / ABOUT).read_text())
+        return cls([(step, of) for step, of in values["lineage"]], values["seconds"], values["told"])
+
+
+def began_with(about: About, state: RunState, values: dict[str, Value]) -> RunState:
+    """Take a state up with these values, noted in its lineage.
+
+    Sets are judged by networks that are trained with the inner step size. Where that changes, accuracies from before
+    cannot be compared with those that come, so the best set is looked for anew.
+    """
+    before = about.lineage[-1][1] if about.lineage else None
+    if before != values:
+        about.lineage.append((state.outer_step, values))
+        if before is not None and before.get(JUDGED_BY) != values.get(JUDGED_BY):
+            return state._replace(best=None)
+    return state
+
+
+def judged_often(experiment: Experiment) -> Experiment:
+    """With a report and a checkpoint at every validation and no others: what a search compares."""
+    every = experiment.cadence.validate_every
+    return replace(
+        experiment, cadence=Cadence(report_every=every, validate_every=every, checkpoint_every=every)
+    )
+
+
+Tell = Callable[[dict[str, Any], Path | None], None]
+"""Says something to Tune, with the folder of a checkpoint, if there is one."""
+
+
+def tell_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
+    """From the trial's own process, which waits in it for Tune's decision: that may be to end it."""
+    tune.report(said, checkpoint=checkpoint and tune.Checkpoint.from_directory(checkpoint))
+
+
+class Teller:
+    """What the outer loop's reports become: reports to Tune, with checkpoints."""
+
+    def __init__(self, about: About, search_hash: str, validate_every: int, tell: Tell) -> None:
+        self._about, self._hash, self._every, self._tell = about, search_hash, validate_every, tell
+        self._waiting: list[Point] = []
+        self._since = time.perf_counter()
+
+    def __call__(self, report: Report) -> None:
+        """Tell Tune of a validation."""
+        self._about.seconds += time.perf_counter() - self._since
+        self._waiting += report.points
+        if report.checkpoint:
+            self._about.told = self._told(report.points[-1])
+            with tempfile.TemporaryDirectory() as folder:
+                keep(Path(folder) / STATE, self._hash, report.state, [])
+                write_json(Path(folder) / ABOUT, asdict(self._about))
+                points, self._waiting = self._waiting, []
+                said = self._about.told | {"points": [tuple(p) for p in points]}
+                self._tell(said, Path(folder))
+        self._since = time.perf_counter()
+
+    def _told(self, point: Point) -> dict[str, Any]:
+        _, values = self._about.lineage[-1]
+        return {
+            "outer_step": point.outer_step,
+            "validations": -(-point.outer_step // self._every),
+            "validation_accuracy": point.values["validation_accuracy"],
+            "best_validation_accuracy": point.values["best_validation_accuracy"],
+            "seconds": self._about.seconds,
+            "values": values,
+        }
+
+    def failed(self, reason: str) -> None:
+        """Tell Tune that the trial cannot go on."""
+        told = self._about.told or {"outer_step": 0, "validations": 0, "seconds": self._about.seconds}
+        nothing = {"validation_accuracy": 0.0, "best_validation_accuracy": 0.0}
+        points = [tuple(p) for p in self._waiting]
+        self._tell({**nothing, **told, "points": points, "reason": reason}, None)
+
+
+def taken_up(
+    checkpoint: Path | None, place: Workplace, search_hash: str, values: dict[str, Value]
+) -> tuple[RunState, About]:
+    """The state of a checkpoint, or that before the first outer step, with these values from now on."""
+    state, about = place.start, About([])
+    if checkpoint is not None:
+        state, _ = load_kept(checkpoint / STATE, search_hash, place.device)
+        about = About.load(checkpoint)
+    return began_with(about, state, values), about
+
+
+def distil(
+    place: Workplace, state: RunState, about: About, world: World, search_hash: str, tell: Tell
+) -> None:
+    """The outer loop from a state to the end."""
+    if place.compiles:
+        place.compile(state, world)
+    experiment = judged_often(place.experiment)
+    teller = Teller(about, search_hash, experiment.cadence.validate_every, tell)
+    try:
+        outer_loop(experiment, place.train, place.validation, state, world, teller)
+    except NonFiniteError as e:
+        # Raised, it would make Tune start the trial again, to fail the same way.
+        teller.failed(str(e))
+
+
+def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
+    """What the process of each trial does: the outer loop from its checkpoint, or from the start.
+
+    Args:
+        proposal: `config` (plain data), `values` (of the searched keys), and `again` (whether to begin by telling
+            Tune once more what the checkpoint was kept with).
+        shared: `data` (the ticket for the real images), `fitted` (a list of one reference to their preprocessing)
+            and `search_hash`.
+    """
+    config = parse(proposal["config"])
+    device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+    place = open_workplace(config, shared["data"], lambda: ray.get(shared["fitted"][0]), device)
+    kept = tune.get_checkpoint()
+    with kept.as_directory() if kept else nullcontext() as folder:
+        checkpoint = Path(folder) if folder else None
+        if checkpoint is not None and proposal["again"]:
+            say_again(checkpoint)
+        state, about = taken_up(checkpoint, place, shared["search_hash"], proposal["values"])
+    distil(place, state, about, OneProcess(), shared["search_hash"], tell_tune)
+
+
+def say_again(checkpoint: Path) -> None:
+    """Tell Tune what a checkpoint was kept with."""
+    if (told := About.load(checkpoint).told) is not None:
+        tell_tune({**told, "points": []}, checkpoint)

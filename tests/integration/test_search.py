@@ -1,0 +1,270 @@
+"""Searches by real Tune trials: who is stopped, what is resumed, what is replayed, and that nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from processes import descendants_named
+from tiny import TINY, Bench
+from tiny_search import SPACE, tiny_search
+
+from ray_distill import build
+from ray_distill.artifact import DistilledDataset
+from ray_distill.config import load
+from ray_distill.config_search import SearchConfig
+from ray_distill.outer_loop import Report, outer_loop
+from ray_distill.progress import silent
+from ray_distill.run_state import RunState, load_kept
+from ray_distill.search import SearchError
+from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_proposals import known
+from ray_distill.search_run import Found, carry_out, values_of
+from ray_distill.search_trial import STATE
+from ray_distill.world import OneProcess
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()", "search"]
+
+LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
+"""A base that comes to 0.5 at its first validation and 0.7 at its last; with an outer.lr below 1e-3 none passes 0.3."""
+
+
+def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = False) -> Found:
+    """The search, in this process, on the connected cluster, with a store of its own."""
+    uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+    return carry_out(search, build.development_data(search.config), folder, uri, silent, resume=resume)
+
+
+def logs_of(folder: SearchFolder) -> dict[str, TrialLog]:
+    return SearchJournal(folder.journal).logs
+
+
+def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, float]]]:
+    """What the outer loop alone gives with the configuration that a trial's way is written as, and its points."""
+    b, reports = Bench(search.around.config(values_of(search, log))), list[Report]()
+    start = RunState.start(b.initial, b.experiment.outer)
+    end = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), reports.append)
+    return end, [p.values for report in reports for p in report.points]
+
+
+def kept(search: SearchConfig, folder: SearchFolder, log: TrialLog) -> RunState:
+    """A trial's last state."""
+    assert log.checkpoint is not None
+    return load_kept(folder.path / log.checkpoint / STATE, search.hash).state
+
+
+def events(folder: SearchFolder, kind: str) -> list[dict[str, Any]]:
+    lines = folder.journal.read_text().splitlines() if folder.journal.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def left_behind() -> list[int]:
+    """Processes of trials."""
+    return [pid for name in ("ray::ImplicitFunc", "ray::trial") for pid in descendants_named(name)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -> None:
+    """Eight trials, most of which hardly learn: some are stopped early, none is lost; the best is as good as the base,
+    which is trial 0; afterwards there is no process, no placement group, and every core is free. More trials extend
+    the search: those that were are not run again. MLflow has a run for each."""
+    import ray
+
+    space = SPACE | {"outer.lr": {"choice": [1e-6, 1e-5, 1e-4]}}
+    search = tiny_search(base=LEARNING, space=space, budget={"trials": 6})
+    folder = SearchFolder(tmp_path / "s")
+    found = carried_out(search, folder)
+    logs = logs_of(folder)
+    statuses = [log.status for log in logs.values()]
+    assert statuses[0] == "finished"
+    assert statuses.count("stopped") >= 3
+    assert "failed" not in statuses
+    assert [log.values for log in logs.values()] == known(search)
+    for log in logs.values():
+        assert (log.curve[-1].outer_step == 20) == (log.status == "finished")
+        state, best = kept(search, folder, log), log.record().best
+        assert state.outer_step == log.curve[-1].outer_step
+        assert state.best is not None
+        assert best is not None
+        assert state.best.accuracy == best.validation_accuracy
+    assert found.rows[0].best_validation_accuracy >= bare(search, logs["trial-000"])[0].best.accuracy
+
+    deadline = time.monotonic() + 30
+    while left_behind() or ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline, (left_behind(), ray.available_resources())
+        time.sleep(0.2)
+    assert {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"}
+
+    reports = events(folder, "report")
+    more = tiny_search(base=LEARNING, space=space, budget={"trials": 8})
+    found = carried_out(more, folder, resume=True)
+    assert events(folder, "report")[: len(reports)] == reports
+    again = {event["trial"] for event in events(folder, "report")[len(reports) :]}
+    assert again == {"trial-006", "trial-007"}
+    assert [log.values for log in logs_of(folder).values()] == known(more)
+    assert load(folder.best).name == "tiny_search-best"
+    best = DistilledDataset.load(folder.artifact)
+    assert best.provenance["validation_accuracy"] == found.rows[0].best_validation_accuracy
+    client, parent = MlflowClient(found.tracker.uri), found.tracker.run_id
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.info.run_name for run in runs} == set(logs_of(folder))
+    assert found.warnings == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_winner_of_a_population_is_replayed_by_an_ordinary_run(tmp_path: Path) -> None:
+    """Four members, two exchanges, all four keys: each member's way, written as piecewise schedules, is a run that has
+    the same window and step sizes at each outer step and ends with the very same D, clip average and moments."""
+    scheduler = {"name": "pbt", "every": 5, "replaced": 0.5}
+    space = SPACE | {"inner.lr": {"loguniform": [1e-3, 1e-2]}}
+    base = TINY | {
+        "outer": TINY["outer"] | {"steps": 15},
+        "validation": TINY["validation"] | {"num_networks": 1},
+    }
+    search = tiny_search(scheduler=scheduler, space=space, base=base)
+    folder = SearchFolder(tmp_path / "s")
+    found = carried_out(search, folder)
+    logs = logs_of(folder)
+    barriers = events(folder, "barrier")
+    assert [barrier["outer_step"] for barrier in barriers] == [5, 10]
+    assert all(len(barrier["clones"]) == 2 for barrier in barriers)
+    assert any(log.lineage for log in logs.values())
+    for log in logs.values():
+        end, points = bare(search, log)
+        state = kept(search, folder, log)
+        assert (end.outer_step, end.outer.clip_ema) == (15, state.outer.clip_ema)
+        torch.testing.assert_close(end.data.images_NCHW, state.data.images_NCHW, rtol=0, atol=1e-12)
+        torch.testing.assert_close(end.outer.images.v, state.outer.images.v, rtol=0, atol=1e-12)
+        for step, values in log.lineage:
+            for at in range(step, 15):
+                held = next(of for first, of in reversed(log.lineage) if first <= at)
+                assert points[at]["window_length"] == held["truncation.window_length"]
+                assert points[at]["unroll_length"] == held["truncation.unroll_length"]
+                assert points[at]["inner_lr"] == held["inner.lr"]
+                assert points[at]["outer_lr"] == held["outer.lr"]
+            assert points[step]["outer_lr"] == values["outer.lr"]
+    replayed = load(folder.best)
+    assert replayed == search.around.whole(values_of(search, logs[found.rows[0].trial])).model_copy(
+        update={"name": "tiny_search-best"}
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_hyperband_and_optuna_come_to_their_end(tmp_path: Path) -> None:
+    """Trials that pause for each other, with values that learn from those before: each ends, and nothing waits."""
+    search = tiny_search(
+        algorithm="optuna", scheduler={"name": "hyperband", "reduction": 2}, budget={"trials": 5}
+    )
+    folder = SearchFolder(tmp_path / "s")
+    carried_out(search, folder)
+    logs = logs_of(folder)
+    assert len(logs) == 5
+    assert {log.status for log in logs.values()} <= {"finished", "stopped"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_when_time_is_up_trials_are_left_where_they_are(tmp_path: Path) -> None:
+    """Hours that are over at once: no trial counts as stopped or finished, and the search says what was missing. With
+    time again it goes on to the end; a trial that diverges is told apart, with its reason, and is never the best."""
+    space = {"inner.lr": {"choice": [1e300, 0.03]}}
+    of = {"base": LEARNING, "space": space, "scheduler": {"name": "none"}}
+    folder = SearchFolder(tmp_path / "s")
+    with pytest.raises(SearchError, match="time was up"):
+        carried_out(tiny_search(**of, budget={"trials": 4, "hours": 1e-6}), folder)
+    assert {log.status for log in logs_of(folder).values()} <= {"running"}
+    search = tiny_search(**of, budget={"trials": 4})
+    found = carried_out(search, folder, resume=True)
+    logs = logs_of(folder)
+    assert [log.values for log in logs.values()] == known(search)
+    for log in logs.values():
+        diverges = log.values["inner.lr"] == 1e300
+        assert log.status == ("failed" if diverges else "finished")
+        assert ("not finite" in (log.reason or "")) == diverges
+    assert {log.status for log in logs.values()} == {"failed", "finished"}
+    assert logs[found.rows[0].trial].status == "finished"
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(
+        [*COMMAND, *arguments], cwd=folder, env=environment, start_new_session=True, **pipes
+    )
+
+
+def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+    """SIGKILL for the driver and all that it started, when one trial has ended and others are under way; then
+    --resume: the same trials, those that had ended untouched, those under way from their checkpoints, and each
+    arrives at the D of a trial that nothing disturbed. A trial that was under way is not begun anew."""
+    base = TINY | {"outer": TINY["outer"] | {"steps": 150}}
+    search = tiny_search(base=base, scheduler={"name": "none"}, budget={"trials": 4})
+    (tmp_path / "search.yaml").write_text(search.to_yaml())
+    folder = SearchFolder(tmp_path / "s")
+    first = start(tmp_path, "search.yaml", "--out", "s")
+    deadline = time.monotonic() + 800
+    # A third trial has come to a checkpoint.
+    while not events(folder, "end") or len({e["trial"] for e in events(folder, "report")}) < 3:
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for pid in [first.pid, *descendants_named("", first.pid)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    first.communicate()
+    before = logs_of(folder)
+    ended = {name for name, log in before.items() if log.status == "finished"}
+    under_way = {name: log.outer_step for name, log in before.items() if log.status == "running"}
+    assert ended
+    assert any(step > 0 for step in under_way.values())
+    num_reports = len(events(folder, "report"))
+
+    second = start(tmp_path, "search.yaml", "--out", "s", "--resume")
+    out, err = second.communicate(timeout=800)
+    assert second.returncode == 0, out + err
+    assert "Traceback" not in err
+    logs = logs_of(folder)
+    assert [log.values for log in logs.values()] == known(search)
+    assert {log.status for log in logs.values()} == {"finished"}
+    reports = events(folder, "report")[num_reports:]
+    assert not {e["trial"] for e in reports} & ended
+    for name, step in under_way.items():
+        assert min(e["outer_step"] for e in reports if e["trial"] == name) > step
+    for log in logs.values():
+        end, _ = bare(search, log)
+        assert torch.equal(end.data.images_NCHW, kept(search, folder, log).data.images_NCHW)
+        assert [m.outer_step for m in log.curve] == list(range(5, 151, 5))
+
+
+def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path) -> None:
+    """Through Ray Train the base, which learns, ends with the D of one process to 1e-10; two trials that hardly move D
+    are stopped, and the second of them begins, so the first has given its workers' cores back."""
+    search = tiny_search(
+        base=LEARNING,
+        space={"outer.lr": {"choice": [1e-8, 2e-8]}},
+        scheduler={"name": "asha", "grace": 5, "reduction": 2},
+        budget={"trials": 3},
+        workers=2,
+    )
+    (tmp_path / "search.yaml").write_text(search.to_yaml())
+    command = start(tmp_path, "search.yaml", "--out", "s")
+    out, err = command.communicate(timeout=800)
+    assert command.returncode == 0, out + err
+    folder = SearchFolder(tmp_path / "s")
+    logs = logs_of(folder)
+    assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
+    assert [log.outer_step for log in logs.values()] == [20, 5, 5]
+    end, _ = bare(search, logs["trial-000"])
+    state = kept(search, folder, logs["trial-000"])
+    torch.testing.assert_close(state.data.images_NCHW, end.data.images_NCHW, rtol=1e-10, atol=1e-12)
+    assert not list(folder.path.glob("tune/*/train"))

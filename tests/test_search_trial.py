@@ -1,0 +1,115 @@
+"""A trial without Ray: what it tells, what its checkpoints hold, and how it is taken up again."""
+
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+from tiny import Bench, tiny_config, tiny_data
+
+from ray_distill.config import Config
+from ray_distill.outer_loop import outer_loop
+from ray_distill.run_state import RunState
+from ray_distill.search_trial import About, distil, taken_up
+from ray_distill.workplace import Workplace, open_workplace
+from ray_distill.world import OneProcess
+
+CPU = torch.device("cpu")
+VALUES = {"outer.lr": 0.01, "inner.lr": 1e-3}
+
+
+class StoppedError(Exception):
+    """Tune's decision."""
+
+
+class Told:
+    """What a trial tells, with a copy of each checkpoint; stops it after some validation."""
+
+    def __init__(self, folder: Path, stop_at: int | None = None) -> None:
+        self._folder, self._stop_at = folder, stop_at
+        self.said: list[dict[str, Any]] = []
+
+    def __call__(self, said: dict[str, Any], checkpoint: Path | None) -> None:
+        self.said.append(said)
+        if checkpoint is not None:
+            copytree(checkpoint, self.at(said["outer_step"]))
+        if said["outer_step"] == self._stop_at:
+            raise StoppedError
+
+    def at(self, outer_step: int) -> Path:
+        return self._folder / str(outer_step)
+
+
+def place_of(config: Config) -> Workplace:
+    data = tiny_data(config)
+    return open_workplace(config, data.ticket, lambda: data.preprocessing, CPU)
+
+
+def told(
+    config: Config,
+    folder: Path,
+    *,
+    stop_at: int | None = None,
+    since: Path | None = None,
+    values: dict[str, Any] = VALUES,
+) -> Told:
+    """A trial from a checkpoint or the start, to its end or a stop."""
+    place, listener = place_of(config), Told(folder, stop_at)
+    state, about = taken_up(since, place, "hash", values)
+    try:
+        distil(place, state, about, OneProcess(), "hash", listener)
+    except StoppedError:
+        assert stop_at is not None
+    return listener
+
+
+def test_a_trial_tells_of_each_validation_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Whatever the run's own cadence: a report and a checkpoint every 5 outer steps, with all points since the last.
+    Stopped at 10 and taken up again it tells what an undisturbed one does and ends with the bare loop's state."""
+    config = tiny_config(checkpoint={"every": 7}, tracking={"report_every": 3})
+    whole = told(config, tmp_path / "whole")
+    first = told(config, tmp_path / "first", stop_at=10)
+    second = told(config, tmp_path / "second", since=first.at(10))
+    parts = [*first.said, *second.said]
+    assert [said["outer_step"] for said in whole.said] == [5, 10, 15, 20]
+    assert [said["validations"] for said in whole.said] == [1, 2, 3, 4]
+    for one, other in zip(parts, whole.said, strict=True):
+        for key in ("outer_step", "validation_accuracy", "best_validation_accuracy", "values"):
+            assert one[key] == other[key]
+        step = one["outer_step"]
+        assert [point[0] for point in one["points"]] == list(range(step - 4, step + 1))
+    seconds = [said["seconds"] for said in parts]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+    b = Bench(config)
+    start = RunState.start(b.initial, b.experiment.outer)
+    bare = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), lambda _: None)
+    state, about = taken_up(second.at(20), place_of(config), "hash", VALUES)
+    assert torch.equal(state.data.images_NCHW, bare.data.images_NCHW)
+    assert state.to_record()[1] == bare.to_record()[1]
+    assert about.lineage == [(0, VALUES)]
+    assert about.told == {key: value for key, value in second.said[-1].items() if key != "points"}
+
+
+@pytest.mark.parametrize("key", ["outer.lr", "inner.lr"])
+def test_a_changed_value_is_in_the_lineage(tmp_path: Path, key: str) -> None:
+    """Taken up with another value: known from which step on. The best set stays, unless the networks that judge sets
+    are trained otherwise now."""
+    config, changed = tiny_config(), VALUES | {key: 2e-3}
+    first = told(config, tmp_path, stop_at=5)
+    state, about = taken_up(first.at(5), place_of(config), "hash", changed)
+    assert about.lineage == [(0, VALUES), (5, changed)]
+    assert (state.best is None) == (key == "inner.lr")
+    assert About.load(first.at(5)).lineage == [(0, VALUES)]
+
+
+def test_a_trial_that_diverges_says_so(tmp_path: Path) -> None:
+    """An inner step size of 1e300 makes every metagradient NaN: a report with the reason and the points so far, after
+    two steps, and no checkpoint."""
+    config = tiny_config(inner={"lr": 1e300}, outer={"steps": 20, "max_nonfinite_steps": 2})
+    (said,) = told(config, tmp_path).said
+    assert "the metagradient is not finite" in said["reason"]
+    assert (said["outer_step"], said["best_validation_accuracy"]) == (0, 0.0)
+    assert [point[0] for point in said["points"]] == [1]
+    assert list(tmp_path.iterdir()) == []
