@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
+import ray.exceptions
 
 from ray_distill.config import ConfigError
 from ray_distill.errors import FailedError
@@ -34,6 +37,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         return
     # A submitted job finds RAY_ADDRESS set. On a cluster of our own nobody asks for the dashboard.
     here = not os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local" if here else None,
@@ -42,9 +46,12 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as e:
         where = "on this machine" if here else f"at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
         raise ClusterError(f"no Ray cluster {where}: {e}") from e
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        # Ray has put a handler of its own there, which ends the process without a word.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
