@@ -22,15 +22,8 @@ from ray_distill import config as configuration
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "experiments" / "cluster"
-PINNED = {
-    name: version
-    for name, _, version in (
-        line.partition("==")
-        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"][
-            "constraint-dependencies"
-        ]
-    )
-}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINNED = dict(line.split("==") for line in PROJECT["tool"]["uv"]["constraint-dependencies"])
 PYTHON = "py311"
 
 
@@ -73,6 +66,15 @@ def test_every_file_names_the_pinned_ray() -> None:
     assert set(versions) == {PINNED["ray"]}
     assert read("rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == PINNED["ray"]
     assert f"rayproject/ray:{PINNED['ray']}-{PYTHON}\n" in (FILES / "Dockerfile").read_text()
+
+
+def test_what_a_job_brings_to_nodes_with_ray_alone_is_what_the_project_needs() -> None:
+    """The project's dependencies but for Ray, at the versions that its tests have passed with."""
+    needed = [name for name in PROJECT["project"]["dependencies"] if not name.startswith("ray[")]
+    assert len(needed) == len(PROJECT["project"]["dependencies"]) - 1
+    environment = read("runtime-env.yaml")
+    assert set(environment) == {"uv", "config"}
+    assert environment["uv"] == [f"{name}=={PINNED[name]}" if name in PINNED else name for name in needed]
 
 
 RAYJOB = {
