@@ -19,6 +19,8 @@ class Undisturbed:
     """What a run of this configuration must come to, wherever and however often it was interrupted."""
 
     def __init__(self, config: Config) -> None:
+        # Also where this is made by a fixture that comes before the one for each test.
+        torch.set_num_threads(1)
         b = Bench(config)
         self.points: list[tuple[str, int, float]] = []
         """(name, outer step, value) of all measurements, without seconds."""
