@@ -22,6 +22,7 @@ from ray_distill.cli_export import export, import_
 from ray_distill.cli_plan import plan
 from ray_distill.cli_search import search
 from ray_distill.config import Config, ConfigError
+from ray_distill.submitted import check_kept
 from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, check_picture, errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ def _errors() -> "AbstractContextManager[None]":
 
 
 def _place(config: Config, out: Path | None) -> tuple[Path, str]:
-    """The run's folder and the tracking URI."""
+    """The run's folder and the tracking URI. Raises: MistakeError for a folder that would be thrown away."""
     from ray_distill.tracking import store_uri
 
     folder = out or RUNS / config.name
+    check_kept(folder, "--out")
     return folder, store_uri(config.tracking.uri, out or RUNS)
 
 

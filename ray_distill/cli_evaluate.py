@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ray_distill.cli_stated import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
 from ray_distill.config import ConfigError
+from ray_distill.submitted import check_kept
 from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def evaluate(
         from ray_distill.run_folder import evaluation_folder
 
         folder, overrides = out or evaluation_folder(sets[0]), set_ or []
+        check_kept(folder, "--out")
         check_claimable(folder)
         statement = stated(like, space, layout, images, labels, overrides if like else [])
         datasets = _read(_named(sets), statement)

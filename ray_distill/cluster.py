@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
@@ -70,6 +72,7 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     here = not os.environ.get("RAY_ADDRESS")
     if not here:
         _check_answered(os.environ["RAY_ADDRESS"])
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _on_loopback() if here else nullcontext():
             ray.init(
@@ -83,6 +86,9 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     except Exception as e:
         where = "on this machine" if here else f"at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
         raise ClusterError(f"no Ray cluster {where}: {e}") from e
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        # Ray has put a handler of its own there, which ends the process without a word.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ray_distill.errors import FailedError, MistakeError
+from ray_distill.submitted import Terminated, check_kept, interruptible
 from ray_distill.uris import masked
 
 if TYPE_CHECKING:
@@ -69,19 +70,20 @@ def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -
 def errors(on_interrupt: str) -> Iterator[None]:
     """Exceptions that a person can do something about, as one message and an exit code.
 
-    A mistake of the user's: exit code 2. Work that failed: 1. Ctrl-C: 130, and what it leaves.
+    A mistake of the user's: exit code 2. Work that failed: 1. Ctrl-C: 130, SIGTERM: 143, and what it leaves.
     """
     try:
-        yield
+        with interruptible():
+            yield
     except MistakeError as e:
         _say_error("error", e)
         raise typer.Exit(2) from None
     except FailedError as e:
         _say_error("failed", e)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        stderr.print(f"stopped; {on_interrupt}")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as e:
+        stderr.print(f"stopped; {on_interrupt}", highlight=False)
+        raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
     except OSError as e:
         _say_error("error", e)
         raise typer.Exit(2) from None
@@ -93,7 +95,8 @@ def _say_error(kind: str, error: Exception) -> None:
 
 
 def check_target(target: Path, option: str = "--out") -> None:
-    """Raises: MistakeError if a file could not be written there, or would be written over."""
+    """Raises: MistakeError if a file could not be written there, or would be written over or thrown away."""
+    check_kept(target, option)
     if target.exists():
         raise MistakeError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
     if not target.parent.is_dir():

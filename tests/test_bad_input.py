@@ -27,7 +27,7 @@ from ray_distill import config as configuration
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.cli import app
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.run_folder import RunFolder
+from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))
@@ -603,7 +603,7 @@ def test_force_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
     place.check_replaceable()
     with place.held():
         place.clear()
-        place.check_free("")
+        check_free(place.path, "")
     assert {p.name for p in place.path.iterdir()} == {"mlflow.db", ".lock"}
     assert (tmp_path / "disk" / "state.arrow").read_text() == "precious"
     place.check_replaceable()

@@ -1,6 +1,9 @@
-"""Finding the processes that a test's own Ray cluster started, to kill one of them."""
+"""The processes that a test has started: those below it, to kill one of them; how far a run has come."""
 
 import os
+import re
+import subprocess
+import time
 from pathlib import Path
 
 
@@ -30,3 +33,21 @@ def descendants_named(name: str, ancestor: int | None = None) -> list[int]:
         if command.startswith(name) and above == ancestor:
             found.append(pid)
     return found
+
+
+def last_checkpoint(folder: Path) -> int:
+    """The outer step that Ray Train would go on from; 0 if there is none."""
+    try:
+        known = (folder / "train" / "run" / "checkpoint_manager_snapshot.json").read_text()
+    except OSError:
+        return 0
+    return max((int(step) for step in re.findall(r"step_(\d+)", known)), default=0)
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Waits until the run could go on from there, or fails if the process ends before."""
+    deadline = time.monotonic() + 200
+    while last_checkpoint(folder) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from PIL import Image
-from processes import descendants_named
+from processes import descendants_named, last_checkpoint, wait_for_checkpoint
 from tiny import Bench, tiny_config
 
 from ray_distill.artifact import DistilledDataset
@@ -110,23 +109,6 @@ def test_the_demo_beats_random_real_images(tmp_path: Path) -> None:
     assert "% busy" in said
 
 
-def last_checkpoint(folder: Path) -> int:
-    """The outer step that Ray Train would go on from."""
-    try:
-        known = (folder / "train" / "run" / "checkpoint_manager_snapshot.json").read_text()
-    except OSError:
-        return 0
-    return max((int(step) for step in re.findall(r"step_(\d+)", known)), default=0)
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 150
-    while last_checkpoint(folder) < step:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def logged_steps(folder: Path) -> list[int]:
     with sqlite3.connect(folder / "mlflow.db") as store:
         rows = store.execute("select step from metrics where key = 'outer_loss' order by step").fetchall()
@@ -192,16 +174,18 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "tiny"
 
 
-def test_ctrl_c_ends_a_run_that_can_go_on(tmp_path: Path) -> None:
-    """SIGINT in mid-training: exit code 130, one line that says how to go on, an MLflow run that says KILLED."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_that_can_go_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """SIGINT (Ctrl-C) or SIGTERM in mid-training: the exit code that shells expect, one line that says how to go on, an
+    MLflow run that says KILLED."""
     config = tiny_config(outer={"steps": 4000}, validation={"every": 500}, checkpoint={"every": 10})
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     folder = tmp_path / "run"
     process = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
     wait_for_checkpoint(process, folder, 20)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, out + err
+    assert process.returncode == code, out + err
     assert "--resume" in err
     assert "Traceback" not in err
     identity = json.loads((folder / "run.json").read_text())

@@ -1,0 +1,5 @@
+"""`python -m ray_distill`: the command where it is not installed, as in a job that brings this package along."""
+
+from ray_distill.cli import main
+
+main()

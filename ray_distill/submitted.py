@@ -1,0 +1,53 @@
+"""A command that something else starts and stops: `ray job submit`, Slurm, Kubernetes.
+
+Such a thing asks a command to stop by SIGTERM, and kills it some seconds later: Ray after 3 (or
+RAY_JOB_STOP_WAIT_TIME_S in the job's environment), Slurm and Kubernetes after 30.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from ray_distill.errors import MistakeError
+
+UNPACKED = ("runtime_resources", "working_dir_files")
+"""Where Ray unpacks what was submitted with --working-dir, inside a cluster's own temporary folder."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as what Ctrl-C raises: whoever cleans up after the one cleans up after the other."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """In the main thread, the first SIGTERM raises Terminated inside the block; further ones are ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        # A second one must not cut short the cleaning up that the first one began.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_kept(target: Path, option: str) -> None:
+    """Raises: MistakeError for a place inside the folder that Ray has made for a job and deletes after it."""
+    parts = target.resolve().parts
+    if UNPACKED in pairwise(parts):
+        raise MistakeError(
+            f"{option} {target}: lies in the folder that Ray has made for this job, and deletes; nothing was "
+            f"written. Give an absolute path, on a disk that all nodes share if there are several: {option} "
+            "/shared/runs/NAME"
+        )

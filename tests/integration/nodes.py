@@ -1,0 +1,153 @@
+"""A Ray cluster of several nodes on this machine, started as people start one: `ray start`, with a token.
+
+Its ports and its temporary folder are its own, so that it disturbs no other cluster and is disturbed by none.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from processes import descendants_named
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def wait_until(true: Callable[[], bool], what: str, within_s: float = 240.0) -> float:
+    """Waits, asking five times a second; the seconds that it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < within_s, f"in vain: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+class Nodes:
+    """The head and the nodes that were added."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, self._dashboard = free_port(), free_port()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._num_started = 0
+        without = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+        self.environment = {k: v for k, v in os.environ.items() if k not in without} | {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # A lost node is noticed after 3 s, not after half a minute.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+        }
+        """Of its processes and of all that want to speak with it."""
+
+    @property
+    def address(self) -> str:
+        """Of drivers, for RAY_ADDRESS."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def jobs_address(self) -> str:
+        """Of `ray job`, for RAY_API_SERVER_ADDRESS."""
+        return f"http://127.0.0.1:{self._dashboard}"
+
+    def start_head(self) -> None:
+        """The head, with one CPU."""
+        ports = {
+            "--port": self._port,
+            "--dashboard-port": self._dashboard,
+            "--ray-client-server-port": free_port(),
+        }
+        self._start("--head", *(f"{option}={port}" for option, port in ports.items()))
+
+    def add(self) -> subprocess.Popen[bytes]:
+        """One more node, with one CPU."""
+        return self._start(f"--address={self.address}")
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        self._num_started += 1
+        expected = len(self._running) + 1
+        log_file = self._folder / f"node-{self._num_started}.log"
+        with log_file.open("wb") as log:
+            node = subprocess.Popen(
+                [
+                    str(BIN / "ray"),
+                    "start",
+                    "--block",
+                    "--num-cpus=1",
+                    f"--dashboard-agent-listen-port={free_port()}",
+                    # Nodes that share a folder delete each other's copy of a job's files.
+                    f"--temp-dir={self._folder / str(self._num_started)}",
+                    f"--object-store-memory={200 * 2**20}",
+                    *arguments,
+                ],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._running.append(node)
+        wait_until(lambda: self._num_alive() == expected or node.poll() is not None, "a node is alive")
+        assert node.poll() is None, log_file.read_text()
+        return node
+
+    def remove(self, node: subprocess.Popen[bytes]) -> None:
+        """SIGKILL for all that belongs to a node."""
+        for pid in [node.pid, *descendants_named("", node.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+        self._running.remove(node)
+
+    def end(self) -> None:
+        """SIGKILL for all."""
+        for node in reversed(self._running):
+            self.remove(node)
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers, JSON."""
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.jobs_address}{path}", headers=token)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def _num_alive(self) -> int:
+        try:
+            nodes = self.ask("/api/v0/nodes?detail=false&limit=100")["data"]["result"]["result"]
+        except (URLError, OSError):
+            return 0
+        return sum(node["state"] == "ALIVE" for node in nodes)
+
+
+@contextmanager
+def cluster_of_two() -> Iterator[tuple[Nodes, subprocess.Popen[bytes]]]:
+    """A head and one further node, each with one CPU; the node."""
+    # Ray's sockets lie in the folder, and their paths may have no more than 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        nodes = Nodes(Path(folder))
+        try:
+            nodes.start_head()
+            yield nodes, nodes.add()
+        finally:
+            nodes.end()

@@ -1,0 +1,127 @@
+"""`ray job submit` on a cluster of two nodes with a token: as the README says it, each word of the command real."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodes import BIN, Nodes, cluster_of_two, wait_until
+from processes import last_checkpoint
+from tiny import tiny_config
+from undisturbed import Undisturbed, status
+
+from ray_distill.config import Config
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+STOP_WAIT_S = 60
+"""Ray gives 3 by default: enough, but not on a machine that others use too."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with cluster_of_two() as (nodes, _):
+        yield nodes
+
+
+def ray_job(nodes: Nodes, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`ray job ..` from the root of this repository."""
+    environment = nodes.environment | {"RAY_API_SERVER_ADDRESS": nodes.jobs_address}
+    command = [str(BIN / "ray"), "job", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def submit(nodes: Nodes, name: str, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+    """`ray job submit`: with `wait`, returns when the job has ended, and says how."""
+    options = ["--working-dir", ".", "--submission-id", name, *([] if wait else ["--no-wait"])]
+    options += [
+        "--runtime-env-json",
+        json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}),
+    ]
+    return ray_job(nodes, "submit", *options, "--", "ray-distill", *arguments)
+
+
+def about(nodes: Nodes, name: str) -> dict[str, Any]:
+    """What Ray says of a job."""
+    said: dict[str, Any] = nodes.ask(f"/api/jobs/{name}")
+    return said
+
+
+def logs(nodes: Nodes, name: str) -> list[str]:
+    """The job's lines: nothing that moves a cursor or colours, no trace, each line said once."""
+    text = ray_job(nodes, "logs", name).stdout
+    own = text.partition("Running entrypoint")[2]
+    for noise in ("\r", "\x1b", "Traceback"):
+        assert noise not in own, own
+    lines = own.splitlines()[1:]
+    assert len(set(lines)) == len([line for line in lines if line]), own
+    return lines
+
+
+def written(tmp_path: Path, **sections: object) -> tuple[Config, str]:
+    """A tiny experiment for both nodes, and its file."""
+    config = tiny_config(**sections, cluster={"num_workers": 2})
+    file = tmp_path / "tiny.yaml"
+    file.write_text(config.to_yaml())
+    return config, str(file)
+
+
+def test_a_mistake_fails_the_job_with_one_message(nodes: Nodes, tmp_path: Path) -> None:
+    """Results that would go with the job's own folder, and more workers than there are CPUs: FAILED with exit code 2, and
+    nothing but the message in the logs."""
+    _, file = written(tmp_path)
+    for number, (arguments, says) in enumerate(
+        [
+            (["--out", "runs/mine"], "--out runs/mine: lies in the folder that Ray has made for this job"),
+            (["--out", str(tmp_path / "run"), "--set", "outer.steps=0"], "outer.steps: "),
+        ]
+    ):
+        name = f"mistake-{number}"
+        submitted = submit(nodes, name, "distill", file, *arguments)
+        assert submitted.returncode == 1
+        end = about(nodes, name)
+        assert (end["status"], end["driver_exit_code"]) == ("FAILED", 2)
+        (line,) = logs(nodes, name)
+        assert line.startswith(f"error: {says}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Nodes, tmp_path: Path) -> None:
+    """`ray job stop` in mid-training, then the same with --resume: the first leaves a checkpoint, a run marked KILLED and
+    a line that says how to go on; the second ends with the D and the measurements of an undisturbed run, in the same
+    MLflow run. Then `evaluate` as a job, on the artefact."""
+    sections = {"outer": {"steps": 400}, "validation": {"every": 100}, "checkpoint": {"every": 10}}
+    config, file = written(tmp_path, **sections)
+    folder = tmp_path / "run"
+    distill = ("distill", file, "--out", str(folder))
+    assert submit(nodes, "first", *distill, wait=False).returncode == 0
+    wait_until(
+        lambda: last_checkpoint(folder) >= 20 or about(nodes, "first")["status"] == "FAILED",
+        "a checkpoint of the job",
+    )
+    ray_job(nodes, "stop", "first")
+    assert about(nodes, "first")["status"] == "STOPPED"
+    *progress, advice = logs(nodes, "first")
+    assert advice.startswith("stopped; ")
+    assert "--resume" in advice
+    assert any(line.startswith("distilling ") for line in progress)
+    assert status(folder) == "KILLED"
+    assert last_checkpoint(folder) < 400
+
+    again = submit(nodes, "again", *distill, "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert about(nodes, "again")["status"] == "SUCCEEDED"
+    assert any(line.startswith("distilling 400/400") for line in logs(nodes, "again"))
+    Undisturbed(config).check(folder, folder / "mlflow.db")
+
+    judged = submit(
+        nodes, "judged", "evaluate", str(folder / "distilled.parquet"), "--set", "evaluation.seeds=3"
+    )
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    table = json.loads((folder / "distilled.evaluation.json").read_text())["table"]
+    assert {row["n"] for row in table if row["trained_on"] == "distilled"} == {3}
+    assert any(line.startswith("evaluating ") for line in logs(nodes, "judged"))

@@ -1,0 +1,62 @@
+"""The run that nothing disturbs, to hold others against: the bare loop, in this process."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+from tiny import Bench
+
+from ray_distill.artifact import DistilledDataset
+from ray_distill.config import Config
+from ray_distill.outer_loop import outer_loop
+from ray_distill.run_state import RunState
+from ray_distill.world import OneProcess
+
+
+class Undisturbed:
+    """What a run of this configuration must come to, wherever and however often it was interrupted."""
+
+    def __init__(self, config: Config) -> None:
+        # Also where this is made by a fixture that comes before the one for each test.
+        torch.set_num_threads(1)
+        b = Bench(config)
+        self.points: list[tuple[str, int, float]] = []
+        """(name, outer step, value) of all measurements, without seconds."""
+
+        self.end = outer_loop(
+            b.experiment,
+            b.train,
+            b.validation,
+            RunState.start(b.initial, b.experiment.outer),
+            OneProcess(),
+            lambda report: self.points.extend(
+                (name, point.outer_step, value)
+                for point in report.points
+                for name, value in point.values.items()
+                if not name.startswith("seconds_")
+            ),
+        )
+
+    def check(self, folder: Path, store: Path) -> None:
+        """Asserts that the finished run in the folder has this D and validation accuracy, bit for bit, and that the
+        sqlite store, which holds nothing else, has one run, FINISHED, with each measurement once and of this value."""
+        best = self.end.best
+        assert best is not None
+        dataset = DistilledDataset.load(folder / "distilled.parquet")
+        assert torch.equal(dataset.images_NCHW, best.data.images_NCHW.float())
+        assert dataset.provenance["validation_accuracy"] == best.accuracy
+        assert dataset.provenance["outer_step"] == best.outer_step
+        with sqlite3.connect(store) as connection:
+            runs = connection.execute("select run_uuid, status from runs").fetchall()
+            rows = connection.execute("select key, step, value from metrics").fetchall()
+        names = {name for name, _, _ in self.points}
+        assert runs == [(json.loads((folder / "run.json").read_text())["run_id"], "FINISHED")]
+        assert sorted(row for row in rows if row[0] in names) == sorted(self.points)
+
+
+def status(folder: Path) -> str:
+    """What MLflow says of the run in the folder."""
+    identity = json.loads((folder / "run.json").read_text())
+    return str(MlflowClient(identity["uri"]).get_run(identity["run_id"]).info.status)
