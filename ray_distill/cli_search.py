@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_distill.config_search import SearchConfig, load_search
+from ray_distill.submitted import check_kept
 from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def search(
         from ray_distill.tracking import store_uri
 
         folder = SearchFolder(out or RUNS / settings.name)
+        check_kept(folder.path, "--out")
         uri = store_uri(settings.config.tracking.uri, out or RUNS)
         _carry_out(settings, folder, uri, resume=resume, finalise=finalise)
 
