@@ -12,25 +12,30 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from nodes import Nodes, cluster_of_two, wait_until
+from nodes import BIN, Nodes, cluster_of_two, free_port, wait_until
 from processes import descendants_named, last_checkpoint, wait_for_checkpoint
 from tiny import tiny_config
 from undisturbed import Undisturbed
 
+from ray_distill.config import Config
+
 pytestmark = pytest.mark.slow
 EVERY = 10
 """Outer steps between two checkpoints."""
-CONFIG = tiny_config(
-    outer={"steps": 160},
-    validation={"every": 80},
-    checkpoint={"every": EVERY},
-    evaluation={"networks": ["mlp1"], "seeds": 1, "random_real_draws": 1},
-    cluster={"num_workers": 2},
-)
+SECTIONS = {
+    "outer": {"steps": 160},
+    "validation": {"every": 80},
+    "checkpoint": {"every": EVERY},
+    "evaluation": {"networks": ["mlp1"], "seeds": 1, "random_real_draws": 1},
+    "cluster": {"num_workers": 2},
+}
+CONFIG = tiny_config(**SECTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +61,12 @@ def disturbed(
     folder: Path,
     draw: random.Random,
     fault: Callable[[], object],
+    config: Config = CONFIG,
+    **environment: str,
 ) -> None:
     """A run from its start to its end, with the fault at a moment in the first half of its outer steps."""
     folder.mkdir()
-    (folder / "tiny.yaml").write_text(CONFIG.to_yaml())
+    (folder / "tiny.yaml").write_text(config.to_yaml())
     command = [
         sys.executable,
         "-c",
@@ -72,22 +79,22 @@ def disturbed(
     process = subprocess.Popen(
         command,
         cwd=folder,
-        env=nodes.environment | {"RAY_ADDRESS": nodes.address},
+        env=nodes.environment | {"RAY_ADDRESS": nodes.address} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        wait_for_checkpoint(process, folder / "run", draw.randrange(EVERY, CONFIG.outer.steps // 2))
+        wait_for_checkpoint(process, folder / "run", draw.randrange(EVERY, config.outer.steps // 2))
         # Somewhere between two checkpoints.
         time.sleep(draw.random())
         at, began = last_checkpoint(folder / "run"), time.monotonic()
-        assert at < CONFIG.outer.steps, "the run was over before anything could happen to it"
+        assert at < config.outer.steps, "the run was over before anything could happen to it"
         fault()
         # Two, since one may have been on its way.
         wait_until(
             lambda: (
-                last_checkpoint(folder / "run") >= min(at + 2 * EVERY, CONFIG.outer.steps)
+                last_checkpoint(folder / "run") >= min(at + 2 * EVERY, config.outer.steps)
                 or process.poll() is not None
             ),
             "the run goes on",
@@ -133,3 +140,73 @@ def test_a_node_is_lost(
 
     disturbed(cluster, tmp_path / "here", draw, lose)
     undisturbed.check(tmp_path / "here" / "run", tmp_path / "here" / "run" / "mlflow.db")
+
+
+class Server:
+    """An MLflow server on loopback with a sqlite store, which may go and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._port = folder, free_port()
+        self.store = folder / "store.db"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self._port)),
+                *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.store}"),
+                *("--artifacts-destination", str(self._folder / "artifacts")),
+            ],
+            cwd=self._folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(self._answers, "the MLflow server answers")
+
+    def stop(self) -> None:
+        """SIGKILL for it and what it started."""
+        assert self._process is not None
+        for pid in [self._process.pid, *descendants_named("", self._process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+            return True
+        return False
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_the_mlflow_server_is_away(
+    undisturbed: Undisturbed,
+    nodes: tuple[Nodes, subprocess.Popen[bytes]],
+    draw: random.Random,
+    tmp_path: Path,
+) -> None:
+    """SIGKILL for the server; it is started again up to three seconds later, which takes some more."""
+    with mlflow_server(tmp_path) as server:
+
+        def go_away() -> None:
+            server.stop()
+            time.sleep(3 * draw.random())
+            server.start()
+
+        # Each report waits for the store's refusal: so the run does not end before the server is back.
+        often = tiny_config(**SECTIONS, tracking={"report_every": 1})
+        disturbed(nodes[0], tmp_path / "here", draw, go_away, often, MLFLOW_TRACKING_URI=server.uri)
+        undisturbed.check(tmp_path / "here" / "run", server.store)
