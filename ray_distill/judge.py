@@ -32,6 +32,7 @@ from ray_distill.pool import PoolReport
 from ray_distill.progress import Bar, Update, silent
 from ray_distill.robustness import Robustness, robustness_of
 from ray_distill.tracking import StoreError, Tracker, TrackingError, open_run, recorded
+from ray_distill.uris import masked
 
 JUDGING = (
     "evaluation",
@@ -187,7 +188,7 @@ def judge(
         except StoreError as e:
             warnings.append(str(e))
     if folder and tracker:
-        remember(folder, of, {"uri": tracker.uri, "run_id": tracker.run_id})
+        remember(folder, of, {"uri": masked(tracker.uri), "run_id": tracker.run_id})
     with recorded(tracker) if tracker else nullcontext():
         with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
             course, report = evaluate(sets, lines, journal, update)
@@ -218,7 +219,7 @@ def _write(folder: Path, done: Evaluation) -> list[Path]:
 
 def _tracker(sets: Sequence[JudgedSet], known: Mapping[str, str], uri: str, parent: str | None) -> Tracker:
     """The MLflow run of an evaluation: the one that its folder knows, or a new one."""
-    if known.get("uri") == uri and (tracker := Tracker(uri, known["run_id"])).has_run():
+    if known.get("uri") == masked(uri) and (tracker := Tracker(uri, known["run_id"])).has_run():
         tracker.reopen()
         return tracker
     config = sets[0].config

@@ -50,6 +50,22 @@ def check_free(path: Path, advice: str) -> None:
         )
 
 
+def with_password(uri: str, path: Path) -> str:
+    """The URI of a store that a folder keeps masked, as it was.
+
+    Raises: ConfigError if it had a password that the environment does not know.
+    """
+    if MASK not in uri:
+        return uri
+    known = store_uri(None, path)
+    if masked(known) != uri:
+        raise ConfigError(
+            f"{path}: what is in it is recorded at {uri}, and its password is not kept; set $MLFLOW_TRACKING_URI to "
+            "that URI with its password"
+        )
+    return known
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's files."""
@@ -171,7 +187,7 @@ class RunFolder:
                 f"tracking.uri: the run in {self.path} is recorded at {uri} (found {wanted!r}); "
                 "remove the key, or use another --out"
             )
-        return Tracker(self._with_password(uri), run_id)
+        return Tracker(with_password(uri, self.path), run_id)
 
     def store(self) -> str | None:
         """The store in which the run is recorded; None if the folder does not say. Raises: ConfigError, as `reopen`."""
@@ -179,19 +195,7 @@ class RunFolder:
             uri, _, _ = self._read_identity()
         except ConfigError:
             return None
-        return self._with_password(uri)
-
-    def _with_password(self, uri: str) -> str:
-        """A URI of `run.json` as it was. Raises: ConfigError if it had a password that the environment does not know."""
-        if MASK not in uri:
-            return uri
-        known = store_uri(None, self.path)
-        if masked(known) != uri:
-            raise ConfigError(
-                f"{self.path}: the run is recorded at {uri}, and its password is not kept; set $MLFLOW_TRACKING_URI to "
-                "that URI with its password"
-            )
-        return known
+        return with_password(uri, self.path)
 
     def _names(self) -> set[str]:
         return {path.name for path in self.path.iterdir()}

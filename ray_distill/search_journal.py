@@ -20,8 +20,10 @@ from typing import Any, Literal
 from ray_distill.config import ConfigError
 from ray_distill.config_search import JUDGED_BY, SearchConfig
 from ray_distill.journal import Journal
+from ray_distill.run_folder import with_password
 from ray_distill.search_records import Measured, TrialRecord, Value
 from ray_distill.tracking import Tracker
+from ray_distill.uris import masked
 from ray_distill.whole_files import write_json, write_text
 
 Status = Literal["finished", "stopped", "failed", "running"]
@@ -70,13 +72,14 @@ class SearchFolder:
         """Claim the folder for a new search."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.search, search.to_yaml())
-        write_json(self.identity, {"search_hash": search.hash, "uri": tracker.uri, "run_id": tracker.run_id})
+        identity = {"search_hash": search.hash, "uri": masked(tracker.uri), "run_id": tracker.run_id}
+        write_json(self.identity, identity)
 
     def reopen(self, search: SearchConfig) -> Tracker:
         """The tracker of the search to go on with. Raises: ConfigError if there is none, or another one."""
         try:
             identity = json.loads(self.identity.read_text())
-            tracker, there = Tracker(identity["uri"], identity["run_id"]), identity["search_hash"]
+            uri, run_id, there = (str(identity[key]) for key in ("uri", "run_id", "search_hash"))
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(f"{self.path}: holds no search to resume (no readable search.json)") from None
         if there != search.hash:
@@ -84,7 +87,7 @@ class SearchFolder:
                 f"{self.path}: holds another search (hash {there}, yours is {search.hash}); only budget.trials and "
                 f"budget.hours may change. Compare yours with {self.search}, or use another --out"
             )
-        return tracker
+        return Tracker(with_password(uri, self.path), run_id)
 
 
 @dataclass

@@ -7,13 +7,17 @@ import pytest
 
 from ray_distill import tracking
 from ray_distill.config import ConfigError, load, parse
+from ray_distill.config_search import load_search
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.places import place_of
 from ray_distill.run_folder import RunFolder
+from ray_distill.search_journal import SearchFolder
 from ray_distill.tracking import StoreError, Tracker, TrackingError, ui_command
 from ray_distill.uris import holds_password, masked
 
-DIGITS = Path(__file__).parents[1] / "experiments" / "digits_ipc1.yaml"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+DIGITS = EXPERIMENTS / "digits_ipc1.yaml"
+SEARCH = EXPERIMENTS / "search_window_digits.yaml"
 WHOLE = "postgresql://me:geheim@host/db"
 
 
@@ -85,6 +89,17 @@ def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
         with pytest.raises(ConfigError, match=r"\*\*\*@host/db, and its password is not kept; set \$MLFLOW"):
             folder.reopen(config)
+
+
+def test_a_search_keeps_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, folder = load_search(SEARCH), SearchFolder(tmp_path)
+    folder.open(search, Tracker(WHOLE, "abc"))
+    assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", WHOLE)
+    assert folder.reopen(search) == Tracker(WHOLE, "abc")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match="its password is not kept"):
+        folder.reopen(search)
 
 
 def test_what_mlflow_says_of_a_store_that_is_away_is_masked() -> None:
