@@ -123,13 +123,6 @@ def test_learnt_labels_leave_pictures_in_their_classes(artifact: Path, tmp_path:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize("override", ["outer.lr=1", "distilled.ipc=10", "seed=3", "cluster.num_workers=2"])
-def test_evaluate_changes_only_how_a_set_is_judged(artifact: Path, override: str) -> None:
-    result = runner.invoke(app, ["evaluate", str(artifact), "--set", override])
-    assert result.exit_code == 2
-    assert "evaluate can change evaluation" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
