@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from ray_distill.config import ConfigError
 from ray_distill.errors import FailedError
@@ -105,3 +105,17 @@ def require(num_workers: int, cpus: float, gpus: float) -> None:
                 f"cluster.num_workers: {num_workers} workers with {each:g} {name} each need {needed:g} {name}s, "
                 f"the cluster has {there:g}; lower cluster.num_workers or cluster.{key}"
             )
+
+
+def require_no_other() -> None:
+    """Raises: ConfigError if more than one Ray cluster runs on this machine.
+
+    Ray Train's cleaner, which gives back the cores of a trial that was stopped, asks for "the" cluster of the machine:
+    with two of them it gives nothing back, and the next trial waits for ever.
+    """
+    found = services.find_gcs_addresses()
+    if len(found) > 1:
+        raise ConfigError(
+            f"workers: trials with several workers need this machine's Ray for themselves, and there are {len(found)} Ray "
+            f"clusters on it ({', '.join(sorted(found))}); stop the other, or set workers to 1"
+        )

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
-from ray_distill.cluster import require
+from ray_distill.cluster import require, require_no_other
 from ray_distill.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
@@ -165,6 +165,8 @@ def capacity(search: SearchConfig) -> int:
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
     require(search.workers, cluster.cpus_per_worker, gpus)
+    if search.workers > 1:
+        require_no_other()
     total = ray.cluster_resources()
     fits = int(total["CPU"] // (search.workers * cluster.cpus_per_worker))
     if gpus:

@@ -49,9 +49,10 @@ def bench() -> Callable[..., Any]:
     return lambda **sections: Bench(tiny_config(**sections))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One small local Ray cluster for the session, without a dashboard."""
+    """A small local Ray cluster for the tests of a file, without a dashboard. Not longer: a second cluster on the machine
+    is in the way of searches with several workers (`cluster.require_no_other`)."""
     from ray_distill.cluster import cluster
 
     with cluster(num_cpus=2):

@@ -41,7 +41,7 @@ class Undisturbed:
 
     def check(self, folder: Path, store: Path) -> None:
         """Asserts that the finished run in the folder has this D and validation accuracy, bit for bit, and that the
-        sqlite store, which holds nothing else, has one run, FINISHED, with each measurement once and of this value."""
+        sqlite store, which holds nothing else, has one distillation, FINISHED, with each measurement once and of this value."""
         best = self.end.best
         assert best is not None
         dataset = DistilledDataset.load(folder / "distilled.parquet")
@@ -49,7 +49,10 @@ class Undisturbed:
         assert dataset.provenance["validation_accuracy"] == best.accuracy
         assert dataset.provenance["outer_step"] == best.outer_step
         with sqlite3.connect(store) as connection:
-            runs = connection.execute("select run_uuid, status from runs").fetchall()
+            runs = connection.execute(
+                "select runs.run_uuid, status from runs join tags on tags.run_uuid = runs.run_uuid "
+                "where tags.key = 'kind' and tags.value = 'distill'"
+            ).fetchall()
             rows = connection.execute("select key, step, value from metrics").fetchall()
         names = {name for name, _, _ in self.points}
         assert runs == [(json.loads((folder / "run.json").read_text())["run_id"], "FINISHED")]
