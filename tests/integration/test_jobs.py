@@ -122,6 +122,6 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Nodes, 
         nodes, "judged", "evaluate", str(folder / "distilled.parquet"), "--set", "evaluation.seeds=3"
     )
     assert judged.returncode == 0, judged.stdout + judged.stderr
-    table = json.loads((folder / "distilled.evaluation.json").read_text())["table"]
-    assert {row["n"] for row in table if row["trained_on"] == "distilled"} == {3}
+    rows = json.loads((folder / "distilled.evaluation" / "evaluation.json").read_text())["rows"]
+    assert {row["n"] for row in rows if row["kind"] == "distilled"} == {3}
     assert any(line.startswith("evaluating ") for line in logs(nodes, "judged"))
