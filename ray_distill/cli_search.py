@@ -120,7 +120,8 @@ def _say_found(found: "Found", folder: "SearchFolder") -> None:
     from ray_distill.leaderboard import terminal_table
     from ray_distill.tracking import ui_command
 
-    stdout.print(terminal_table(found.rows))
+    # Where there is no terminal Rich takes 80 columns, too few for the searched keys.
+    stdout.print(terminal_table(found.rows), width=None if stdout.is_terminal else 130)
     for warning in found.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)
     files = {
