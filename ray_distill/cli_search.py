@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from ray_distill.config_search import SearchConfig, load_search
 from ray_distill.submitted import check_kept
@@ -121,7 +122,7 @@ def _say_found(found: "Found", folder: "SearchFolder") -> None:
     from ray_distill.tracking import ui_command
 
     # Where there is no terminal Rich takes 80 columns, too few for the searched keys.
-    stdout.print(terminal_table(found.rows), width=None if stdout.is_terminal else 130)
+    (stdout if stdout.is_terminal else Console(width=130)).print(terminal_table(found.rows))
     for warning in found.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)
     files = {
