@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config import ConfigError
-from ray_distill.errors import MistakeError
 from ray_distill.evaluation_jobs import Line, LrTrial
 from ray_distill.evaluation_records import Record, Retraining
+from ray_distill.journal import JournalError
+from ray_distill.json_lines import JsonLines
 from ray_distill.judged_sets import JudgedSet
 from ray_distill.whole_files import write_json
 
@@ -30,37 +31,26 @@ _Found = Record | LrTrial
 _Key = tuple[type, str, int, int, float]
 
 
-class JournalError(MistakeError):
-    """A file of records that cannot be read."""
-
-
 class Journal:
     """The results that there are, in memory and, if it has a file, there."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises: JournalError if a line other than a half one at the end cannot be read."""
-        self._path = path
+        self._lines = JsonLines(path) if path is not None else None
         self._found: dict[_Key, _Found] = {}
         self._latest: dict[Retraining, str] = {}
-        if path is not None and path.exists():
-            whole, _, half = path.read_bytes().rpartition(b"\n")
-            for number, line in enumerate(whole.splitlines(), 1):
-                self._take(*_read(line, f"{path}, line {number}"))
-            if half:
-                # What is added next begins a line of its own.
-                with path.open("r+b") as file:
-                    file.truncate(len(whole) + 1 if whole else 0)
+        for number, line in enumerate(self._lines.found if self._lines else [], 1):
+            self._take(*_read(line, f"{path}, line {number}"))
 
     def add(self, line: Line, found: Iterable[_Found]) -> None:
         """Results of a line, on the disk when this returns."""
-        texts = []
+        things = []
         for one in found:
             self._take(line.fingerprint, one)
             kind = "record" if isinstance(one, Record) else "lr_trial"
-            texts.append(json.dumps({"line": line.fingerprint, kind: asdict(one)}) + "\n")
-        if self._path is not None:
-            with self._path.open("ab") as file:
-                file.write("".join(texts).encode())
+            things.append({"line": line.fingerprint, kind: asdict(one)})
+        if self._lines is not None:
+            self._lines.add(things)
 
     def _take(self, fingerprint: str, one: _Found) -> None:
         self._found[(type(one), fingerprint, one.of.index, one.inner_steps, one.lr)] = one

@@ -5,12 +5,12 @@ kill may be found again, so it must do no harm to say a thing twice.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_distill.errors import MistakeError
+from ray_distill.json_lines import JsonLines
 from ray_distill.whole_files import write_text
 
 
@@ -34,18 +34,16 @@ class Journal:
         self._path = path
         self._said = path.with_name(f"{path.name}.said")
         path.touch()
-        whole = path.read_bytes()
         # A line that was cut off by a kill was never in the hands of a recording.
-        self._end_bytes = whole.rfind(b"\n") + 1
-        os.truncate(path, self._end_bytes)
-        self.unsaid = self._read(whole[: self._end_bytes])
+        self._lines = JsonLines(path)
+        self.unsaid = self._read(self._lines.found)
         """What the journal held, and nobody has said, when it was taken up."""
 
-    def _read(self, whole: bytes) -> list[Entry]:
+    def _read(self, lines: list[bytes]) -> list[Entry]:
         entries, end = [], 0
         try:
             said_bytes = int(self._said.read_text()) if self._said.exists() else 0
-            for line in whole.splitlines(keepends=True):
+            for line in lines:
                 end += len(line)
                 if end > said_bytes:
                     entries.append(Entry(end, dict(json.loads(line))))
@@ -55,13 +53,8 @@ class Journal:
 
     def add(self, thing: Mapping[str, Any]) -> Entry:
         """Write a thing to the end; it is on the disk when this returns."""
-        line = json.dumps(thing).encode() + b"\n"
-        with self._path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self._end_bytes += len(line)
-        return Entry(self._end_bytes, dict(thing))
+        self._lines.add([thing])
+        return Entry(self._lines.end_bytes, dict(thing))
 
     def mark_said(self, entry: Entry) -> None:
         """Everything up to this entry is said."""

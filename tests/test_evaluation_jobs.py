@@ -27,8 +27,9 @@ from ray_distill.evaluation_jobs import (
     jobs_for,
     lines_of,
 )
-from ray_distill.evaluation_journal import Journal, JournalError, claim, identity, remember
+from ray_distill.evaluation_journal import Journal, claim, identity, remember
 from ray_distill.evaluation_records import Record
+from ray_distill.journal import JournalError
 from ray_distill.judged_sets import JudgedSet
 
 Do = Callable[[Job], Sequence[Record] | Sequence[LrTrial]]
