@@ -42,6 +42,17 @@ def dtype(config: Config) -> torch.dtype:
     return torch.float64 if config.precision == "float64" else torch.float32
 
 
+def device_of(config: Config) -> torch.device:
+    """Of a process by itself; Ray Train tells its workers which of several GPUs is theirs."""
+    return torch.device("cuda" if config.cluster.use_gpu else "cpu")
+
+
+def set_tf32(config: Config) -> None:
+    """Have this process multiply float32 in TF32 where the configuration says so, and nowhere else."""
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+
 def engine(config: Config) -> GroupEngine:
     """The function that computes the replicas' metagradients."""
     if config.engine == "adjoint":
@@ -196,7 +207,7 @@ def replicas_at_once(
 def check_groups(config: Config, image_shape: ImageShape, num_classes: int) -> None:
     """Raises: ConfigError if there are more workers than groups of replicas to share out."""
     network = network_for(config, config.network.name, image_shape, num_classes)
-    device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
+    device = device_of(config)
     at_once = replicas_at_once(config, network, image_shape, num_classes, device)
     groups, workers = -(-config.replicas // at_once), config.cluster.num_workers
     if workers > groups:

@@ -85,13 +85,15 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
     from ray_distill.build_data import data_spec
     from ray_distill.data.arrow_images import open_images
     from ray_distill.data.splits import prepare_development
+    from ray_distill.progress import percent
 
     spec, phases, began = data_spec(request), _Phases(), time.monotonic()
     with bar("real images", 100) as update:
+        show = percent(update)
 
         def progress(what: str, done: int, total: int) -> None:
             phases(what, done, total)
-            update(100 * done // total, f"percent, {what}")
+            show(what, done, total)
 
         data = prepare_development(spec, None, progress)
         test, paths = _prepare_test(spec, data, progress)

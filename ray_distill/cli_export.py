@@ -39,13 +39,12 @@ def import_(
         check_target(out)
         statement = stated(like, space, layout, images, labels, set_ or [])
         from ray_distill.foreign_sets import is_ours, read_set
+        from ray_distill.progress import percent
 
         if is_ours(file):
             raise MistakeError(f"{file} is a distilled set of ours already; use it as it is")
         with bar("real images", 100) as update:
-            dataset = read_set(
-                file, statement, lambda what, done, total: update(100 * done // total, f"percent, {what}")
-            )
+            dataset = read_set(file, statement, percent(update))
         dataset.save(out)
         lines = [
             dataset.describe(),

@@ -98,9 +98,8 @@ class SetAtHand:
     def __init__(self, shipped: Shipped) -> None:
         self._shipped, self.config = shipped, parse(shipped.config)
         self._kept: dict[Kind, DistilledData] = {}
-        self.device = torch.device("cuda" if self.config.cluster.use_gpu else "cpu")
-        tf32 = self.config.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        self.device = build.device_of(self.config)
+        build.set_tf32(self.config)
 
     @cached_property
     def distilled(self) -> DistilledData:

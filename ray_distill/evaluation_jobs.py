@@ -22,8 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from ray_distill import build
 from ray_distill.build_networks import network_spec
 from ray_distill.config import ConfigError
@@ -244,8 +242,7 @@ def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, 
     network, flops = judged.network(name)
 
     def at_once(count: int, least_groups: int) -> int:
-        device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
-        of = (config, network, judged.image_shape, judged.num_classes, device)
+        of = (config, network, judged.image_shape, judged.num_classes, build.device_of(config))
         size = build.networks_at_once(*of, count, batch=batch, least_groups=least_groups)
         return 1 if subject.is_drawn else size
 

@@ -16,7 +16,6 @@ from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import check_budget
 from ray_distill.config import Config, ConfigError, apply_overrides, parse
 from ray_distill.config_evaluation import USUAL
-from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_networks
@@ -29,9 +28,9 @@ from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
 from ray_distill.judged_sets import JudgedSet
 from ray_distill.pool import PoolReport
-from ray_distill.progress import Bar, Update, silent
+from ray_distill.progress import Bar, percent, silent
 from ray_distill.robustness import Robustness, robustness_of
-from ray_distill.tracking import StoreError, Tracker, TrackingError, open_run, recorded
+from ray_distill.tracking import PARENT_TAG, StoreError, Tracker, TrackingError, open_run, recorded
 from ray_distill.uris import masked
 
 JUDGING = (
@@ -121,11 +120,6 @@ def check_evaluation(config: Config, data: DevelopmentData) -> None:
     check_networks(config, data)
     if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
         check_budget(data.train, config.distilled.ipc)
-
-
-def percent(update: Update) -> Progress:
-    """A bar of 100 units as the progress of preparing data."""
-    return lambda what, done, total: update(100 * done // total, f"percent, {what}")
 
 
 def with_test_images(
@@ -225,7 +219,7 @@ def _tracker(sets: Sequence[JudgedSet], known: Mapping[str, str], uri: str, pare
     config = sets[0].config
     tags = {"config_hash": sets[0].dataset.config_hash, "kind": "evaluate"}
     if parent is not None:
-        tags["mlflow.parentRunId"] = parent
+        tags[PARENT_TAG] = parent
     params = config.experiment() | {"sets": ", ".join(judged.name for judged in sets)}
     return open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
 

@@ -230,8 +230,7 @@ def _prepared(setting: Setting) -> tuple[Experiment, DistilledData]:
     """What a worker has before its first step, with D of noise."""
     config = setting.read()
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    build.set_tf32(config)
     device, images, dtype = device_of(config), setting.images, build.dtype(config)
     experiment = build.experiment(config, images.shape, images.num_classes, device)
     count = images.num_classes * config.distilled.ipc

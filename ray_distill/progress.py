@@ -54,3 +54,8 @@ def _plain_lines(console: Console, what: str, total: int) -> Update:
 def silent(what: str, total: int) -> Iterator[Update]:
     """A progress bar that shows nothing."""
     yield lambda done, said: None
+
+
+def percent(update: Update) -> Callable[[str, int, int], None]:
+    """A bar of 100 units as the progress of preparing data: (what is being done, units done, units in all)."""
+    return lambda what, done, total: update(100 * done // total, f"percent, {what}")

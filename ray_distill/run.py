@@ -16,7 +16,6 @@ from ray_distill import build, pictures, tracking
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config, ConfigError
-from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train
@@ -27,11 +26,10 @@ from ray_distill.judge import (
     check_evaluation,
     judge,
     metric_name,
-    percent,
     tell,
     with_test_images,
 )
-from ray_distill.progress import Bar
+from ray_distill.progress import Bar, percent
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker, open_run, recorded
 from ray_distill.uris import masked
@@ -52,17 +50,16 @@ class Outcome:
     """What MLflow did not take."""
 
 
-def prepare(config: Config, uri: str, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
+def prepare(config: Config, uri: str, bar: Bar) -> DevelopmentData:
     """The run's real data, without the test split, checked against the configuration; and an open store.
 
     Args:
         uri: the MLflow store, which is made if all else is right; nothing else is written.
-        fitted: a preprocessing to use in place of one that is fitted here.
 
     Raises: ConfigError, DataError or StoreError for all that can be known before the first outer step.
     """
     check_test_source(config)
-    data = _development(config, bar, fitted)
+    data = _development(config, bar)
     check_evaluation(config, data)
     tracking.open_store(uri, config.tracking.experiment)
     return data
@@ -75,9 +72,9 @@ def prepare_development(config: Config, uri: str, bar: Bar) -> DevelopmentData:
     return data
 
 
-def _development(config: Config, bar: Bar, fitted: Preprocessing | None = None) -> DevelopmentData:
+def _development(config: Config, bar: Bar) -> DevelopmentData:
     with bar("real images", 100) as update:
-        data = build.development_data(config, fitted, percent(update))
+        data = build.development_data(config, None, percent(update))
     check_fits_data(config, data)
     return data
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
+from ray_distill import build
 from ray_distill.config import parse
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
@@ -160,8 +160,9 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
             and `search_hash`.
     """
     config = parse(proposal["config"])
-    device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
-    place = open_workplace(config, shared["data"], lambda: ray.get(shared["fitted"][0]), device)
+    place = open_workplace(
+        config, shared["data"], lambda: ray.get(shared["fitted"][0]), build.device_of(config)
+    )
     kept = tune.get_checkpoint()
     with kept.as_directory() if kept else nullcontext() as folder:
         checkpoint = Path(folder) if folder else None

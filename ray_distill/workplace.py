@@ -64,8 +64,7 @@ def open_workplace(
     Raises: ConfigError if the configuration does not fit the data; DataError.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    build.set_tf32(config)
     train, validation = (build.real_data(config, part, device) for part in redeem_development(data, fitted))
     experiment = build.experiment(config, train.image_shape, train.num_classes, device)
     return Workplace(config, device, experiment, train, validation)
