@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import torch
 from tiny import Bench
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
+from ray_distill.data.preprocessing import NoPreprocessing
 from ray_distill.evaluate import SetAtHand, Shipped, judged_set
 from ray_distill.judged_sets import JudgedSet
 
@@ -20,6 +22,20 @@ def dataset_of(config: Config, *, scale: float = 1.0) -> DistilledDataset:
         labels_NK=b.initial.labels_NK.float(),
         class_names=b.data.class_names,
         preprocessing=b.data.preprocessing,
+        protocol={},
+        config=config.experiment(),
+        config_hash=config.hash,
+        provenance=provenance(),
+    )
+
+
+def grey_set(config: Config) -> DistilledDataset:
+    """Ten random grey images of 8x8, which nothing is done to, as of a run of this configuration."""
+    return DistilledDataset(
+        images_NCHW=torch.rand(10, 1, 8, 8),
+        labels_NK=torch.eye(10),
+        class_names=tuple("0123456789"),
+        preprocessing=NoPreprocessing(),
         protocol={},
         config=config.experiment(),
         config_hash=config.hash,

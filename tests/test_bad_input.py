@@ -17,16 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import Result
+from judged import grey_set
 from PIL import Image
 from typer.testing import CliRunner
 
 from ray_distill import config as configuration
-from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.cli import app
-from ray_distill.data.preprocessing import NoPreprocessing
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
 
@@ -406,6 +404,18 @@ COMMANDS = [
     ("evaluate nowhere.parquet", "nowhere.parquet is not a file"),
     ("evaluate cut.parquet", "cut.parquet is not an intact distilled dataset"),
     ("evaluate good.parquet --out text", "text: exists and holds no evaluation; nothing was written"),
+    ("evaluate good.parquet --horizons many", "--horizons many: write it as 1,2,5"),
+    ("evaluate good.parquet --horizons 9,3", "evaluation.horizons"),
+    ("evaluate good.parquet --networks mlp2,vgg12", "unknown network 'vgg12'"),
+    ("evaluate good.parquet --baselines luck", "evaluation.baselines"),
+    ("evaluate good.parquet --seeds 0", "evaluation.seeds"),
+    ("evaluate good.parquet --baselines none --robustness", "evaluation.robustness"),
+    (
+        "evaluate good.parquet --baselines none --set evaluation.random_real_draws=2",
+        "random_real_draws: has no effect",
+    ),
+    ("evaluate good.parquet --out foreign", "foreign: exists and holds no evaluation; nothing was written"),
+    ("evaluate good.parquet good.parquet", "names a file twice"),
     ("evaluate good.npz", "does not say how it is used; state it with --like"),
     ("evaluate good.parquet --space pixels", "--space pixels: has no effect without --like"),
     ("evaluate good.parquet --like demo.yaml", "say with --space what the file's values are"),
@@ -464,17 +474,7 @@ def pictures(folder: Path, *sides: int) -> None:
 
 def distilled_sets(folder: Path) -> None:
     """A good one, and some that are not."""
-    config = configuration.load(DEMO)
-    good = DistilledDataset(
-        images_NCHW=torch.rand(10, 1, 8, 8),
-        labels_NK=torch.eye(10),
-        class_names=tuple("0123456789"),
-        preprocessing=NoPreprocessing(),
-        protocol={},
-        config=config.experiment(),
-        config_hash=config.hash,
-        provenance=provenance(),
-    )
+    good = grey_set(configuration.load(DEMO))
     good.save(folder / "good.parquet")
     content = (folder / "good.parquet").read_bytes()
     (folder / "cut.parquet").write_bytes(content[: len(content) // 2])

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from judged import grey_set
 from typer.testing import CliRunner
 
 from ray_distill import config as configuration
-from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.artifact import DistilledDataset
 from ray_distill.cli import app, demo_config
 from ray_distill.config import ConfigError, parse
-from ray_distill.data.preprocessing import NoPreprocessing
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
 
@@ -79,17 +79,7 @@ def test_what_may_be_resumed(tmp_path: Path) -> None:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artefact of ten grey images."""
     path = tmp_path_factory.mktemp("artifact") / "distilled.parquet"
-    config = demo_config([])
-    DistilledDataset(
-        images_NCHW=torch.rand(10, 1, 8, 8),
-        labels_NK=torch.eye(10),
-        class_names=tuple("0123456789"),
-        preprocessing=NoPreprocessing(),
-        protocol={},
-        config=config.experiment(),
-        config_hash=config.hash,
-        provenance=provenance(),
-    ).save(path)
+    grey_set(demo_config([])).save(path)
     return path
 
 
@@ -121,37 +111,6 @@ def test_learnt_labels_leave_pictures_in_their_classes(artifact: Path, tmp_path:
     assert "rows sum to 0 .. 3" in result.output
     runner.invoke(app, ["show", str(artifact), "--out", str(tmp_path / "b.png")])
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--horizons", "many"], "--horizons many: write it as 1,2,5"),
-        (["--horizons", "9,3"], "evaluation.horizons"),
-        (["--networks", "mlp2,vgg12"], "unknown network 'vgg12'"),
-        (["--baselines", "luck"], "evaluation.baselines"),
-        (["--seeds", "0"], "evaluation.seeds"),
-        (["--baselines", "none", "--robustness"], "evaluation.robustness"),
-        (
-            ["--baselines", "none", "--set", "evaluation.random_real_draws=2"],
-            "random_real_draws: has no effect",
-        ),
-        (["--out", "full"], "full: exists and holds no evaluation; nothing was written"),
-        (["artefact.parquet"], "names a file twice"),
-    ],
-    ids=str,
-)
-def test_evaluate_refuses_what_cannot_be(
-    artifact: Path, options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Exit code 2, and nothing is written: neither results nor a store."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "artefact.parquet").write_bytes(artifact.read_bytes())
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("precious")
-    result = runner.invoke(app, ["evaluate", "artefact.parquet", *options])
-    assert (result.exit_code, says in result.stderr) == (2, True), result.output
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["artefact.parquet", "full", "mine.txt"]
 
 
 def test_what_a_set_brings_along_for_baselines_is_dropped_with_them(artifact: Path) -> None:

@@ -13,17 +13,9 @@ from ray_distill.leaderboard import leaderboard
 from ray_distill.points import Point
 from ray_distill.search_records import Measured, TrialRecord
 from ray_distill.search_tracking import SearchTracking, recorded_search
-from ray_distill.tracking import Tracker, open_run, open_store
+from ray_distill.tracking import Tracker, open_run
 
 LR = "inner.lr"
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for all: making it takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    open_store(uri, "tests")
-    return uri
 
 
 @pytest.fixture

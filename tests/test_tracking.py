@@ -23,14 +23,6 @@ from ray_distill.tracking import (
 )
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for all: making it takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    open_store(uri, "tests")
-    return uri
-
-
 @pytest.fixture
 def tracker(uri: str) -> Tracker:
     return open_run(uri, "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
