@@ -2,11 +2,12 @@
 
 import logging
 import os
+import random
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 # Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
@@ -18,7 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 
 from ray_distill.config import ConfigError
 from ray_distill.errors import FailedError
@@ -41,6 +42,42 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = usual
+
+
+@contextmanager
+def in_environment(values: dict[str, str]) -> Iterator[None]:
+    """These variables within, and what was there before after it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _at(port: str) -> dict[str, str]:
+    """The environment in which Ray starts at a port, and its processes know their cluster.
+
+    Ray's state API, through which Train learns that a run was killed from outside, otherwise looks through the
+    machine's processes for "the" cluster: with two of them it finds none, and what the run had reserved is never given
+    back.
+    """
+    return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+
+
+def _free_port() -> str:
+    """Below those that systems give out (32768 on), so that nobody takes it before Ray does."""
+    drawn = random.SystemRandom()
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", drawn.randrange(20_000, 32_768)))
+            except OSError:
+                continue
+            return str(probe.getsockname()[1])
 
 
 def _check_answered(address: str) -> None:
@@ -74,7 +111,10 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         _check_answered(os.environ["RAY_ADDRESS"])
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with _on_loopback() if here else nullcontext():
+        with ExitStack() as local:
+            if here:
+                local.enter_context(_on_loopback())
+                local.enter_context(in_environment(_at(_free_port())))
             ray.init(
                 address="local" if here else None,
                 num_cpus=num_cpus if here else None,
@@ -105,17 +145,3 @@ def require(num_workers: int, cpus: float, gpus: float) -> None:
                 f"cluster.num_workers: {num_workers} workers with {each:g} {name} each need {needed:g} {name}s, "
                 f"the cluster has {there:g}; lower cluster.num_workers or cluster.{key}"
             )
-
-
-def require_no_other() -> None:
-    """Raises: ConfigError if more than one Ray cluster runs on this machine.
-
-    Ray Train's cleaner, which gives back the cores of a trial that was stopped, asks for "the" cluster of the machine:
-    with two of them it gives nothing back, and the next trial waits for ever.
-    """
-    found = services.find_gcs_addresses()
-    if len(found) > 1:
-        raise ConfigError(
-            f"workers: trials with several workers need this machine's Ray for themselves, and there are {len(found)} Ray "
-            f"clusters on it ({', '.join(sorted(found))}); stop the other, or set workers to 1"
-        )

@@ -8,7 +8,6 @@ knows of the others, so that a trial of an extended search is compared with all 
 
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
-from ray_distill.cluster import require, require_no_other
+from ray_distill.cluster import in_environment, require
 from ray_distill.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
@@ -165,8 +164,6 @@ def capacity(search: SearchConfig) -> int:
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
     require(search.workers, cluster.cpus_per_worker, gpus)
-    if search.workers > 1:
-        require_no_other()
     total = ray.cluster_resources()
     fits = int(total["CPU"] // (search.workers * cluster.cpus_per_worker))
     if gpus:
@@ -248,16 +245,9 @@ def _quiet_tune(at_once: int) -> Iterator[None]:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    try:
+    with in_environment(values):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 def run_trials(

@@ -51,8 +51,7 @@ def bench() -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A small local Ray cluster for the tests of a file, without a dashboard. Not longer: a second cluster on the machine
-    is in the way of searches with several workers (`cluster.require_no_other`)."""
+    """A small local Ray cluster for the tests of a file, without a dashboard."""
     from ray_distill.cluster import cluster
 
     with cluster(num_cpus=2):

@@ -246,9 +246,10 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
         assert [m.outer_step for m in log.curve] == list(range(5, 151, 5))
 
 
-def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path) -> None:
+def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: None) -> None:
     """Through Ray Train the base, which learns, ends with the D of one process to 1e-10; two trials that hardly move D
-    are stopped, and the second of them begins, so the first has given its workers' cores back."""
+    are stopped, and the second of them begins, so the first has given its workers' cores back, which Train's cleaner
+    sees to; there is a second cluster on the machine, in which it must not look."""
     search = tiny_search(
         base=LEARNING,
         space={"outer.lr": {"choice": [1e-8, 2e-8]}},
