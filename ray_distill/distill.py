@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ray_distill.cluster import require
+from ray_distill.cluster import go_first, require
 from ray_distill.config import Config, parse
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
@@ -117,6 +117,7 @@ def worker(setup: dict[str, Any]) -> str | None:
     Returns: why the run had to end early, or None.
     """
     quiet_reports()
+    go_first()
     config = parse(setup["config"])
     place = open_workplace(
         config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], worker_device(config)

@@ -17,6 +17,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from ray_distill.cluster import go_first
 from ray_distill.config import Config, parse
 from ray_distill.distill import quiet_reports, scaling_of, worker_device
 from ray_distill.search_trial import distil, say_again, taken_up, tell_tune
@@ -31,6 +32,7 @@ def train_worker(setup: dict[str, Any]) -> None:
         setup: the trial's `proposal` and `shared` (see `search_trial.trial`), and `checkpoint`, the folder that Tune gave.
     """
     quiet_reports()
+    go_first()
     proposal, shared = setup["proposal"], setup["shared"]
     config = parse(proposal["config"])
     fitted = shared["fitted"]
