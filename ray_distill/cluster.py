@@ -62,7 +62,7 @@ def _giving_way() -> Iterator[None]:
 
 
 def go_first() -> None:
-    """This thread, and those that it starts, do not give way as Ray's do: for the one that trains."""
+    """Let this thread, and those that it starts, not give way as those of Ray do: for the one that trains."""
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
