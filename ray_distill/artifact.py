@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ray_distill import __version__
 from ray_distill.data.preprocessing import Preprocessing, preprocessing_from_record
 from ray_distill.errors import MistakeError
 from ray_distill.whole_files import written_whole
@@ -184,7 +184,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     """The facts given (seed, outer steps, ...), the versions that run here, and the time: plain data."""
     return {
         **facts,
-        "ray_distill": version("ray-distill"),
+        "ray_distill": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

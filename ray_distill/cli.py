@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_distill import __version__
 from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
@@ -35,20 +36,26 @@ BEGAN = time.monotonic()
 
 app = typer.Typer(
     name="ray-distill",
-    help="Distil a dataset into a few synthetic images per class with RaT-BPTT on Ray, and judge the result.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(bench, name="bench")
-app.add_typer(data, name="data")
-app.command()(plan)
-app.command("import")(import_)
-app.command()(export)
-app.command()(doctor)
-app.command()(evaluate)
-app.command()(search)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ray-distill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Distil a dataset into a few synthetic images per class with RaT-BPTT on Ray, and judge the result."""
 
 
 def _errors() -> "AbstractContextManager[None]":
@@ -216,6 +223,15 @@ def show(
         stdout.print(dataset.describe(), markup=False, highlight=False)
         sheet_of(dataset).save(target)
         stdout.print(f"picture: {target}", markup=False, highlight=False)
+
+
+# Help shows the verbs in this order, after those above: from what comes first to what is rarely needed.
+for verb in (evaluate, search, plan, export):
+    app.command()(verb)
+app.command("import")(import_)
+app.command()(doctor)
+app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from ray_distill import __version__
 from ray_distill.cluster import cluster
 from ray_distill.errors import FailedError, MistakeError
 from ray_distill.uris import masked
@@ -295,11 +296,15 @@ def _skew(name: str, ahead_s: float, known_to_s: float) -> Finding:
     )
 
 
+def _versions() -> dict[str, str]:
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "ray")}
+    return {"ray-distill": __version__} | installed | {"Python": platform.python_version()}
+
+
 @ray.remote(num_cpus=0)
 def _look_around() -> tuple[float, dict[str, str]]:
     """A node's clock, and what is installed there."""
-    there = {name: importlib.metadata.version(name) for name in ("ray-distill", "torch", "ray")}
-    return time.time(), there | {"Python": platform.python_version()}
+    return time.time(), _versions()
 
 
 def ray_cluster() -> list[Finding]:
@@ -329,8 +334,7 @@ def _node(node: dict[str, Any], name: str) -> list[Finding]:
     before = time.time()
     clock, there = ray.get(task.remote(), timeout=PATIENCE_S)
     after = time.time()
-    here = {key: importlib.metadata.version(key) for key in ("ray-distill", "torch", "ray")}
-    here["Python"] = platform.python_version()
+    here = _versions()
     other = [f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]]
     said = "; ".join(other) if other else "has this ray-distill, torch and Python"
     versions = Finding(

@@ -2,6 +2,7 @@
 
 import json
 import random
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import ray_distill
 from ray_distill.artifact import ArtifactError, DistilledDataset, provenance
 from ray_distill.data.preprocessing import KINDS, fit_preprocessing
 
@@ -146,6 +148,16 @@ def test_provenance_names_versions_and_time() -> None:
     assert (facts["seed"], facts["outer_steps"], facts["torch"]) == (1, 20, torch.__version__)
     assert set(facts) == {"seed", "outer_steps", "ray_distill", "torch", "python", "created"}
     assert make_dataset(provenance=facts).provenance == facts
+
+
+def test_nothing_asks_for_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster it may be a job's working folder alone."""
+
+    def installed(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", installed)
+    assert provenance()["ray_distill"] == ray_distill.__version__
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import yaml
 from judged import grey_set
 from typer.testing import CliRunner
 
+import ray_distill
 from ray_distill import config as configuration
 from ray_distill.artifact import DistilledDataset
 from ray_distill.cli import app, demo_config
@@ -31,6 +32,10 @@ def test_help_names_every_verb_and_option() -> None:
     for verb in ("demo", "distill", "evaluate", "show", "import", "export", "bench", "data"):
         assert verb in result.output
         assert runner.invoke(app, [verb, "--help"]).exit_code == 0
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert runner.invoke(app, ["--version"]).output == f"ray-distill {ray_distill.__version__}\n"
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
