@@ -9,17 +9,19 @@ import logging
 import tempfile
 import threading
 from concurrent.futures import Future, wait
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ray_distill import kept_checkpoints
 from ray_distill.cluster import go_first, require
 from ray_distill.config import Config, parse
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.errors import FailedError
+from ray_distill.errors import FailedError, is_full
+from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
 from ray_distill.outer_loop import NonFiniteError, Report, outer_loop
 from ray_distill.points import Point
 from ray_distill.progress import Update
@@ -36,6 +38,7 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
+logger = logging.getLogger(__name__)
 TRAIN_RUN = "run"
 """The name of Ray Train's run inside the run's folder: the pair is what Train resumes by."""
 
@@ -61,27 +64,51 @@ class _Reporter:
     be killed between the two, or the store may be away.
     """
 
-    def __init__(self, config: Config, rank: int, board: Any, unrecorded: list[Point]) -> None:
-        self._config_hash, self._rank, self._board = config.hash, rank, board
-        self._unrecorded = unrecorded
+    def __init__(self, config: Config, world: World, board: Any, found: Found) -> None:
+        self._config_hash, self._world, self._board = config.hash, world, board
+        self._taken = found.names
+        self._unrecorded = found.kept.unrecorded if found.kept else list[Point]()
         """Rank 0's matter."""
 
     def __call__(self, report: Report) -> None:
-        """Pass one report on; every rank must."""
+        """Pass one report on; every rank must. Raises: NoRoomError, on every rank."""
         metrics = {"points": [tuple(p) for p in report.points]}
-        if self._rank == 0:
+        if self._world.rank == 0:
             self._unrecorded = [*self._unrecorded, *report.points]
         if not report.checkpoint:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            kept = None
-            if self._rank == 0:
-                self._forget_recorded()
-                keep(Path(folder) / CHECKPOINT_FILE, self._config_hash, report.state, self._unrecorded)
+        name = name_of(report.state.outer_step, self._taken)
+        said = ""
+        if self._world.rank == 0:
+            said = self._keep(report.state, metrics, name)
+        else:
+            ray.train.report(metrics, checkpoint_dir_name=name)
+        # A rank that ended alone would leave the others waiting.
+        at = report.state.data.images_NCHW.device
+        if float(self._world.sum(torch.tensor([bool(said)], dtype=torch.float64, device=at))):
+            raise NoRoomError(said)
+
+    def _keep(self, state: RunState, metrics: dict[str, Any], name: str) -> str:
+        """Report, with the state. Returns: why there was no room for it, if there was none."""
+        self._forget_recorded()
+        with ExitStack() as stack:
+            try:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                keep(folder / CHECKPOINT_FILE, self._config_hash, state, self._unrecorded)
+            except OSError as e:
+                # The other ranks wait for this one's report.
+                ray.train.report(metrics, checkpoint_dir_name=name)
+                return kept_checkpoints.no_room(e, state.outer_step, Path(tempfile.gettempdir()))
+            try:
                 kept = ray.train.Checkpoint.from_directory(folder)
-            name = f"step_{report.state.outer_step:08d}"
-            ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
+                ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
+            except OSError as e:
+                said = kept_checkpoints.no_room(e, state.outer_step, kept_checkpoints.storage_path())
+                kept_checkpoints.remove_part(name)
+                size = (folder / CHECKPOINT_FILE).stat().st_size
+                return f"{said} (the checkpoint takes {size / 2**20:.1f} MiB)"
+        return ""
 
     def _forget_recorded(self) -> None:
         # A board that is gone or slow costs a larger checkpoint.
@@ -122,26 +149,33 @@ def worker(setup: dict[str, Any]) -> str | None:
     place = open_workplace(
         config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], worker_device(config)
     )
-    kept, unrecorded = ray.train.get_checkpoint(), list[Point]()
-    if kept is None:
-        state = place.start
-    else:
-        with kept.as_directory() as folder:
-            state, unrecorded = load_kept(Path(folder) / CHECKPOINT_FILE, config.hash, place.device)
-        # MLflow takes what it does not have.
-        ray.train.report({"points": [tuple(p) for p in unrecorded]})
     world: World = Distributed() if dist.is_initialized() else OneProcess()
     (board,) = setup["board"]
-    said = _compile(place, state, world, board)
-    if said:
-        ray.train.report({"points": [], "computation": said})
-    reporter = _Reporter(config, world.rank, board, unrecorded)
     try:
+        found = kept_checkpoints.find(config.hash, place.device, world)
+        reporter = _Reporter(config, world, board, found)
+        state = _go_on(found, reporter) if found.kept else place.start
+        said = _compile(place, state, world, board)
+        if said:
+            ray.train.report({"points": [], "computation": said})
         outer_loop(place.experiment, place.train, place.validation, state, world, reporter)
-    except NonFiniteError as e:
+    except (NonFiniteError, NoWholeCheckpointError, NoRoomError) as e:
         # Every rank comes here. Raised, it would make Ray start the workers again, to fail the same way.
         return str(e)
     return None
+
+
+def _go_on(found: Found, reporter: _Reporter) -> RunState:
+    """The state to go on from, after what there is to say of it."""
+    assert found.kept is not None
+    state, unrecorded = found.kept
+    # MLflow takes what it does not have.
+    said = {"points": [tuple(p) for p in unrecorded]}
+    ray.train.report(said | {"damaged": found.damaged} if found.damaged else said)
+    if not found.booked:
+        # At its end the run is what Train has as its last checkpoint.
+        reporter(Report(state, [], checkpoint=True))
+    return state
 
 
 def scaling_of(config: Config) -> ray.train.ScalingConfig:
@@ -227,12 +261,17 @@ def train(
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, board)
+    if trouble := kept_checkpoints.put_right(str(folder.train.resolve()), TRAIN_RUN):
+        logger.warning("%s", trouble)
     try:
         with closing(RunRecording(tracker, board)) as recording:
             result = _fit(trainer, recording, update)
     except ray.train.WorkerGroupError as e:
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
+        cause = getattr(e, "controller_failure", None)
+        if isinstance(cause, OSError) and is_full(cause):
+            raise DistillError(kept_checkpoints.no_room(cause, None, folder.train)) from e
         raise DistillError(str(e)) from e
     if result.return_value is not None:
         raise DistillError(result.return_value)

@@ -18,6 +18,8 @@ class Posted(NamedTuple):
     points: list[Point]
     computation: str | None = None
     """What became of compiling, if it is the report that says so."""
+    damaged: str | None = None
+    """Which checkpoints could not be read, likewise."""
     picture_png: bytes | None = None
     """D after an outer step that was kept as a checkpoint."""
     picture_outer_step: int = 0

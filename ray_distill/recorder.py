@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FILE = "state.arrow"
 """The run's state inside a checkpoint's folder."""
 
+DAMAGED_TAG = "damaged_checkpoints"
+"""Of a run that went on from an older checkpoint than its last: why."""
+
 FLUSH_WITHIN_S = 30.0
 """How long the end of the training waits for MLflow."""
 
@@ -58,7 +61,7 @@ class Recorder(ray.train.UserCallback):
         """Pass on one report of all ranks; rank 0 speaks for all."""
         try:
             points = [Point(*p) for p in metrics[0]["points"]]
-            posted = Posted(points, metrics[0].get("computation"))
+            posted = Posted(points, metrics[0].get("computation"), metrics[0].get("damaged"))
             # Waited for: this process may end with its last report.
             ray.get(self._board.post_report.remote(posted), timeout=10)
             for point in points:
@@ -85,7 +88,7 @@ class Recorder(ray.train.UserCallback):
         classes = pictures.classes_by_row(tensors["labels"])
         png = io.BytesIO()
         pictures.contact_sheet(pixels, classes, class_names).save(png, "PNG")
-        return Posted([], None, png.getvalue(), record["outer_step"])
+        return Posted([], picture_png=png.getvalue(), picture_outer_step=record["outer_step"])
 
 
 class RunRecording:
@@ -106,6 +109,8 @@ class RunRecording:
         with suppress(ray.exceptions.RayError):
             taken = ray.get(self._board.take.remote(self._number), timeout=10)
             for posted in taken.posted:
+                if posted.damaged:
+                    logger.warning("%s", posted.damaged)
                 self._recording.put(posted)
             self._number = taken.number
             away = self._recording.trouble is not None
@@ -125,6 +130,8 @@ class RunRecording:
             self._board.post_recorded.remote(self._tracker.log_points(posted.points))
         if posted.computation is not None:
             self._tracker.set_tag("computation", posted.computation)
+        if posted.damaged is not None:
+            self._tracker.set_tag(DAMAGED_TAG, posted.damaged)
         if posted.picture_png is not None:
             from PIL import Image
 

@@ -1,5 +1,7 @@
 """Distillation by real Ray Train workers: the same numbers whatever carries them out."""
 
+import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -99,3 +101,50 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
     torch.testing.assert_close(
         load_kept(kept[0], config.hash).state.data.images_NCHW, state.data.images_NCHW, rtol=1e-10, atol=1e-12
     )
+
+
+def cut(file: Path) -> None:
+    """As a machine leaves it that goes down while it writes."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_were_damaged_goes_on_from_one_that_was_not(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its last checkpoint cut, a run of 15 outer steps goes on from the one after 10, on both workers, and says so in a
+    warning and in MLflow; then with Train's list of checkpoints cut, from their files. Each time the end is that of
+    the first time, bit for bit, with each measurement once, and all that Train lists is there, or it would not go on."""
+    config = tiny_config(outer={"steps": 15}, cluster={"num_workers": 2}, tracking={"report_every": 2})
+    data, (folder, tracker) = tiny_data(config), place(config)
+    kept_in = folder.train / "run"
+    book = kept_in / "checkpoint_manager_snapshot.json"
+
+    def listed() -> list[str]:
+        names = [k["checkpoint_dir_name"] for k in json.loads(book.read_text())["checkpoint_results"]]
+        assert set(names) <= {path.name for path in kept_in.iterdir()}
+        return names
+
+    def once_more() -> RunState:
+        with caplog.at_level(logging.WARNING):
+            return train(config, data, folder, tracker, lambda done, said: None).state
+
+    first = once_more()
+    losses = history(tracker, "outer_loss")
+    assert [step for step, _ in losses] == list(range(1, 16))
+    assert listed() == ["step_00000010", "step_00000015"]
+    for damaged, lists in (
+        (kept_in / "step_00000015" / "state.arrow", ["step_00000015", "step_00000015-2"]),
+        (book, ["step_00000015-3"]),
+    ):
+        cut(damaged)
+        again = once_more()
+        assert torch.equal(again.data.images_NCHW, first.data.images_NCHW)
+        assert again.to_record()[1] == first.to_record()[1]
+        assert history(tracker, "outer_loss") == losses
+        assert str(damaged) in caplog.text
+        assert listed() == lists
+    said = tracker.client.get_run(tracker.run_id).data.tags["damaged_checkpoints"]
+    assert said.startswith(f"step_00000015: {kept_in / 'step_00000015' / 'state.arrow'} was cut or altered")
+    assert said.endswith("the run goes on from outer step 10")
