@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 
 from ray_distill import __version__
 from ray_distill.data.preprocessing import Preprocessing, preprocessing_from_record
-from ray_distill.errors import MistakeError
+from ray_distill.errors import MistakeError, is_mistake
 from ray_distill.whole_files import written_whole
 
 FORMAT = 1
@@ -164,6 +164,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                     write_page_checksum=True,
                 )
         except OSError as error:
+            if not is_mistake(error):
+                raise
             raise ArtifactError(f"{path} cannot be written: {error}") from error
 
     @classmethod

@@ -92,6 +92,7 @@ class _Reporter:
     def _keep(self, state: RunState, metrics: dict[str, Any], name: str) -> str:
         """Report, with the state. Returns: why there was no room for it, if there was none."""
         self._forget_recorded()
+        what = f"the checkpoint after outer step {state.outer_step}"
         with ExitStack() as stack:
             try:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -99,15 +100,17 @@ class _Reporter:
             except OSError as e:
                 # The other ranks wait for this one's report.
                 ray.train.report(metrics, checkpoint_dir_name=name)
-                return kept_checkpoints.no_room(e, state.outer_step, Path(tempfile.gettempdir()))
+                return kept_checkpoints.no_room(e, Path(tempfile.gettempdir()), what)
             try:
                 kept = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
             except OSError as e:
-                said = kept_checkpoints.no_room(e, state.outer_step, kept_checkpoints.storage_path())
+                takes = f"{(folder / CHECKPOINT_FILE).stat().st_size / 2**20:.2f} MiB"
+                said = kept_checkpoints.no_room(
+                    e, kept_checkpoints.storage_path(), f"{what}, which takes {takes}"
+                )
                 kept_checkpoints.remove_part(name)
-                size = (folder / CHECKPOINT_FILE).stat().st_size
-                return f"{said} (the checkpoint takes {size / 2**20:.1f} MiB)"
+                return said
         return ""
 
     def _forget_recorded(self) -> None:
@@ -271,7 +274,9 @@ def train(
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
         cause = getattr(e, "controller_failure", None)
         if isinstance(cause, OSError) and is_full(cause):
-            raise DistillError(kept_checkpoints.no_room(cause, None, folder.train)) from e
+            raise DistillError(
+                kept_checkpoints.no_room(cause, folder.train, "Ray Train's list of checkpoints")
+            ) from e
         raise DistillError(str(e)) from e
     if result.return_value is not None:
         raise DistillError(result.return_value)

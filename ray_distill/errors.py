@@ -37,4 +37,4 @@ def room_at(path: Path) -> str:
     if there is None:
         return ""
     usage = shutil.disk_usage(there)
-    return f"{usage.free / 2**20:.1f} MiB free of {usage.total / 2**20:.1f} MiB"
+    return f"{usage.free / 2**20:.2f} MiB free of {usage.total / 2**20:.2f} MiB"

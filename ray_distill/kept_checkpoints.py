@@ -7,6 +7,7 @@ checkpoint which is not there.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -151,15 +152,15 @@ def _trouble(content: bytes, there: set[str]) -> str:
     return f"Ray Train's list of checkpoints names {', '.join(lost)}, which is not there" if lost else ""
 
 
-def no_room(error: OSError, outer_step: int | None, place: Path | str) -> str:
+def no_room(error: OSError, place: Path | str, what: str) -> str:
     """What to say of a checkpoint that found no room. Raises: the error, if it is another one."""
     if not is_full(error):
         raise error
-    after = "" if outer_step is None else f" after outer step {outer_step}"
-    room = room_at(place) if isinstance(place, Path) else ""
+    assert error.errno is not None
+    room = f" ({room_at(place)})" if isinstance(place, Path) else ""
     return (
-        f"{place}: no room for the checkpoint{after}: {error.strerror or error}{f' ({room})' if room else ''}. The "
-        "checkpoints before it are whole: make room, and go on with --resume"
+        f"{place}: no room for {what}: {os.strerror(error.errno)}{room}. The checkpoints before it are whole: make "
+        "room there, and go on with --resume"
     )
 
 

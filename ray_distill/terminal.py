@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.errors import FailedError, MistakeError, is_full, is_mistake, room_at
 from ray_distill.submitted import Terminated, check_kept, interruptible
 from ray_distill.uris import masked
 
@@ -70,7 +70,8 @@ def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -
 def errors(on_interrupt: str) -> Iterator[None]:
     """Exceptions that a person can do something about, as one message and an exit code.
 
-    A mistake of the user's: exit code 2. Work that failed: 1. Ctrl-C: 130, SIGTERM: 143, and what it leaves.
+    A mistake of the user's, such as a path that cannot be used: exit code 2. Work that failed, or a world that did, such
+    as a full disk: 1. Ctrl-C: 130, SIGTERM: 143. Of what was interrupted or found no room it says what it leaves.
     """
     try:
         with interruptible():
@@ -85,11 +86,19 @@ def errors(on_interrupt: str) -> Iterator[None]:
         stderr.print(f"stopped; {on_interrupt}", highlight=False)
         raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
     except OSError as e:
-        _say_error("error", e)
-        raise typer.Exit(2) from None
+        if is_mistake(e):
+            _say_error("error", e)
+            raise typer.Exit(2) from None
+        _say_error("failed", _with_advice(e, on_interrupt) if is_full(e) else e)
+        raise typer.Exit(1) from None
 
 
-def _say_error(kind: str, error: Exception) -> None:
+def _with_advice(error: OSError, on_interrupt: str) -> str:
+    room = f" ({room_at(Path(error.filename))})" if isinstance(error.filename, str) else ""
+    return f"{error}{room}; what was written before is whole. Make room there; {on_interrupt}"
+
+
+def _say_error(kind: str, error: Exception | str) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
     stderr.print(masked(str(error)), markup=False, highlight=False)
 

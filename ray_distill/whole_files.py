@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes its place at `path`, on the disk, when the block ends without an error.
 
-    It lies beside `path` meanwhile, under a hidden name of its own. Raises: OSError.
+    It lies beside `path` meanwhile, under a hidden name of its own. Raises: OSError, with the path.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -22,6 +22,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as e:
+        # A write that finds no room does not say where.
+        if e.filename is None and e.errno is not None:
+            raise OSError(e.errno, e.strerror, str(path)) from e
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

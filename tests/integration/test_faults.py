@@ -6,6 +6,7 @@ driver that is killed, a store under a lock and Ctrl-C are in test_commands, a j
 actors that die in test_evaluate.
 """
 
+import json
 import os
 import random
 import signal
@@ -18,12 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from nodes import BIN, Nodes, cluster_of_two, free_port, wait_until
 from processes import descendants_named, last_checkpoint, wait_for_checkpoint
 from tiny import tiny_config
 from undisturbed import Undisturbed
 
 from ray_distill.config import Config
+from ray_distill.run_state import load_kept
 
 pytestmark = pytest.mark.slow
 EVERY = 10
@@ -56,27 +59,17 @@ def draw() -> random.Random:
     return random.Random(seed)
 
 
-def disturbed(
-    nodes: Nodes,
-    folder: Path,
-    draw: random.Random,
-    fault: Callable[[], object],
-    config: Config = CONFIG,
-    **environment: str,
-) -> None:
-    """A run from its start to its end, with the fault at a moment in the first half of its outer steps."""
-    folder.mkdir()
+def started(
+    nodes: Nodes, folder: Path, config: Config, *arguments: str, out: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """A run on the nodes, in `run` in the folder or where it is to go."""
+    folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(config.to_yaml())
     command = [
-        sys.executable,
-        "-c",
-        "from ray_distill.cli import main; main()",
-        "distill",
-        "tiny.yaml",
-        "--out",
-        "run",
+        *(sys.executable, "-c", "from ray_distill.cli import main; main()"),
+        *("distill", "tiny.yaml", "--out", str(out or "run"), *arguments),
     ]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=folder,
         env=nodes.environment | {"RAY_ADDRESS": nodes.address} | environment,
@@ -84,6 +77,19 @@ def disturbed(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def disturbed(
+    nodes: Nodes,
+    folder: Path,
+    draw: random.Random,
+    fault: Callable[[], object],
+    config: Config = CONFIG,
+    **environment: str,
+) -> str:
+    """A run from its start to its end, with the fault at a moment in the first half of its outer steps; what it said on
+    stderr."""
+    process = started(nodes, folder, config, **environment)
     try:
         wait_for_checkpoint(process, folder / "run", draw.randrange(EVERY, config.outer.steps // 2))
         # Somewhere between two checkpoints.
@@ -105,23 +111,33 @@ def disturbed(
         process.kill()
     assert process.returncode == 0, out + err
     assert "Traceback" not in err
+    return err
 
 
-def test_a_worker_is_killed(
+def test_a_worker_is_killed_and_the_last_checkpoint_damaged(
     undisturbed: Undisturbed,
     nodes: tuple[Nodes, subprocess.Popen[bytes]],
     draw: random.Random,
     tmp_path: Path,
 ) -> None:
-    """SIGKILL for the Train worker on one of the nodes."""
+    """SIGKILL for the Train worker on one of the nodes; of the file that the workers would go on from, a part is left.
+    They go on from the one before, and the run says so."""
     cluster, node = nodes
+    folder = tmp_path / "here" / "run"
+    damaged = []
 
     def kill() -> None:
         (worker,) = descendants_named("ray::RayTrainWorker", node.pid)
         os.kill(worker, signal.SIGKILL)
+        # What was on its way when the worker died has come; the next ones take longer to start.
+        time.sleep(1)
+        damaged.append(last_checkpoint(folder))
+        file = folder / "train" / "run" / f"step_{damaged[0]:08d}" / "state.arrow"
+        os.truncate(file, draw.randrange(file.stat().st_size))
 
-    disturbed(cluster, tmp_path / "here", draw, kill)
-    undisturbed.check(tmp_path / "here" / "run", tmp_path / "here" / "run" / "mlflow.db")
+    said = disturbed(cluster, tmp_path / "here", draw, kill)
+    assert f"the run goes on from outer step {damaged[0] - EVERY}" in said
+    undisturbed.check(folder, folder / "mlflow.db")
 
 
 def test_a_node_is_lost(
@@ -210,3 +226,70 @@ def test_the_mlflow_server_is_away(
         often = tiny_config(**SECTIONS, tracking={"report_every": 1})
         disturbed(nodes[0], tmp_path / "here", draw, go_away, often, MLFLOW_TRACKING_URI=server.uri)
         undisturbed.check(tmp_path / "here" / "run", server.store)
+
+
+@contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """A disk of this size, mounted there."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Write into it until there is no room for a byte."""
+    with suppress(OSError), file.open("ab", buffering=0) as left:
+        while left.write(bytes(4096)):
+            pass
+
+
+def test_the_disk_is_full(
+    undisturbed: Undisturbed,
+    nodes: tuple[Nodes, subprocess.Popen[bytes]],
+    draw: random.Random,
+    tmp_path: Path,
+) -> None:
+    """A disk that holds the run, and something else that fills it: exit code 1 and one message that names the disk and says
+    how to go on, an MLflow run that FAILED, and the checkpoints before, whole. With room again, --resume goes on."""
+    store = tmp_path / "store.db"
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    with small_disk(tmp_path / "disk", 2**20) as disk:
+        out, other = disk / "run", disk / "other"
+        process = started(nodes[0], tmp_path / "here", CONFIG, out=out, **environment)
+        try:
+            wait_for_checkpoint(process, out, draw.randrange(EVERY, CONFIG.outer.steps // 2))
+            time.sleep(draw.random())
+            fill(other)
+            began = time.monotonic()
+            said = process.communicate(timeout=200)[1]
+        finally:
+            process.kill()
+        assert process.returncode == 1, said
+        (line,) = [line for line in said.splitlines() if line.startswith("failed: ")]
+        assert f"{out}/train" in line
+        assert "no room for the checkpoint" in line
+        assert "go on with --resume" in line
+        assert "Traceback" not in said
+        kept = sorted((out / "train" / "run").glob("step_*/state.arrow"))
+        at = [load_kept(file, CONFIG.hash).state.outer_step for file in kept]
+        assert at
+        assert set(at) <= set(range(EVERY, CONFIG.outer.steps, EVERY))
+        print(f"full after outer step {at[-1]}, over {time.monotonic() - began:.1f} s later: {line}")
+        identity = json.loads((out / "run.json").read_text())
+        run = MlflowClient(environment["MLFLOW_TRACKING_URI"]).get_run(identity["run_id"])
+        assert run.info.status == "FAILED"
+
+        other.unlink()
+        process = started(nodes[0], tmp_path / "here", CONFIG, "--resume", out=out, **environment)
+        try:
+            said = process.communicate(timeout=280)[1]
+        finally:
+            process.kill()
+        assert process.returncode == 0, said
+        undisturbed.check(out, store)

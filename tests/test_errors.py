@@ -1,0 +1,76 @@
+"""What the system refuses: the user's mistake or the world's failure, with what to do; and nothing half-written."""
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from ray_distill import checkpoint
+from ray_distill.terminal import errors
+from ray_distill.whole_files import write_text
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (errno.ENOENT, 2, "error: "),
+        (errno.ENOTDIR, 2, "error: "),
+        (errno.EACCES, 2, "error: "),
+        (errno.EROFS, 2, "error: "),
+        (errno.ENAMETOOLONG, 2, "error: "),
+        (errno.ENOSPC, 1, "Make room there; go on like this"),
+        (errno.EDQUOT, 1, "Make room there; go on like this"),
+        (errno.EIO, 1, "failed: "),
+        (errno.ECONNREFUSED, 1, "failed: "),
+        (errno.ETIMEDOUT, 1, "failed: "),
+        (None, 1, "failed: "),
+    ],
+)
+def test_a_path_is_a_mistake_and_a_broken_world_is_not(
+    number: int | None, code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the system's number; pyarrow's object stores give none. The message names the path."""
+    error = OSError("the bucket is away") if number is None else OSError(number, "so", str(tmp_path / "a"))
+    with pytest.raises(typer.Exit) as ended, errors("go on like this"):
+        raise error
+    assert ended.value.exit_code == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: " if code == 2 else "failed: ")
+    assert says in said
+    assert str(error) in said
+    assert ("MiB free of" in said) == (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+@contextmanager
+def small_files(num_bytes: int) -> Iterator[None]:
+    """No file of this process may grow beyond this size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_without_room_the_old_file_stays(tmp_path: Path) -> None:
+    """A text and a checkpoint, larger than the system takes: the error names the file, which is what it was, and nothing
+    is left beside it."""
+    text, state = tmp_path / "run.json", tmp_path / "state.arrow"
+    write_text(text, "old")
+    checkpoint.save(state, {"a": torch.zeros(3)}, {"step": 1})
+    with small_files(3000):
+        for path, write in (
+            (text, lambda: write_text(text, 4000 * "x")),
+            (state, lambda: checkpoint.save(state, {"a": torch.zeros(1000)}, {"step": 2})),
+        ):
+            with pytest.raises(OSError, match="File too large") as raised:
+                write()
+            assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))
+    assert text.read_text() == "old"
+    assert checkpoint.load(state)[1] == {"step": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "state.arrow"]
