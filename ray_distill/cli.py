@@ -73,13 +73,14 @@ def _place(config: Config, out: Path | None) -> tuple[Path, str]:
 
 def _say_plan(config: Config, folder: Path) -> None:
     t = config.truncation
-    window = getattr(t, "window_length", None)
+    window, fewest = getattr(t, "window_length", None), config.cluster.min_workers
     stdout.print(
         f"{config.name}: {config.data.source} to {config.distilled.ipc} image(s) per class"
         f"{' with learnt labels' if config.distilled.learn_labels else ''} through "
         f"{config.network.name}{f', width {config.network.width}' if config.network.width else ''}; {t.rule}"
         f"{f', window {window}' if window else ''}, unroll {t.unroll_length}; {config.outer.steps} outer steps x "
-        f"{config.replicas} replica(s) on {config.cluster.num_workers} worker(s); results in {folder}",
+        f"{config.replicas} replica(s) on {f'{fewest} to ' if fewest else ''}{config.cluster.num_workers} worker(s); "
+        f"results in {folder}",
         markup=False,
         highlight=False,
     )

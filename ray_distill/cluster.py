@@ -159,13 +159,17 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         ray.shutdown()
 
 
-def require(num_workers: int, cpus: float, gpus: float) -> None:
-    """Raises: ConfigError if the cluster could never place the workers (Ray would wait for ever)."""
+def require(key: str, num_workers: int, cpus: float, gpus: float) -> None:
+    """Raises: ConfigError if the cluster could never place so many workers (Ray would wait for ever).
+
+    Args:
+        key: of the configuration's section `cluster`, that says how many.
+    """
     total = ray.cluster_resources()
-    for name, each, key in (("CPU", cpus, "cpus_per_worker"), ("GPU", gpus, "use_gpu")):
+    for name, each, other in (("CPU", cpus, "cpus_per_worker"), ("GPU", gpus, "use_gpu")):
         needed, there = num_workers * each, total.get(name, 0)
         if needed > there:
             raise ConfigError(
-                f"cluster.num_workers: {num_workers} workers with {each:g} {name} each need {needed:g} {name}s, "
-                f"the cluster has {there:g}; lower cluster.num_workers or cluster.{key}"
+                f"cluster.{key}: {num_workers} workers with {each:g} {name} each need {needed:g} {name}s, "
+                f"the cluster has {there:g}; lower cluster.{key} or cluster.{other}"
             )

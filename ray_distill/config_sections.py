@@ -205,12 +205,23 @@ class ClusterConfig(Section):
 
     num_workers: PositiveInt = 1
     """Ray Train workers."""
+    min_workers: PositiveInt | None = None
+    """Elastic: with at least so many workers the run begins, and goes on when nodes go; when nodes come it takes up to
+    num_workers again, from the last checkpoint. Default: it waits until it has num_workers."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores of each: threads of its arithmetic. Another number of threads may round otherwise."""
     use_gpu: bool = False
     """One GPU for each worker, and a part of one for each actor of the evaluation."""
     max_failures: NonNegativeInt = 3
     """Worker failures after which the run gives up."""
+
+    @field_validator("min_workers")
+    @classmethod
+    def _fewer(cls, value: int | None, info: ValidationInfo) -> int | None:
+        most = _earlier(info, "num_workers")
+        if value is not None and most is not None and value >= most:
+            raise _refuse(f"must be below cluster.num_workers, which is {most}; lower it, or remove it")
+        return value
 
 
 class TrackingConfig(Section):

@@ -39,6 +39,9 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger(__name__)
+TAKE_STOCK_EVERY_S = 20.0
+"""How often an elastic run looks whether nodes have come; Ray itself counts them as often. Growing costs a restart from
+the last checkpoint, so nodes that come together should be taken together."""
 TRAIN_RUN = "run"
 """The name of Ray Train's run inside the run's folder: the pair is what Train resumes by."""
 
@@ -184,8 +187,14 @@ def _go_on(found: Found, reporter: _Reporter) -> RunState:
 def scaling_of(config: Config) -> ray.train.ScalingConfig:
     """How many workers, and what each has."""
     cluster = config.cluster
+    elastic: dict[str, Any] = {}
+    if cluster.min_workers is not None:
+        elastic = {
+            "num_workers": (cluster.min_workers, cluster.num_workers),
+            "elastic_resize_monitor_interval_s": TAKE_STOCK_EVERY_S,
+        }
     return ray.train.ScalingConfig(
-        num_workers=cluster.num_workers,
+        **({"num_workers": cluster.num_workers} | elastic),
         use_gpu=cluster.use_gpu,
         resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
     )
@@ -221,7 +230,8 @@ def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: An
 def check_cluster(config: Config) -> None:
     """Raises: ConfigError if the connected cluster could never place the run's workers."""
     cluster = config.cluster
-    require(cluster.num_workers, cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
+    fewest = "num_workers" if cluster.min_workers is None else "min_workers"
+    require(fewest, getattr(cluster, fewest), cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
 
 
 def _fit(trainer: TorchTrainer, recording: RunRecording, update: Update) -> ray.train.Result:
@@ -264,7 +274,7 @@ def train(
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, board)
-    if trouble := kept_checkpoints.put_right(str(folder.train.resolve()), TRAIN_RUN):
+    if trouble := kept_checkpoints.put_right(str(folder.train.resolve()), None, TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
         with closing(RunRecording(tracker, board)) as recording:

@@ -122,20 +122,20 @@ def _read(
         return None, f"{_name(checkpoint)}: {e}"
 
 
-def put_right(storage: str, run: str) -> str:
+def put_right(storage_path: str, filesystem: pyarrow.fs.FileSystem | None, run: str) -> str:
     """Set Train's book aside if Train would refuse it; in the driver, before the run begins.
 
     Args:
-        storage: Train's storage path; `run`, the name of the run there.
+        storage_path, filesystem: Train's, as it takes them; `run`, the name of the run there.
 
     Returns: what was wrong with the book, empty if nothing was.
     """
-    fs, path = pyarrow.fs.FileSystem.from_uri(storage)
-    folder = f"{path}/{run}"
+    fs = filesystem or pyarrow.fs.LocalFileSystem()
+    folder = f"{storage_path}/{run}"
     book = f"{folder}/{BOOK}"
     if fs.get_file_info(book).type == pyarrow.fs.FileType.NotFound:
         return ""
-    with fs.open_input_stream(book) as file:
+    with fs.open_input_stream(book, compression=None) as file:
         trouble = _trouble(file.read(), {_name(checkpoint) for checkpoint in _lying(fs, folder)})
     if trouble:
         fs.move(book, f"{book}.damaged")

@@ -215,8 +215,10 @@ def row(probed: Probed, workers: int) -> Row:
 
 
 def rows(probed: Probed) -> list[Row]:
-    """For 1, 2, 4 and 8 workers, and for as many as the configuration names."""
-    return [row(probed, workers) for workers in sorted({*WORKERS, probed.config.cluster.num_workers})]
+    """For 1, 2, 4 and 8 workers, and for as many as the configuration names, at most and at least."""
+    cluster = probed.config.cluster
+    own = {cluster.num_workers, cluster.min_workers or cluster.num_workers}
+    return [row(probed, workers) for workers in sorted({*WORKERS, *own})]
 
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]

@@ -163,7 +163,7 @@ def capacity(search: SearchConfig) -> int:
     """
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
-    require(search.workers, cluster.cpus_per_worker, gpus)
+    require("num_workers", search.workers, cluster.cpus_per_worker, gpus)
     total = ray.cluster_resources()
     fits = int(total["CPU"] // (search.workers * cluster.cpus_per_worker))
     if gpus:

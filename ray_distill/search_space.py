@@ -179,6 +179,8 @@ class Space:
         result = self._laid_over(values)
         put(result, "outer.steps", self.outer_steps)
         put(result, "cluster.num_workers", self.workers)
+        # A trial's are as many as the search says, no more and no less.
+        result["cluster"].pop("min_workers", None)
         return result
 
     def _laid_over(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def test_the_hash_covers_the_numbers_and_not_the_machines() -> None:
     assert load(DEMO, ["outer.lr=0.011"]).hash != config.hash
     moved = load(DEMO, ["cluster.num_workers=1", "tracking.uri=sqlite:///elsewhere.db"])
     assert moved.hash == config.hash
+    assert load(DEMO, ["cluster.min_workers=1"]).hash == config.hash
 
 
 def test_each_optimizer_has_its_own_defaults() -> None:

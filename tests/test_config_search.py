@@ -171,8 +171,12 @@ def test_what_belongs_to_a_search() -> None:
     assert first.hash != tiny_search(budget={"trials": 4, "outer_steps": 10}).hash
     assert first.hash != tiny_search(space=SPACE | {"outer.lr": {"loguniform": [1e-4, 1.0]}}).hash
     assert first.hash != tiny_search(base=TINY | {"seed": 1}).hash
-    cluster = {"cluster": {"num_workers": 2}, "checkpoint": {"every": 1}}
-    assert first.hash == tiny_search(base=TINY | cluster).hash
+    cluster = {"cluster": {"num_workers": 2, "min_workers": 1}, "checkpoint": {"every": 1}}
+    moved = tiny_search(base=TINY | cluster)
+    assert first.hash == moved.hash
+    # Trials have the search's own number of workers; the configuration of its winner has the base's.
+    assert moved.around.config({}).cluster.min_workers is None
+    assert moved.around.whole({}).cluster.min_workers == 1
 
 
 def test_a_file_names_its_base_from_its_own_folder(tmp_path: Path) -> None:

@@ -121,9 +121,9 @@ def test_a_book_that_train_would_refuse_is_set_aside(
 ) -> None:
     """Whole, empty (as a full disk leaves it), cut, another thing, naming what is gone."""
     file = tmp_path / "run" / BOOK
-    assert put_right(str(tmp_path), "run") == ""
+    assert put_right(str(tmp_path), None, "run") == ""
     file.write_text(content(book("step_00000010", "step_00000015")))
-    said = put_right(str(tmp_path), "run")
+    said = put_right(str(tmp_path), None, "run")
     assert says in said
     assert bool(said) == bool(says)
     assert file.exists() != bool(says)

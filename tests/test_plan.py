@@ -158,6 +158,8 @@ def test_seconds_are_shared_out_like_replicas() -> None:
     assert [r.replicas_each for r in by_workers.values()] == [3, 2, 1, 1]
     assert by_workers[2].run_s == 20 * 38.0 + 4 * 16.0
     assert by_workers[4].device_s == 4 * (20 * 19.0 + 4 * 16.0)
+    elastic = tiny_config(replicas=6, cluster={"num_workers": 6, "min_workers": 3})
+    assert [r.workers for r in rows(probed(elastic))] == [1, 2, 3, 4, 6, 8]
     in_twos = rows(probed(config, at_once=2))
     assert [(r.outer_step_s, r.replicas_each, r.idle) for r in in_twos] == [
         (38.0, 3, 0),

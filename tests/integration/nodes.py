@@ -112,6 +112,16 @@ class Nodes:
         assert node.poll() is None, log_file.read_text()
         return node
 
+    @property
+    def oldest(self) -> subprocess.Popen[bytes]:
+        """The head."""
+        return self._running[0]
+
+    @property
+    def newest(self) -> subprocess.Popen[bytes]:
+        """The node that was added last, of those that are there."""
+        return self._running[-1]
+
     def remove(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL for all that belongs to a node."""
         for pid in [node.pid, *descendants_named("", node.pid)]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ray_distill.cli import app
 from ray_distill.config import Config, ConfigError
-from ray_distill.distill import train
+from ray_distill.distill import check_cluster, train
 from ray_distill.outer_loop import outer_loop, outer_step
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState, load_kept
@@ -56,11 +56,13 @@ def test_one_worker_is_the_bare_loop_and_two_workers_agree(place: Place) -> None
 
 
 def test_too_few_cpus_are_refused_at_once(place: Place) -> None:
-    """Three workers with one CPU each on a cluster of two: an error that says so, instead of waiting."""
+    """Three workers with one CPU each on a cluster of two: an error that says so, instead of waiting;
+    unless the run is elastic, and goes with two."""
     config = tiny_config(replicas=3, cluster={"num_workers": 3})
     folder, tracker = place(config)
     with pytest.raises(ConfigError, match="need 3 CPUs, the cluster has 2"):
         train(config, tiny_data(config), folder, tracker, lambda done, said: None)
+    check_cluster(tiny_config(replicas=3, cluster={"num_workers": 3, "min_workers": 2}))
 
 
 @pytest.mark.slow

@@ -158,6 +158,44 @@ def test_a_node_is_lost(
     undisturbed.check(tmp_path / "here" / "run", tmp_path / "here" / "run" / "mlflow.db")
 
 
+def test_an_elastic_run_goes_on_with_the_nodes_that_are_there(
+    undisturbed: Undisturbed,
+    nodes: tuple[Nodes, subprocess.Popen[bytes]],
+    draw: random.Random,
+    tmp_path: Path,
+) -> None:
+    """SIGKILL for a node: the run goes on with the one worker that is left, over two checkpoints; then another node comes
+    up, and it goes on with two. Meanwhile the one is made to wait, so that it does not come to the end alone."""
+    cluster, folder = nodes[0], tmp_path / "here" / "run"
+    # Each report waits for Train's controller: so the run does not end before that has looked.
+    elastic = tiny_config(
+        **SECTIONS | {"cluster": {"num_workers": 2, "min_workers": 1}},
+        tracking={"report_every": 1},
+    )
+
+    def worker_on(node: subprocess.Popen[bytes]) -> int | None:
+        return next(iter(descendants_named("ray::RayTrainWorker", node.pid)), None)
+
+    def come_and_go() -> None:
+        assert worker_on(cluster.newest)
+        at = last_checkpoint(folder)
+        cluster.remove(cluster.newest)
+        alone_s = wait_until(lambda: last_checkpoint(folder) >= at + 2 * EVERY, "one worker goes on")
+        alone = worker_on(cluster.oldest)
+        assert alone is not None
+        os.kill(alone, signal.SIGSTOP)
+        came = cluster.add()
+        # Ray takes stock of its nodes every 20 s.
+        time.sleep(21)
+        os.kill(alone, signal.SIGCONT)
+        grown_s = wait_until(lambda: worker_on(came) is not None, "a worker starts on the node that came")
+        assert last_checkpoint(folder) < CONFIG.outer.steps
+        print(f"alone {alone_s:.1f} s after the loss, grown after 21 + {grown_s:.1f} s")
+
+    disturbed(cluster, tmp_path / "here", draw, come_and_go, elastic)
+    undisturbed.check(folder, folder / "mlflow.db")
+
+
 class Server:
     """An MLflow server on loopback with a sqlite store, which may go and come back."""
 
