@@ -1,6 +1,7 @@
 """Files that are written whole, or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,24 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
         half_written(path)
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc to read an open file by")
+def test_a_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that goes down leaves the old file or all of the new one: the new bytes are forced to the disk, all of
+    them, while the old text still lies at its place."""
+    path, forced = tmp_path / "file", []
+    write_text(path, "old")
+
+    def force(number: int) -> None:
+        forced.append((Path(f"/proc/self/fd/{number}").read_text(), path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", force)
+    write_text(path, "new")
+    assert forced == [("new", "old")]
+    assert path.read_text() == "new"
 
 
 def test_json_is_for_people_too(tmp_path: Path) -> None:
