@@ -1,0 +1,111 @@
+"""A checkpoint for which there is no room: every rank ends with the same word, and none waits for another."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_config
+from torch import Tensor
+
+from ray_distill import distill, kept_checkpoints
+from ray_distill.core.distilled import DistilledData
+from ray_distill.core.outer_optimizer import OuterOptimizer
+from ray_distill.core.schedules import Constant
+from ray_distill.kept_checkpoints import Found, NoRoomError
+from ray_distill.outer_loop import Report
+from ray_distill.points import Point
+from ray_distill.run_state import RunState
+
+CONFIG = tiny_config()
+STATE = RunState.start(
+    DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2)), OuterOptimizer(lr=Constant(1.0))
+)._replace(outer_step=5)
+
+
+class Rank:
+    """A rank of two; what the other one adds to a sum."""
+
+    size = 2
+
+    def __init__(self, rank: int, other: float = 0.0) -> None:
+        self.rank, self._other = rank, other
+        self.num_sums = 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.num_sums += 1
+        return values + self._other
+
+
+class Train:
+    """In place of Ray Train's report."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, storage: Path, error: OSError | None = None) -> None:
+        self.reported: list[tuple[bool, str | None]] = []
+        self.removed: list[str] = []
+        self._error = error
+        patch.setattr("ray.train.report", self.report)
+        patch.setattr(kept_checkpoints, "storage_path", lambda: storage)
+        patch.setattr(kept_checkpoints, "remove_part", self.removed.append)
+        patch.setattr(distill._Reporter, "_forget_recorded", lambda self: None)
+
+    def report(self, metrics: Any, checkpoint: Any = None, checkpoint_dir_name: str | None = None) -> None:
+        self.reported.append((checkpoint is not None, checkpoint_dir_name))
+        if checkpoint is not None and self._error:
+            raise self._error
+
+
+def report(world: Rank) -> None:
+    found = Found(None, True, "", frozenset({"step_00000005"}))
+    distill._Reporter(CONFIG, world, None, found)(Report(STATE, [Point(5, {"loss": 1.0}, 1e9)], True))
+
+
+def test_without_room_in_the_storage_rank_0_says_so_and_removes_the_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With pyarrow's error: the place, what it was for, the room there is, what to do."""
+    train = Train(monkeypatch, tmp_path, OSError(errno.ENOSPC, "Error writing bytes to file"))
+    world = Rank(0)
+    with pytest.raises(
+        NoRoomError, match=r"after outer step 5, which takes 0.0\d MiB: No space left"
+    ) as said:
+        report(world)
+    assert str(said.value).startswith(f"{tmp_path}: no room for the checkpoint")
+    assert str(said.value).endswith("go on with --resume")
+    assert "MiB free of" in str(said.value)
+    assert train.removed == ["step_00000005-2"]
+    assert world.num_sums == 1
+
+
+def test_without_room_for_the_file_before_it_the_others_still_have_their_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder for temporary files is full: a report without a checkpoint, for which the other ranks wait."""
+    train = Train(monkeypatch, tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "state.arrow")
+
+    monkeypatch.setattr(distill, "keep", full)
+    with pytest.raises(NoRoomError, match=f"^{tmp_path}: no room for the checkpoint after outer step 5: No"):
+        report(Rank(0))
+    assert train.reported == [(False, "step_00000005-2")]
+
+
+def test_the_other_rank_ends_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rank 1, to which nothing has happened; and goes on where rank 0 has kept its state."""
+    train = Train(monkeypatch, tmp_path)
+    report(Rank(1))
+    with pytest.raises(NoRoomError):
+        report(Rank(1, other=1.0))
+    assert train.reported == 2 * [(False, "step_00000005-2")]
+
+
+def test_other_errors_are_rays_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A store that is away for a moment: Ray starts the workers again."""
+    Train(monkeypatch, tmp_path, ConnectionResetError(errno.ECONNRESET, "reset"))
+    with pytest.raises(ConnectionResetError):
+        report(Rank(0))
