@@ -6,7 +6,6 @@ exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at 
 """
 
 import os
-import time
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,15 +23,13 @@ from ray_distill.cli_plan import plan
 from ray_distill.cli_search import search
 from ray_distill.config import Config, ConfigError
 from ray_distill.submitted import check_kept
-from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, check_picture, errors, stderr, stdout
+from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, check_picture, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.run import Outcome
-
-BEGAN = time.monotonic()
 
 app = typer.Typer(
     name="ray-distill",

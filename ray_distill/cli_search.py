@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ray_distill.config_search import SearchConfig, load_search
 from ray_distill.submitted import check_kept
-from ray_distill.terminal import RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
+from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
@@ -80,7 +80,7 @@ def _carry_out(
     with beside_ray(prepare, dashboard=settings.workers > 1) as real:
         from ray_distill.search_run import carry_out
 
-        found = carry_out(settings, real, folder, uri, bar, resume=resume)
+        found = carry_out(settings, real, folder, uri, bar, resume=resume, began=BEGAN)
         _say_found(found, folder)
         if finalise:
             _finalise(found, real, folder, uri)
@@ -123,6 +123,7 @@ def _say_found(found: "Found", folder: "SearchFolder") -> None:
 
     # Where there is no terminal Rich takes 80 columns, too few for the searched keys.
     (stdout if stdout.is_terminal else Console(width=130)).print(terminal_table(found.rows))
+    stdout.print(str(found.time), markup=False, highlight=False)
     for warning in found.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)
     files = {

@@ -172,14 +172,14 @@ def _column(values: list[Value]) -> "pa.Array":
     return pa.array(values)
 
 
-def save(rows: Sequence[LeaderboardRow], folder: Path) -> list[Path]:
-    """Write leaderboard.md, .parquet and .json, each whole. Returns: their paths."""
+def save(rows: Sequence[LeaderboardRow], folder: Path, took: str) -> list[Path]:
+    """Write leaderboard.md, with what the search took below it, .parquet and .json, each whole. Returns: their paths."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     flat: list[dict[str, Any]] = [row.flat() for row in rows]
     paths = [folder / f"leaderboard.{ending}" for ending in ("md", "parquet", "json")]
-    write_text(paths[0], markdown(rows))
+    write_text(paths[0], f"{markdown(rows)}\n{took}\n")
     columns = {name: _column([row[name] for row in flat]) for name in (flat[0] if flat else {})}
     with written_whole(paths[1]) as file:
         pq.write_table(pa.table(columns), file)

@@ -78,7 +78,7 @@ class _Clerk(tune.Callback):
         name, points = trial.trial_id, [Point(*p) for p in result["points"]]
         self._bystander.add_points(name, points, result.get("values") if self._changing else None)
         if "reason" in result:
-            self._end(name, "failed", result["reason"])
+            self._end(name, "failed", result["reason"], result["seconds"])
             return
         kept = result["checkpoint_dir_name"]
         self._journal.write(
@@ -102,8 +102,8 @@ class _Clerk(tune.Callback):
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
         self._end(trial.trial_id, "failed", lines[-1] if lines else "its process died")
 
-    def _end(self, name: str, status: Ended, reason: str | None) -> None:
-        self._journal.write("end", trial=name, status=status, reason=reason)
+    def _end(self, name: str, status: Ended, reason: str | None, seconds: float | None = None) -> None:
+        self._journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
         self._bystander.end(name, status, reason)
 
 
@@ -156,18 +156,27 @@ def waits(search: SearchConfig) -> bool:
     return isinstance(search.scheduler, PbtScheduler | HyperbandScheduler)
 
 
-def capacity(search: SearchConfig) -> int:
-    """How many trials may be under way on the connected cluster.
+def cores_of_trial(search: SearchConfig) -> int:
+    """Cores that a trial computes on."""
+    return search.workers * search.config.cluster.cpus_per_worker
 
-    Raises: ConfigError if it has no room for one, or for all where they wait for each other.
-    """
+
+def room(search: SearchConfig) -> int:
+    """How many trials the connected cluster can compute at once. Raises: ConfigError if not even one."""
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
     require("num_workers", search.workers, cluster.cpus_per_worker, gpus)
     total = ray.cluster_resources()
-    fits = int(total["CPU"] // (search.workers * cluster.cpus_per_worker))
-    if gpus:
-        fits = min(fits, int(total["GPU"] // search.workers))
+    fits = int(total["CPU"] // cores_of_trial(search))
+    return min(fits, int(total["GPU"] // search.workers)) if gpus else fits
+
+
+def capacity(search: SearchConfig) -> int:
+    """How many trials may be under way on the connected cluster: where they wait for each other, all of them.
+
+    Raises: ConfigError if it has no room for one, or for Ray Train's workers of all where they wait.
+    """
+    fits = room(search)
     if not waits(search):
         return fits
     if search.workers > 1 and search.num_trials > fits:

@@ -5,14 +5,19 @@ it also refuses a search with more trials than it began with. So each invocation
 tune/attempt-N, and the journal says what is left to do: one JSON object a line, forced to the disk before the search
 goes on. A line that was cut off as the driver died is dropped.
 
+    {"event": "attempt", "places": .., "cores": .., ..}             a command begins; of so many trials at once
     {"event": "trial", "trial": "trial-003", "values": {..}}        it was given these values
     {"event": "report", "trial": .., "outer_step": .., ..}          it was validated, and kept at `checkpoint`
     {"event": "barrier", "outer_step": .., "clones": [..]}          a population's exchange: who goes on from whom
     {"event": "end", "trial": .., "status": .., "reason": ..}
     {"event": "goes_on", "trial": .., "outer_step": ..}             a resumed search takes it up again here
+    {"event": "done"}                                               the results lie in the folder
+
+Each line also has `unix_s`, when it was written: what the search's time went into is read from that (`search_time`).
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +27,7 @@ from ray_distill.config_search import JUDGED_BY, SearchConfig
 from ray_distill.journal import Journal
 from ray_distill.run_folder import with_password
 from ray_distill.search_records import Measured, TrialRecord, Value
+from ray_distill.search_time import SearchTime, spent
 from ray_distill.tracking import Tracker
 from ray_distill.uris import masked
 from ray_distill.whole_files import write_json, write_text
@@ -67,6 +73,11 @@ class SearchFolder:
     def artifact(self) -> Path:
         """The best trial's distilled dataset."""
         return self.path / "best.parquet"
+
+    @property
+    def summary(self) -> Path:
+        """What the search's time went into."""
+        return self.path / "summary.json"
 
     def open(self, search: SearchConfig, tracker: Tracker) -> None:
         """Claim the folder for a new search."""
@@ -165,20 +176,27 @@ class SearchJournal:
         self.logs: dict[str, TrialLog] = {}
         self.barrier = 0
         """The population's last exchange."""
+        self._events: list[dict[str, Any]] = []
         self._lines = Journal(path)
         for entry in self._lines.unsaid:
             self._take(entry.thing)
 
     def _take(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
         if event["event"] == "trial":
             self.logs[event["trial"]] = TrialLog(event["trial"], event["values"], event.get("numbers"))
         elif event["event"] == "barrier":
             self.barrier = event["outer_step"]
             for clone in event["clones"]:
                 self.logs[clone["trial"]].clone(self.logs[clone["parent"]], event["outer_step"], clone)
-        else:
+        elif "trial" in event:
             self.logs[event["trial"]].take(event)
 
     def write(self, event: str, **of: Any) -> None:
         """Add an event, on the disk when this returns."""
-        self._take(self._lines.add({"event": event, **of}).thing)
+        self._take(self._lines.add({"event": event, **of, "unix_s": time.time()}).thing)
+
+    @property
+    def time(self) -> SearchTime:
+        """What the search's time went into so far."""
+        return spent(self._events)

@@ -4,6 +4,7 @@ Trials are chosen by validation alone; nothing here can reach the test split. Wh
 `distill` with best.yaml, or by the command's --finalise.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,15 @@ from ray_distill.leaderboard import LeaderboardRow
 from ray_distill.points import Point
 from ray_distill.progress import Bar, Update
 from ray_distill.run_state import load_kept
-from ray_distill.search import Ended, SearchError, capacity, run_trials
+from ray_distill.search import Ended, SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
 from ray_distill.search_proposals import known
 from ray_distill.search_records import TrialRecord, Value
+from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.search_trial import STATE
 from ray_distill.tracking import Tracker
-from ray_distill.whole_files import write_text
+from ray_distill.whole_files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Found:
     config: Config
     """The best trial's, as long as the base."""
     tracker: Tracker
+    time: SearchTime
+    """Of all commands on it."""
     warnings: list[str] = field(default_factory=list)
     """What MLflow did not take."""
 
@@ -105,8 +109,12 @@ def carry_out(
     bar: Bar,
     *,
     resume: bool,
+    began: float,
 ) -> Found:
     """Run the trials that are left, on the connected Ray cluster, and keep the best. The MLflow run ends with it.
+
+    Args:
+        began: `time.monotonic()` when the command began, from which the search's time counts.
 
     Raises: ConfigError or StoreError before any trial; SearchError.
     """
@@ -114,6 +122,7 @@ def carry_out(
     capacity(search)
     tracker = claim(search, folder, uri, resume=resume)
     journal = SearchJournal(folder.journal)
+    _begin_attempt(search, journal, began)
     warnings: list[str] = []
     with recorded_search(tracker, folder.path, warnings) as record:
         with bar("searching", search.num_trials) as update:
@@ -121,9 +130,24 @@ def carry_out(
         config, files = _keep_best(search, data, folder, journal, tracker)
         trials = records_of(journal)
         rows = leaderboard.leaderboard(trials)
-        files += [*leaderboard.save(rows, folder.path), *search_pictures.save_all(trials, folder.path)]
-        record.show(rows, files)
-    return Found(rows, config, tracker, warnings)
+        files += search_pictures.save_all(trials, folder.path)
+        journal.write("done")
+        took = journal.time
+        write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
+        files += [folder.summary, *leaderboard.save(rows, folder.path, str(took))]
+        record.show(rows, files, took)
+    return Found(rows, config, tracker, took, warnings)
+
+
+def _begin_attempt(search: SearchConfig, journal: SearchJournal, began: float) -> None:
+    """Note when the command began, and how many of the trials that are left can compute at once."""
+    left = search.num_trials - sum(log.status != "running" for log in journal.logs.values())
+    journal.write(
+        "attempt",
+        began_unix_s=time.time() - (time.monotonic() - began),
+        places=min(room(search), left),
+        cores=cores_of_trial(search),
+    )
 
 
 def _keep_best(

@@ -19,6 +19,7 @@ from ray_distill.leaderboard import LeaderboardRow, markdown
 from ray_distill.points import Point
 from ray_distill.recording import Recording
 from ray_distill.search_records import Value
+from ray_distill.search_time import SearchTime
 from ray_distill.tracking import Tracker, ended_as
 
 JOURNAL = "mlflow_journal.jsonl"
@@ -100,16 +101,22 @@ class SearchTracking:
         self._running.discard(trial)
         self._put("end", trial=trial, status=ENDS[status], outcome=status, reason=reason, unix_s=time.time())
 
-    def show(self, rows: Sequence[LeaderboardRow], files: Sequence[Path] = ()) -> None:
+    def show(
+        self, rows: Sequence[LeaderboardRow], files: Sequence[Path] = (), took: SearchTime | None = None
+    ) -> None:
         """The leaderboard on the search's run, in place of an earlier one; with files, which must stay where they are.
 
-        Its best accuracy becomes a metric over the number of trials, its first rows the run's description.
+        Its best accuracy becomes a metric over the number of trials that are over, as does what the search took; its
+        first rows, with that below them, become the run's description.
         """
         if rows:
+            note = markdown(rows, NOTE_ROWS) + (f"\n{took}\n" if took else "")
+            values = {"wall_s": took.wall_s, "orchestration": took.orchestration} if took else {}
             self._put(
                 "leaderboard",
                 rows=[row.flat() for row in rows],
-                note=markdown(rows, NOTE_ROWS),
+                note=note,
+                values=values,
                 unix_s=time.time(),
             )
         for path in files:
@@ -182,9 +189,10 @@ class SearchTracking:
         self.parent.set_tag(NOTE_TAG, said["note"])
         self.parent.set_tag("best_trial", said["rows"][0]["trial"])
         best = said["rows"][0]["best_validation_accuracy"]
-        if best is not None:
+        values = said["values"] | ({} if best is None else {"best_validation_accuracy": best})
+        if values:
             over = sum(row["status"] != "running" for row in said["rows"])
-            self.parent.log_values(Point(over, {"best_validation_accuracy": best}, unix_s))
+            self.parent.log_values(Point(over, values, unix_s))
 
 
 @contextmanager

@@ -118,10 +118,11 @@ class Teller:
 
     def failed(self, reason: str) -> None:
         """Tell Tune that the trial cannot go on."""
-        told = self._about.told or {"outer_step": 0, "validations": 0, "seconds": self._about.seconds}
+        told = self._about.told or {"outer_step": 0, "validations": 0}
         nothing = {"validation_accuracy": 0.0, "best_validation_accuracy": 0.0}
         points = [tuple(p) for p in self._waiting]
-        self._tell({**nothing, **told, "points": points, "reason": reason}, None)
+        seconds = self._about.seconds + time.perf_counter() - self._since
+        self._tell({**nothing, **told, "seconds": seconds, "points": points, "reason": reason}, None)
 
 
 def taken_up(

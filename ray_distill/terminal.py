@@ -1,6 +1,7 @@
 """What all verbs share: where they print, how an error becomes a message and an exit code, what they check."""
 
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ray_distill.progress import Update
+
+BEGAN = time.monotonic()
+"""About when the command did."""
 
 stdout = Console(soft_wrap=not sys.stdout.isatty())
 stderr = Console(stderr=True, soft_wrap=True)

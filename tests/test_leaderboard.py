@@ -68,7 +68,7 @@ def test_programs_read_numbers(tmp_path: Path) -> None:
         trial("b", [0.25], **{"batch": None, "window": 4, "lr": 0.5}),
         trial("c", [0.125], **{"batch": "all", "window": 5}),
     ]
-    paths = save(leaderboard(mixed), tmp_path)
+    paths = save(leaderboard(mixed), tmp_path, "took 3 s")
     assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.parquet", "leaderboard.json"]
     table = pq.read_table(paths[1])
     assert table["best_validation_accuracy"].to_pylist() == [0.5, 0.25, 0.125]
@@ -89,9 +89,10 @@ def test_programs_read_numbers(tmp_path: Path) -> None:
         "seconds": 10.0,
         "status": "finished",
     }
-    assert len(paths[0].read_text().splitlines()) == 5
+    lines = paths[0].read_text().splitlines()
+    assert (len(lines), lines[-2:]) == (7, ["", "took 3 s"])
 
 
 def test_a_search_without_trials_has_an_empty_table(tmp_path: Path) -> None:
-    paths = save([], tmp_path)
+    paths = save([], tmp_path, "took 3 s")
     assert pq.read_table(paths[1]).num_rows == 0

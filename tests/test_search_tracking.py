@@ -12,6 +12,7 @@ from ray_distill import recording
 from ray_distill.leaderboard import leaderboard
 from ray_distill.points import Point
 from ray_distill.search_records import Measured, TrialRecord
+from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.tracking import Tracker, open_run
 
@@ -62,7 +63,9 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
         tracking.end("c", "failed", "outer step 3: not finite")
         tracking.show(leaderboard([record("a", 0.1), record("d", 0.4)]))
         tracking.show(
-            leaderboard([record("a", 0.1), record("b", 0.2), record("d", 0.4)]), [tmp_path / "picture.png"]
+            leaderboard([record("a", 0.1), record("b", 0.2), record("d", 0.4)]),
+            [tmp_path / "picture.png"],
+            SearchTime(1, 50, 100, 75, 20, 5),
         )
     assert warnings == []
     runs = children(parent)
@@ -79,7 +82,10 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
     above = parent.client.get_run(parent.run_id)
     assert above.info.status == "FINISHED"
     assert above.data.tags["best_trial"] == "d"
-    assert "| 1 | d |" in above.data.tags["mlflow.note.content"]
+    note = above.data.tags["mlflow.note.content"]
+    assert "| 1 | d |" in note
+    assert note.rstrip().endswith("(20% before the first outer step, 0% between trials, 5% idle at the end)")
+    assert (above.data.metrics["wall_s"], above.data.metrics["orchestration"]) == (50, 0.25)
     history = parent.client.get_metric_history(parent.run_id, "best_validation_accuracy")
     assert [(m.step, m.value) for m in history] == [(2, 0.4), (3, 0.4)]
     files = {a.path for a in parent.client.list_artifacts(parent.run_id)}

@@ -112,4 +112,5 @@ def test_a_trial_that_diverges_says_so(tmp_path: Path) -> None:
     assert "the metagradient is not finite" in said["reason"]
     assert (said["outer_step"], said["best_validation_accuracy"]) == (0, 0.0)
     assert [point[0] for point in said["points"]] == [1]
+    assert said["seconds"] > 0
     assert list(tmp_path.iterdir()) == []

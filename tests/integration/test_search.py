@@ -40,7 +40,8 @@ LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = False) -> Found:
     """The search, in this process, on the connected cluster, with a store of its own."""
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
-    return carry_out(search, build.development_data(search.config), folder, uri, silent, resume=resume)
+    data, began = build.development_data(search.config), time.monotonic()
+    return carry_out(search, data, folder, uri, silent, resume=resume, began=began)
 
 
 def logs_of(folder: SearchFolder) -> dict[str, TrialLog]:
@@ -75,7 +76,8 @@ def left_behind() -> list[int]:
 def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -> None:
     """Eight trials, most of which hardly learn: some are stopped early, none is lost; the best is as good as the base,
     which is trial 0; afterwards there is no process, no placement group, and every core is free. More trials extend
-    the search: those that were are not run again. MLflow has a run for each."""
+    the search: those that were are not run again. MLflow has a run for each. What the search took is told: in loops,
+    the seconds that all trials report."""
     import ray
 
     space = SPACE | {"outer.lr": {"choice": [1e-6, 1e-5, 1e-4]}}
@@ -118,6 +120,14 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert {run.info.run_name for run in runs} == set(logs_of(folder))
     assert found.warnings == []
+
+    took, told = found.time, json.loads(folder.summary.read_text())
+    assert (took.attempts, told["orchestration"]) == (2, took.orchestration)
+    assert took.loop_core_s == pytest.approx(sum(log.curve[-1].seconds for log in logs_of(folder).values()))
+    assert 0 < took.start_core_s < took.core_s - took.loop_core_s
+    assert 0 < took.orchestration < 1
+    assert client.get_run(parent).data.metrics["orchestration"] == took.orchestration
+    assert (folder.path / "leaderboard.md").read_text().endswith(f"\n\n{took}\n")
 
 
 @pytest.mark.usefixtures("ray_cluster")
