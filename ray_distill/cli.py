@@ -98,12 +98,13 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
+    from ray_distill.held_folder import check_idle
     from ray_distill.run_folder import RunFolder, check_free
 
     place = RunFolder(folder)
     if resume:
         place.reopen(config)
-        place.check_idle()
+        check_idle(folder)
     elif replace:
         place.check_replaceable()
     else:

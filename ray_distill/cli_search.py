@@ -63,10 +63,12 @@ def search(
 def _carry_out(
     settings: SearchConfig, folder: "SearchFolder", uri: str, *, resume: bool, finalise: bool
 ) -> None:
+    from ray_distill.held_folder import check_idle
     from ray_distill.run_folder import check_free
 
     if resume:
         folder.reopen(settings)
+        check_idle(folder.path)
     else:
         check_free(folder.path, "Use --resume to go on with the search in it, or another --out.")
     _say_plan(settings, folder.path)

@@ -21,6 +21,7 @@ from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train
 from ray_distill.evaluate import check_test_source
 from ray_distill.evaluation_rows import Row, at_last_horizon
+from ray_distill.held_folder import held
 from ray_distill.judge import (
     Evaluation,
     check_evaluation,
@@ -91,7 +92,7 @@ def claimed(
 
     Raises: ConfigError, StoreError.
     """
-    with folder.held():
+    with held(folder.path):
         tracker = _claim(config, folder, uri, resume=resume, replace=replace)
         with recorded(tracker):
             yield tracker

@@ -11,16 +11,14 @@ others. A folder that holds anything else, or in which a process is at work, is 
 the last to go, so that a folder that was half cleared can be cleared again.
 """
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_distill.config import Config, ConfigError
+from ray_distill.held_folder import LOCK, check_idle
 from ray_distill.tracking import Tracker, store_uri
 from ray_distill.uris import MASK, masked
 from ray_distill.whole_files import write_json, write_text
@@ -28,8 +26,6 @@ from ray_distill.whole_files import write_json, write_text
 STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
 """MLflow's, in a folder that was given with --out. Alone they are not a run: they may be shared, or left by a run that
 was killed as it began."""
-LOCK = ".lock"
-"""Held by the process that works in the folder. The file stays."""
 JUDGED = ("distilled.sheet.png",)
 """What `show` puts beside a distilled set."""
 
@@ -116,7 +112,7 @@ class RunFolder:
     def check_replaceable(self) -> None:
         """Raises: ConfigError unless the folder is free, or holds a run that nobody works on and nothing else."""
         self._check_ours()
-        self.check_idle()
+        check_idle(self.path)
 
     def _check_ours(self) -> None:
         if not self.identity.exists():
@@ -140,25 +136,6 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder, made if need be, for this process alone, however it ends. Raises: ConfigError."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path}: another process is at work in it; wait for it to end, or stop it"
-                ) from None
-            yield
-
-    def check_idle(self) -> None:
-        """Raises: ConfigError if a process holds the folder."""
-        if (self.path / LOCK).exists():
-            with self.held():
-                pass
 
     def open(self, config: Config, tracker: Tracker) -> None:
         """Claim the folder for a new run."""

@@ -5,7 +5,8 @@ Trials are chosen by validation alone; nothing here can reach the test split. Wh
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from ray_distill.config import Config
 from ray_distill.config_search import PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_fits_data
+from ray_distill.held_folder import held
 from ray_distill.leaderboard import LeaderboardRow
 from ray_distill.points import Point
 from ray_distill.progress import Bar, Update
+from ray_distill.run_folder import check_free
 from ray_distill.run_state import load_kept
 from ray_distill.search import Ended, SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
@@ -86,19 +89,29 @@ def records_of(journal: SearchJournal) -> list[TrialRecord]:
     return [log.record() for log in journal.logs.values()]
 
 
-def claim(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: bool) -> Tracker:
-    """Claim the folder and open the MLflow run; or take both up again. Raises: ConfigError, StoreError."""
-    if resume:
-        tracker = folder.reopen(search)
-        write_text(folder.search, search.to_yaml())
-        return tracker
-    folder.path.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def claimed(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: bool) -> Iterator[Tracker]:
+    """The folder for this process alone, while the block lasts, and the search's MLflow run, new or taken up again.
+
+    Raises: ConfigError, StoreError.
+    """
+    with held(folder.path):
+        if resume:
+            tracker = folder.reopen(search)
+            write_text(folder.search, search.to_yaml())
+        else:
+            # Another search may have taken it since it was looked at.
+            check_free(folder.path, "Use another --out.")
+            tracker = _open_run(search, uri)
+            folder.open(search, tracker)
+        yield tracker
+
+
+def _open_run(search: SearchConfig, uri: str) -> Tracker:
     params = search.model_dump(mode="json", exclude={"base"}, exclude_none=True)
     params |= {"base": search.config.experiment()}
     tags = {"search_hash": search.hash, "kind": "search"}
-    tracker = tracking.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
-    folder.open(search, tracker)
-    return tracker
+    return tracking.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
 
 
 def carry_out(
@@ -120,23 +133,35 @@ def carry_out(
     """
     check_trials(search, data)
     capacity(search)
-    tracker = claim(search, folder, uri, resume=resume)
-    journal = SearchJournal(folder.journal)
-    _begin_attempt(search, journal, began)
     warnings: list[str] = []
-    with recorded_search(tracker, folder.path, warnings) as record:
-        with bar("searching", search.num_trials) as update:
-            run_trials(search, data, folder, journal, _Desk(journal, record, update))
-        config, files = _keep_best(search, data, folder, journal, tracker)
-        trials = records_of(journal)
-        rows = leaderboard.leaderboard(trials)
-        files += search_pictures.save_all(trials, folder.path)
-        journal.write("done")
-        took = journal.time
-        write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
-        files += [folder.summary, *leaderboard.save(rows, folder.path, str(took))]
-        record.show(rows, files, took)
+    with claimed(search, folder, uri, resume=resume) as tracker:
+        journal = SearchJournal(folder.journal)
+        _begin_attempt(search, journal, began)
+        with recorded_search(tracker, folder.path, warnings) as record:
+            with bar("searching", search.num_trials) as update:
+                run_trials(search, data, folder, journal, _Desk(journal, record, update))
+            config, rows, took = _keep(search, data, folder, journal, record)
     return Found(rows, config, tracker, took, warnings)
+
+
+def _keep(
+    search: SearchConfig,
+    data: DevelopmentData,
+    folder: SearchFolder,
+    journal: SearchJournal,
+    record: SearchTracking,
+) -> tuple[Config, list[LeaderboardRow], SearchTime]:
+    """Write what the search came to, on the disk and then in its record."""
+    config, files = _keep_best(search, data, folder, journal, record.parent)
+    trials = records_of(journal)
+    rows = leaderboard.leaderboard(trials)
+    files += search_pictures.save_all(trials, folder.path)
+    journal.write("done")
+    took = journal.time
+    write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
+    files += [folder.summary, *leaderboard.save(rows, folder.path, str(took))]
+    record.show(rows, files, took)
+    return config, rows, took
 
 
 def _begin_attempt(search: SearchConfig, journal: SearchJournal, began: float) -> None:

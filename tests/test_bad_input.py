@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from ray_distill import config as configuration
 from ray_distill.cli import app
+from ray_distill.held_folder import held
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
 
@@ -509,7 +510,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "done" / "summary.json").write_text("{}")
     (folder / "mixed" / "diary.txt").write_text("precious")
     (folder / "garbled" / "run.json").write_text('{"config_hash": ')
-    with RunFolder(folder / "busy").held():
+    with held(folder / "busy"):
         yield folder
 
 
@@ -603,7 +604,7 @@ def test_force_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
         path.write_text("old")
     (place.path / "distilled.sheet.png").write_text("old")
     place.check_replaceable()
-    with place.held():
+    with held(place.path):
         place.clear()
         check_free(place.path, "")
     assert {p.name for p in place.path.iterdir()} == {"mlflow.db", ".lock"}

@@ -7,9 +7,12 @@ from tiny_search import tiny_search
 from typer.testing import CliRunner
 
 from ray_distill.cli import app
+from ray_distill.config import ConfigError
 from ray_distill.config_search import parse_search
+from ray_distill.held_folder import LOCK, held
 from ray_distill.search_journal import SearchFolder
 from ray_distill.search_proposals import known
+from ray_distill.search_run import claimed
 from ray_distill.tracking import Tracker
 
 
@@ -37,7 +40,8 @@ def test_a_dry_run_says_which_trials_there_are(search_file: Path) -> None:
 
 
 def test_what_is_refused_before_anything_starts(search_file: Path, tmp_path: Path) -> None:
-    """A folder that is in use, nothing to resume, another search: exit code 2, one message, nothing written."""
+    """A folder that is in use, or at work in, nothing to resume, another search: exit code 2, one message, nothing
+    written."""
     folder = SearchFolder(tmp_path / "s")
 
     def told(*arguments: str) -> str:
@@ -53,3 +57,27 @@ def test_what_is_refused_before_anything_starts(search_file: Path, tmp_path: Pat
     assert "another search" in told("--resume", "--set", "seed=1")
     assert "space.outer.lr: a grid needs" in told("--set", "space={outer.lr: {grid: [1]}}")
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+    with held(folder.path):
+        assert "another process is at work in it" in told("--resume")
+    (folder.path / LOCK).unlink()
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+def test_one_search_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    """Of two that both found it idle, or free, the second comes to nothing: no MLflow run, no file; the first is as it
+    was. When the first has ended the search can be resumed, in the same run."""
+    folder, uri = SearchFolder(tmp_path / "s"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with claimed(tiny_search(), folder, uri, resume=False) as first:
+        before = {path: path.read_bytes() for path in folder.path.iterdir()}
+        for resume in (True, False):
+            second = claimed(tiny_search(budget={"trials": 9}), folder, uri, resume=resume)
+            with pytest.raises(ConfigError, match="another process is at work in it"), second:
+                pass
+        assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+    experiment = first.client.get_run(first.run_id).info.experiment_id
+    assert len(first.client.search_runs([experiment])) == 1
+    with claimed(tiny_search(budget={"trials": 9}), folder, uri, resume=True) as again:
+        assert again == first
+    assert "trials: 9" in folder.search.read_text()
+    with pytest.raises(ConfigError, match="not empty"), claimed(tiny_search(), folder, uri, resume=False):
+        pass
