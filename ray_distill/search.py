@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ray_distill.cluster import in_environment, require
 from ray_distill.config import ConfigError
@@ -31,6 +31,9 @@ from ray_distill.search_trial import trial
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
+
+if TYPE_CHECKING:
+    from ray_distill.search_population import Exchange
 
 METRIC = "best_validation_accuracy"
 """What trials are compared by, with population-based training excepted."""
@@ -52,6 +55,9 @@ class Bystander(Protocol):
     def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
         """Measurements of its outer steps, and the values that held, where they may change."""
 
+    def clone(self, trial: str, parent: str, outer_step: int) -> None:
+        """A member of a population goes on from another's state at this outer step, which both have come to."""
+
     def end(self, trial: str, status: Ended, reason: str | None) -> None:
         """It is over."""
 
@@ -66,17 +72,19 @@ class _Clerk(tune.Callback):
         attempt: str,
         deadline: float,
         bystander: Bystander,
+        take_exchange: Callable[[], "Exchange | None"] | None,
     ) -> None:
+        """`take_exchange`: a population's."""
         self._journal, self._attempt, self._last = journal, attempt, search.outer_steps
         self._deadline, self._bystander = deadline, bystander
-        self._changing = isinstance(search.scheduler, PbtScheduler)
+        self._take_exchange = take_exchange
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A validation, or that a trial cannot go on."""
         name, points = trial.trial_id, [Point(*p) for p in result["points"]]
-        self._bystander.add_points(name, points, result.get("values") if self._changing else None)
+        self._bystander.add_points(name, points, result.get("values") if self._take_exchange else None)
         if "reason" in result:
             self._end(name, "failed", result["reason"], result["seconds"])
             return
@@ -89,6 +97,12 @@ class _Clerk(tune.Callback):
             validation_accuracy=result["validation_accuracy"],
             checkpoint=kept and f"{TUNE}/{self._attempt}/{name}/{kept}",
         )
+        exchange = self._take_exchange and self._take_exchange()
+        if exchange:
+            for clone in exchange.clones:
+                self._bystander.clone(clone.trial, clone.parent, exchange.outer_step)
+            clones = [clone._asdict() for clone in exchange.clones]
+            self._journal.write("barrier", outer_step=exchange.outer_step, clones=clones)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial that ran to its end, was stopped by the scheduler, or is left where it is since time is up."""
@@ -137,7 +151,7 @@ def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler
         case PbtScheduler():
             from ray_distill.search_population import Population
 
-            return Population(search, journal)
+            return Population(search, journal.barrier)
     return FIFOScheduler()
 
 
@@ -285,7 +299,15 @@ def run_trials(
     at_once = capacity(search)
     seconds = None if search.budget.hours is None else 3600 * search.budget.hours
     deadline = math.inf if seconds is None else time.monotonic() + seconds
-    clerk = _Clerk(search, journal, attempt, deadline, bystander)
+    scheduler = scheduler_of(search, journal)
+    clerk = _Clerk(
+        search,
+        journal,
+        attempt,
+        deadline,
+        bystander,
+        scheduler.take_exchange if isinstance(search.scheduler, PbtScheduler) else None,
+    )
     try:
         with _quiet_tune(at_once):
             # Not a Tuner: that begins by pickling itself, and what it drives here is not to be pickled.
@@ -294,7 +316,7 @@ def run_trials(
                 name=attempt,
                 storage_path=str(folder.tune.resolve()),
                 search_alg=Proposals(search, left, at_once),
-                scheduler=scheduler_of(search, journal),
+                scheduler=scheduler,
                 callbacks=[clerk],
                 time_budget_s=seconds,
                 **_settings(search),

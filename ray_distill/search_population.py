@@ -13,14 +13,13 @@ outer step, so the winner's lineage, written as piecewise schedules, is an ordin
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from ray_distill.config_search import PbtScheduler, SearchConfig
 from ray_distill.config_space import LogUniformDomain, UniformDomain, options
-from ray_distill.search_journal import SearchJournal
 from ray_distill.search_proposals import number_of, uniform
 from ray_distill.search_records import Value
 from ray_distill.search_space import Space
@@ -65,10 +64,32 @@ def _nudged(space: Space, key: str, value: Any, direction: int, given: Mapping[s
     return int(min(max(moved, low), high))
 
 
-class Population(PopulationBasedTraining):
-    """Tune's synchronous population-based training, with draws of ours, and a journal of who was cloned."""
+class Clone(NamedTuple):
+    """A member that goes on from another's state."""
 
-    def __init__(self, search: SearchConfig, journal: SearchJournal) -> None:
+    trial: str
+    parent: str
+    values: dict[str, Value]
+    """That it goes on with."""
+    checkpoint: str
+    """The folder of the parent's state, from the search's folder."""
+
+
+class Exchange(NamedTuple):
+    """What became of the members at an outer step that all had come to."""
+
+    outer_step: int
+    clones: list[Clone]
+
+
+class Population(PopulationBasedTraining):
+    """Tune's synchronous population-based training, with draws of ours, that says who was cloned.
+
+    Args:
+        barrier: the outer step of the last exchange, of a search that is resumed; else 0.
+    """
+
+    def __init__(self, search: SearchConfig, barrier: int) -> None:
         chosen = search.scheduler
         assert isinstance(chosen, PbtScheduler)
         super().__init__(
@@ -81,15 +102,20 @@ class Population(PopulationBasedTraining):
             synch=True,
             log_config=False,
         )
-        self._search, self._journal = search, journal
-        self._clones: list[dict[str, Any]] = []
-        """Of the exchange that is going on."""
-        self._next_perturbation_sync = journal.barrier + chosen.every
+        self._search, self._barrier = search, barrier
+        self._clones: list[Clone] = []
+        self._exchange: Exchange | None = None
+        self._next_perturbation_sync = barrier + chosen.every
+
+    def take_exchange(self) -> "Exchange | None":
+        """The exchange that the last result has completed, once; None if it has not."""
+        exchange, self._exchange = self._exchange, None
+        return exchange
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A member, which may come with a state from before the last exchange of a search that is resumed."""
         super().on_trial_add(tune_controller, trial)
-        self._trial_state[trial].last_perturbation_time = self._journal.barrier
+        self._trial_state[trial].last_perturbation_time = self._barrier
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Wait for the others at an exchange; at the last outer step nothing is exchanged any more."""
@@ -98,8 +124,8 @@ class Population(PopulationBasedTraining):
         before = self._next_perturbation_sync
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if self._next_perturbation_sync != before:
-            self._journal.write("barrier", outer_step=before, clones=self._clones)
-            self._clones = []
+            # To be written by whoever writes this result, which Tune shows its callbacks after its scheduler.
+            self._exchange, self._clones = Exchange(before, self._clones), []
         return decision
 
     def _checkpoint_or_exploit(
@@ -120,8 +146,9 @@ class Population(PopulationBasedTraining):
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         super()._exploit(tune_controller, trial, trial_to_clone)
         kept = Path(trial.checkpoint.path).parts[-4:]
-        clone = {"trial": trial.trial_id, "parent": trial_to_clone.trial_id, "values": trial.config["values"]}
-        self._clones.append({**clone, "checkpoint": "/".join(kept)})
+        self._clones.append(
+            Clone(trial.trial_id, trial_to_clone.trial_id, trial.config["values"], "/".join(kept))
+        )
 
 
 def scheduled(search: SearchConfig, lineage: list[tuple[int, dict[str, Value]]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ray_distill.run_folder import check_free
 from ray_distill.run_state import load_kept
 from ray_distill.search import Ended, SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
-from ray_distill.search_proposals import known
+from ray_distill.search_proposals import known, number_of
 from ray_distill.search_records import TrialRecord, Value
 from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
@@ -68,6 +68,9 @@ class _Desk:
     def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
         self._record.add_points(trial, points, held)
         self._say()
+
+    def clone(self, trial: str, parent: str, outer_step: int) -> None:
+        self._record.clone(trial, number_of(parent), outer_step)
 
     def end(self, trial: str, status: Ended, reason: str | None) -> None:
         self._record.end(trial, status, reason)

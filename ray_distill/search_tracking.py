@@ -3,6 +3,11 @@
 Only the driver records. A trial's reports reach it by Ray Tune in any case, so no worker needs to know the
 store, trials cannot get into each other's way, and MLflow is imported once, not by each trial.
 
+A trial's run has each outer step once, with what its own processes measured there. That holds for a member of a population
+too: it exchanges its state where all members have come to the same step, and goes on from there with another's. Its curves
+have a bend there, its metric `cloned_from` says by its number whose state it took over, and the metrics `searched/..`
+with which values it went on. Its way as the leaderboard has it, the parent's until then, is in the parent's run.
+
 All that is to be said goes to a journal in the search's folder first and then, in a thread of its own, to MLflow:
 a store that is away delays no trial. What it has not taken when the search ends, or is killed, stays in the
 journal, and the next `--resume` says it.
@@ -94,6 +99,11 @@ class SearchTracking:
                 "points", trial=trial, points=[(p.outer_step, p.values | numbers, p.unix_s) for p in points]
             )
 
+    def clone(self, trial: str, parent_number: int, outer_step: int) -> None:
+        """A member of a population goes on from the state of another, the trial of this number: the metric
+        `cloned_from`."""
+        self._put("clone", trial=trial, parent_number=parent_number, outer_step=outer_step)
+
     def end(
         self, trial: str, status: Literal["finished", "stopped", "failed"], reason: str | None = None
     ) -> None:
@@ -163,6 +173,9 @@ class SearchTracking:
                 self._runs[said["trial"]] = self.parent.open_trial(said["trial"], said["values"], unix_s)
             case "points":
                 self._run_of(said["trial"]).log_points([Point(*point) for point in said["points"]])
+            case "clone":
+                cloned_from = ("cloned_from", said["outer_step"], float(said["parent_number"]))
+                self._run_of(said["trial"]).log_metrics([cloned_from])
             case "end":
                 run = self._run_of(said["trial"])
                 # MLflow's list has one sign for KILLED and FAILED.

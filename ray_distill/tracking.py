@@ -184,7 +184,8 @@ class Tracker:
         return [Point(step, values[step], ended[step]) for step in sorted(values)]
 
     def log_metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
-        """(name, step, value) of what belongs to no outer step, such as a test accuracy after so many inner steps.
+        """(name, step, value) that are no measurement of an outer step, such as a test accuracy after so many inner
+        steps; what the store has already is passed over.
 
         Raises: TrackingError.
         """

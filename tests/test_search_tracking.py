@@ -174,18 +174,22 @@ def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path
     first = SearchTracking(parent, tmp_path)
     first.begin("a", {LR: 0.1})
     first.add_points("a", [point(1), point(2)])
+    first.clone("a", 3, 2)
     first.end("a", "failed", "why")
     first.show(leaderboard([record("a", 0.4)]))
     assert first.close("FINISHED") == []
     before = parent.client.get_run(parent.run_id).data.to_dictionary()
     (tmp_path / "mlflow_journal.jsonl.said").unlink()
     second = SearchTracking(parent, tmp_path)
-    assert second.found_unsaid == 5
+    assert second.found_unsaid == 6
+    second.clone("a", 3, 2)
     assert second.close("FINISHED") == []
     (run,) = children(parent).values()
     assert run.info.status == "FAILED"
     assert steps(parent, run) == [1, 2]
     assert len(parent.client.get_metric_history(parent.run_id, "best_validation_accuracy")) == 1
+    cloned = parent.client.get_metric_history(run.info.run_id, "cloned_from")
+    assert [(m.step, m.value) for m in cloned] == [(2, 3.0)]
     assert parent.client.get_run(parent.run_id).data.to_dictionary() == before
 
 

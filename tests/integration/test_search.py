@@ -25,7 +25,7 @@ from ray_distill.progress import silent
 from ray_distill.run_state import RunState, load_kept
 from ray_distill.search import SearchError
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
-from ray_distill.search_proposals import known
+from ray_distill.search_proposals import known, number_of
 from ray_distill.search_run import Found, carry_out, values_of
 from ray_distill.search_trial import STATE
 from ray_distill.world import OneProcess
@@ -65,6 +65,46 @@ def kept(search: SearchConfig, folder: SearchFolder, log: TrialLog) -> RunState:
 def events(folder: SearchFolder, kind: str) -> list[dict[str, Any]]:
     lines = folder.journal.read_text().splitlines() if folder.journal.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def runs_of(found: Found) -> dict[str, str]:
+    """The ids of the trials' MLflow runs by name."""
+    client, parent = MlflowClient(found.tracker.uri), found.tracker.run_id
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return {run.info.run_name: run.info.run_id for run in runs}
+
+
+def check_member(
+    found: Found, run_id: str, folder: SearchFolder, log: TrialLog, points: list[dict[str, float]]
+) -> None:
+    """Asserts that the run of a population's member has each outer step once, the validations that the member reported,
+    and since its last exchange the losses of its replay; and that the exchanges are told, each after all members'
+    reports."""
+
+    def history(name: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in MlflowClient(found.tracker.uri).get_metric_history(run_id, name)]
+
+    told = [json.loads(line) for line in folder.journal.read_text().splitlines()]
+    reports = [e for e in told if e["event"] == "report" and e["trial"] == log.name]
+    assert history("validation_accuracy") == [(e["outer_step"], e["validation_accuracy"]) for e in reports]
+    losses = history("outer_loss")
+    assert [step for step, _ in losses] == list(range(1, len(points) + 1))
+    since = log.lineage[-1][0] if log.lineage else 0
+    own = [loss for step, loss in losses if step > since]
+    assert own == pytest.approx([of["outer_loss"] for of in points[since:]], abs=1e-12)
+    exchanged = [(place, e) for place, e in enumerate(told) if e["event"] == "barrier"]
+    assert history("cloned_from") == [
+        (e["outer_step"], number_of(clone["parent"]))
+        for _, e in exchanged
+        for clone in e["clones"]
+        if clone["trial"] == log.name
+    ]
+    for place, e in exchanged:
+        (at,) = [
+            i for i, said in enumerate(told) if said in reports and said["outer_step"] == e["outer_step"]
+        ]
+        assert at < place
 
 
 def left_behind() -> list[int]:
@@ -115,10 +155,7 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     assert load(folder.best).name == "tiny_search-best"
     best = DistilledDataset.load(folder.artifact)
     assert best.provenance["validation_accuracy"] == found.rows[0].best_validation_accuracy
-    client, parent = MlflowClient(found.tracker.uri), found.tracker.run_id
-    experiment = client.get_run(parent).info.experiment_id
-    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    assert {run.info.run_name for run in runs} == set(logs_of(folder))
+    assert set(runs_of(found)) == set(logs_of(folder))
     assert found.warnings == []
 
     took, told = found.time, json.loads(folder.summary.read_text())
@@ -126,14 +163,16 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     assert took.loop_core_s == pytest.approx(sum(log.curve[-1].seconds for log in logs_of(folder).values()))
     assert 0 < took.start_core_s < took.core_s - took.loop_core_s
     assert 0 < took.orchestration < 1
-    assert client.get_run(parent).data.metrics["orchestration"] == took.orchestration
+    metrics = MlflowClient(found.tracker.uri).get_run(found.tracker.run_id).data.metrics
+    assert metrics["orchestration"] == took.orchestration
     assert (folder.path / "leaderboard.md").read_text().endswith(f"\n\n{took}\n")
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_winner_of_a_population_is_replayed_by_an_ordinary_run(tmp_path: Path) -> None:
     """Four members, two exchanges, all four keys: each member's way, written as piecewise schedules, is a run that has
-    the same window and step sizes at each outer step and ends with the very same D, clip average and moments."""
+    the same window and step sizes at each outer step and ends with the very same D, clip average and moments. In MLflow
+    each outer step of a member is there once, with what it measured itself, and whose state it took over where."""
     scheduler = {"name": "pbt", "every": 5, "replaced": 0.5}
     space = SPACE | {"inner.lr": {"loguniform": [1e-3, 1e-2]}}
     base = TINY | {
@@ -148,8 +187,10 @@ def test_a_winner_of_a_population_is_replayed_by_an_ordinary_run(tmp_path: Path)
     assert [barrier["outer_step"] for barrier in barriers] == [5, 10]
     assert all(len(barrier["clones"]) == 2 for barrier in barriers)
     assert any(log.lineage for log in logs.values())
+    members = runs_of(found)
     for log in logs.values():
         end, points = bare(search, log)
+        check_member(found, members[log.name], folder, log, points)
         state = kept(search, folder, log)
         assert (end.outer_step, end.outer.clip_ema) == (15, state.outer.clip_ema)
         torch.testing.assert_close(end.data.images_NCHW, state.data.images_NCHW, rtol=0, atol=1e-12)
