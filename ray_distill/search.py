@@ -47,7 +47,8 @@ class SearchError(FailedError):
 
 
 class Bystander(Protocol):
-    """Who is told what happens, as it happens; it neither blocks nor raises."""
+    """Who is told what happens, before the journal notes it, as far as it would not be told again after a kill in
+    between; it neither blocks nor raises."""
 
     def begin(self, trial: str, values: Mapping[str, Value]) -> None:
         """A trial begins, or goes on, with these values."""
@@ -60,6 +61,9 @@ class Bystander(Protocol):
 
     def end(self, trial: str, status: Ended, reason: str | None) -> None:
         """It is over."""
+
+    def show(self) -> None:
+        """The journal knows of one more that is over."""
 
 
 class _Clerk(tune.Callback):
@@ -87,6 +91,7 @@ class _Clerk(tune.Callback):
         self._bystander.add_points(name, points, result.get("values") if self._take_exchange else None)
         if "reason" in result:
             self._end(name, "failed", result["reason"], result["seconds"])
+            self._note_exchange()
             return
         kept = result["checkpoint_dir_name"]
         self._journal.write(
@@ -97,12 +102,7 @@ class _Clerk(tune.Callback):
             validation_accuracy=result["validation_accuracy"],
             checkpoint=kept and f"{TUNE}/{self._attempt}/{name}/{kept}",
         )
-        exchange = self._take_exchange and self._take_exchange()
-        if exchange:
-            for clone in exchange.clones:
-                self._bystander.clone(clone.trial, clone.parent, exchange.outer_step)
-            clones = [clone._asdict() for clone in exchange.clones]
-            self._journal.write("barrier", outer_step=exchange.outer_step, clones=clones)
+        self._note_exchange()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial that ran to its end, was stopped by the scheduler, or is left where it is since time is up."""
@@ -115,10 +115,22 @@ class _Clerk(tune.Callback):
         """A trial whose process raised or died more often than is borne."""
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
         self._end(trial.trial_id, "failed", lines[-1] if lines else "its process died")
+        self._note_exchange()
+
+    def _note_exchange(self) -> None:
+        """Write a population's exchange, if what has just been written was what it waited for."""
+        exchange = self._take_exchange and self._take_exchange()
+        if not exchange:
+            return
+        for clone in exchange.clones:
+            self._bystander.clone(clone.trial, clone.parent, exchange.outer_step)
+        clones = [clone._asdict() for clone in exchange.clones]
+        self._journal.write("barrier", outer_step=exchange.outer_step, clones=clones)
 
     def _end(self, name: str, status: Ended, reason: str | None, seconds: float | None = None) -> None:
-        self._journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
         self._bystander.end(name, status, reason)
+        self._journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
+        self._bystander.show()
 
 
 def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler:
@@ -208,9 +220,10 @@ def _left(
     for log in list(journal.logs.values()):
         if log.status == "running":
             if log.outer_step >= search.outer_steps:
-                journal.write("end", trial=log.name, status="finished", reason=None)
                 bystander.begin(log.name, log.values)
                 bystander.end(log.name, "finished", None)
+                journal.write("end", trial=log.name, status="finished", reason=None)
+                bystander.show()
                 continue
             journal.write("goes_on", trial=log.name, outer_step=log.outer_step)
             yield partial(_go_on, search, folder, journal, log, bystander)

@@ -105,6 +105,7 @@ class Population(PopulationBasedTraining):
         self._search, self._barrier = search, barrier
         self._clones: list[Clone] = []
         self._exchange: Exchange | None = None
+        self._failed: list[Trial] = []
         self._next_perturbation_sync = barrier + chosen.every
 
     def take_exchange(self) -> "Exchange | None":
@@ -119,14 +120,40 @@ class Population(PopulationBasedTraining):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Wait for the others at an exchange; at the last outer step nothing is exchanged any more."""
-        if result["outer_step"] >= self._search.outer_steps or "reason" in result:
+        if "reason" in result:
+            self._fail(tune_controller, trial)
             return str(TrialScheduler.CONTINUE)
+        if result["outer_step"] >= self._search.outer_steps:
+            return str(TrialScheduler.CONTINUE)
+        return self._meet(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A member whose process died too often."""
+        super().on_trial_error(tune_controller, trial)
+        self._fail(tune_controller, trial)
+
+    def _meet(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A member has come to a result; if it is the last to come to an exchange, that is held."""
+        for failed in self._failed:
+            # Tune would wait for it.
+            self._trial_state[failed].last_train_time = self._next_perturbation_sync
         before = self._next_perturbation_sync
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if self._next_perturbation_sync != before:
             # To be written by whoever writes this result, which Tune shows its callbacks after its scheduler.
             self._exchange, self._clones = Exchange(before, self._clones), []
         return decision
+
+    def _fail(self, tune_controller: Any, trial: Trial) -> None:
+        """A member takes part in exchanges no more; those who wait for it alone hold theirs."""
+        self._failed.append(trial)
+        self._trial_state[trial].last_score = None
+        others = [
+            (t, self._trial_state[t]) for t in tune_controller.get_live_trials() if t not in self._failed
+        ]
+        if others and all(state.last_train_time >= self._next_perturbation_sync for _, state in others):
+            one, state = others[0]
+            self._meet(tune_controller, one, state.last_result)
 
     def _checkpoint_or_exploit(
         self, trial: Trial, controller: Any, upper: list[Trial], lower: list[Trial]

@@ -74,6 +74,8 @@ class _Desk:
 
     def end(self, trial: str, status: Ended, reason: str | None) -> None:
         self._record.end(trial, status, reason)
+
+    def show(self) -> None:
         self._record.show(leaderboard.leaderboard(records_of(self._journal)))
         self._say()
 

@@ -11,6 +11,11 @@ with which values it went on. Its way as the leaderboard has it, the parent's un
 All that is to be said goes to a journal in the search's folder first and then, in a thread of its own, to MLflow:
 a store that is away delays no trial. What it has not taken when the search ends, or is killed, stays in the
 journal, and the next `--resume` says it.
+
+Why a second journal, beside the search's memory (`search_journal`): every resume reads that one whole, so it has a
+line for each validation; this one has the measurements of all outer steps, which lie nowhere else until MLflow has
+them, and which nobody reads after. What happens is said here before it is noted there: after a kill in between it happens
+again, is said again, and is there once.
 """
 
 import time
