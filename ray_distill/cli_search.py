@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ray_distill.config_search import SearchConfig, load_search
+from ray_distill.config_search import SearchConfig, check_installed, load_search
 from ray_distill.submitted import check_kept
 from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
 
@@ -66,6 +66,7 @@ def _carry_out(
     from ray_distill.held_folder import check_idle
     from ray_distill.run_folder import check_free
 
+    check_installed(settings)
     if resume:
         folder.reopen(settings)
         check_idle(folder.path)

@@ -15,6 +15,7 @@ their validation accuracies can be compared.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,7 +54,9 @@ class AshaScheduler(Section):
 
 
 class HyperbandScheduler(Section):
-    """HyperBand: trials wait for each other in brackets, and the worse are stopped. Time counts in validations."""
+    """HyperBand: trials wait for each other in brackets, and the worse are stopped. Time counts in validations. With
+    algorithm optuna its brackets are filled as BOHB fills them (Falkner et al., 2018), by a TPE model of the trials
+    before."""
 
     name: Literal["hyperband"]
     reduction: Annotated[int, Field(ge=2)] = 3
@@ -101,7 +104,7 @@ class SearchConfig(Section):
     """What is searched: keys of the configuration, and what they may be."""
     algorithm: Literal["random", "grid", "optuna"] = "random"
     """Where trials' values come from: drawn, all points of a grid, or Optuna's TPE sampler, which learns from the
-    trials before."""
+    trials before (`pip install optuna`)."""
     scheduler: Scheduler
     budget: BudgetConfig
     workers: PositiveInt = 1
@@ -190,6 +193,14 @@ def _scheduler_misfits(search: SearchConfig) -> Iterator[str]:
         yield "budget.trials: a population is 2 or more"
     if value_at(search.base, RULE) == "forward":
         yield "base.truncation.rule: forward moves its window by itself; scheduler pbt takes the other rules"
+
+
+def check_installed(search: SearchConfig) -> None:
+    """Raises: ConfigError if what makes the trials' values is not installed here."""
+    if search.algorithm == "optuna" and find_spec("optuna") is None:
+        raise ConfigError(
+            "algorithm: optuna needs the package optuna, which is not installed; `pip install optuna`, or use random"
+        )
 
 
 def parse_search(values: Mapping[str, Any]) -> SearchConfig:

@@ -7,19 +7,13 @@ starts from the search's seed and the trial's number, so that a search that is r
 
 import math
 
-from ray_distill.config import ConfigError
+import optuna
+
 from ray_distill.config_search import SearchConfig
 from ray_distill.config_space import options
 from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_proposals import Drawn, drawn, uniform
 from ray_distill.search_space import TOP
-
-try:
-    import optuna
-except ImportError:
-    raise ConfigError(
-        "algorithm: optuna needs the package optuna, which is not installed; install ray-distill[optuna], or use random"
-    ) from None
 
 
 class Sampler:

@@ -1,5 +1,6 @@
 """The verb `search` as far as it goes without a cluster: what is printed, what is refused, and that nothing is written."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,11 @@ def test_a_dry_run_says_which_trials_there_are(search_file: Path) -> None:
     assert [path.name for path in search_file.parent.iterdir()] == ["search.yaml"]
 
 
-def test_what_is_refused_before_anything_starts(search_file: Path, tmp_path: Path) -> None:
-    """A folder that is in use, or at work in, nothing to resume, another search: exit code 2, one message, nothing
-    written."""
+def test_what_is_refused_before_anything_starts(
+    search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is in use, or at work in, nothing to resume, another search, a package that is not there: exit code 2,
+    one message, nothing written."""
     folder = SearchFolder(tmp_path / "s")
 
     def told(*arguments: str) -> str:
@@ -55,6 +58,8 @@ def test_what_is_refused_before_anything_starts(search_file: Path, tmp_path: Pat
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
     assert "Use --resume to go on with the search in it" in told()
     assert "another search" in told("--resume", "--set", "seed=1")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "optuna, which is not installed; `pip install optuna`" in told("--set", "algorithm=optuna")
     assert "space.outer.lr: a grid needs" in told("--set", "space={outer.lr: {grid: [1]}}")
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
     with held(folder.path):

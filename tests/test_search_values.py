@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tiny import TINY
 from tiny_search import SPACE, tiny_search
 
@@ -116,18 +115,3 @@ def test_numbers_of_a_search_are_apart() -> None:
     numbers = {uniform(search, use, step, n) for use in "ab" for step in (0, 5) for n in (0, 1)}
     assert len(numbers) == 8
     assert all(0 <= number < 1 for number in numbers)
-
-
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optuna is an extra."""
-    import importlib
-    import sys
-
-    from ray_distill import search_optuna
-    from ray_distill.config import ConfigError
-
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"ray-distill\[optuna\]"):
-        importlib.reload(search_optuna)
-    monkeypatch.undo()
-    importlib.reload(search_optuna)
