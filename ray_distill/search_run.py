@@ -13,7 +13,7 @@ from pathlib import Path
 from ray_distill import leaderboard, search_pictures, tracking
 from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config
-from ray_distill.config_search import PbtScheduler, SearchConfig
+from ray_distill.config_search import PbtScheduler, SearchConfig, check_installed
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_fits_data
 from ray_distill.held_folder import held
@@ -48,7 +48,9 @@ class Found:
 
 
 def check_trials(search: SearchConfig, data: DevelopmentData) -> None:
-    """Raises: ConfigError for a trial, of those that can be known before any has run, that does not fit the data."""
+    """Raises: ConfigError if nothing can make the trials' values, or if one, of those that can be known before any has
+    run, does not fit the data."""
+    check_installed(search)
     check_fits_data(search.config, data)
     if search.algorithm != "optuna":
         for values in known(search):
@@ -143,6 +145,8 @@ def carry_out(
         journal = SearchJournal(folder.journal)
         _begin_attempt(search, journal, began)
         with recorded_search(tracker, folder.path, warnings) as record:
+            if resume:
+                record.go_on()
             with bar("searching", search.num_trials) as update:
                 run_trials(search, data, folder, journal, _Desk(journal, record, update))
             config, rows, took = _keep(search, data, folder, journal, record)

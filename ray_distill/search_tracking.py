@@ -78,6 +78,10 @@ class SearchTracking:
 
     # What the driver says.
 
+    def go_on(self) -> None:
+        """The search goes on after it had ended, or was killed: its run does too."""
+        self._put("go_on")
+
     def begin(self, trial: str, values: Mapping[str, Value]) -> None:
         """A trial begins, or goes on after a resume: its run is made, or found again.
 
@@ -174,6 +178,8 @@ class SearchTracking:
     def _say(self, entry: Entry) -> None:
         said, unix_s = entry.thing, float(entry.thing.get("unix_s", 0.0))
         match said["say"]:
+            case "go_on":
+                self.parent.reopen()
             case "begin":
                 self._runs[said["trial"]] = self.parent.open_trial(said["trial"], said["values"], unix_s)
             case "points":

@@ -247,8 +247,8 @@ class Tracker:
             return True
 
     def reopen(self) -> None:
-        """Mark the run as going on again. Raises: StoreError."""
-        with _store(self.uri, StoreError):
+        """Mark the run as going on again. Raises: TrackingError."""
+        with _store(self.uri):
             self.client.update_run(self.run_id, status="RUNNING")
 
     def finish(self, status: str, ended_unix_s: float | None = None) -> None:

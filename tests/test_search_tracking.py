@@ -95,16 +95,21 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
 
 
 def test_a_resumed_search_goes_on_in_the_same_runs(parent: Tracker, tmp_path: Path) -> None:
-    """The driver of the first was killed: its trials still run in MLflow. Steps that were taken again are there
+    """The first was stopped, as was a trial: both runs go on. Steps that were taken again are there
     once, a value that has changed since leaves the parameter alone and is a metric over steps."""
     first = SearchTracking(parent, tmp_path)
     first.begin("a", {LR: 0.1})
     first.add_points("a", [point(1), point(2)])
-    assert first._recording.flush(60)
+    assert first.close("KILLED") == []
     ids = {name: run.info.run_id for name, run in children(parent).items()}
     second = SearchTracking(parent, tmp_path)
     assert second.found_unsaid == 0
+    assert parent.client.get_run(parent.run_id).info.status == "KILLED"
+    second.go_on()
     second.begin("a", {LR: 0.3})
+    assert second._recording.flush(60)
+    assert parent.client.get_run(parent.run_id).info.status == "RUNNING"
+    assert children(parent)["a"].info.status == "RUNNING"
     second.begin("b", {LR: 0.2})
     again = point(2)._replace(unix_s=2e9)
     second.add_points("a", [again, point(3)], held={LR: 0.3, "truncation.rule": "bptt"})

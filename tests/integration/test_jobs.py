@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from nodes import BIN, Nodes, cluster_of_two, wait_until
 from processes import last_checkpoint
-from tiny import tiny_config
+from search_events import Interrupted, events, logs_of, well_under_way
+from tiny import TINY, tiny_config
+from tiny_search import tiny_search
 from undisturbed import Undisturbed, status
 
 from ray_distill.config import Config
+from ray_distill.search_journal import SearchFolder, SearchJournal
+from ray_distill.search_proposals import known
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -57,8 +62,8 @@ def logs(nodes: Nodes, name: str) -> list[str]:
     own = text.partition("Running entrypoint")[2]
     for noise in ("\r", "\x1b", "Traceback"):
         assert noise not in own, own
-    lines = own.splitlines()[1:]
-    assert len(set(lines)) == len([line for line in lines if line]), own
+    lines = [line for line in own.splitlines()[1:] if line.strip()]
+    assert len(set(lines)) == len(lines), own
     return lines
 
 
@@ -125,3 +130,57 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Nodes, 
     rows = json.loads((folder / "distilled.evaluation" / "evaluation.json").read_text())["rows"]
     assert {row["n"] for row in rows if row["kind"] == "distilled"} == {3}
     assert any(line.startswith("evaluating ") for line in logs(nodes, "judged"))
+
+
+def test_a_search_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Nodes, tmp_path: Path) -> None:
+    """`ray job stop` when one trial has ended and others are under way: the search's run in MLflow is KILLED, as are
+    those of the latter, and the journal is there. The same with --resume: the same trials, none begun anew and no
+    outer step taken again; MLflow has one run for each, FINISHED. The time in between is none of the search's."""
+    base = TINY | {"outer": TINY["outer"] | {"steps": 100}}
+    search = tiny_search(base=base, scheduler={"name": "none"}, budget={"trials": 3})
+    file, folder = tmp_path / "search.yaml", SearchFolder(tmp_path / "s")
+    file.write_text(search.to_yaml())
+    command = ("search", str(file), "--out", str(folder.path))
+    assert submit(nodes, "search", *command, wait=False).returncode == 0
+    wait_until(
+        lambda: well_under_way(folder) or about(nodes, "search")["status"] == "FAILED",
+        "a third trial's report",
+    )
+    ray_job(nodes, "stop", "search")
+    assert about(nodes, "search")["status"] == "STOPPED"
+    *_, advice = logs(nodes, "search")
+    assert advice.startswith("stopped; ")
+    assert "--resume" in advice
+    interrupted = Interrupted(folder)
+    ended = {
+        log.name: "FINISHED" if log.status == "finished" else "KILLED" for log in logs_of(folder).values()
+    }
+    assert statuses(folder) == ("KILLED", ended)
+    stopped = SearchJournal(folder.journal).time
+
+    again = submit(nodes, "search-again", *command, "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert about(nodes, "search-again")["status"] == "SUCCEEDED"
+    interrupted.check_resumed(known(search))
+    assert statuses(folder) == ("FINISHED", dict.fromkeys(logs_of(folder), "FINISHED"))
+    (done,) = events(folder, "done")
+    first, second = events(folder, "attempt")
+    took = json.loads(folder.summary.read_text())
+    assert took["wall_s"] == pytest.approx(stopped.wall_s + done["unix_s"] - second["began_unix_s"])
+    assert took["wall_s"] < done["unix_s"] - first["began_unix_s"]
+    assert any(
+        line.startswith(f"took {took['wall_s']:.0f} s, in 2 commands; ")
+        for line in logs(nodes, "search-again")
+    )
+
+
+def statuses(folder: SearchFolder) -> tuple[str, dict[str, str]]:
+    """What MLflow says of the search and of its trials."""
+    identity = json.loads(folder.identity.read_text())
+    client = MlflowClient(identity["uri"])
+    parent = client.get_run(identity["run_id"])
+    below = f"tags.`mlflow.parentRunId` = '{identity['run_id']}'"
+    runs = client.search_runs([parent.info.experiment_id], below)
+    by_name = {run.info.run_name: run.info.status for run in runs}
+    assert len(by_name) == len(runs)
+    return parent.info.status, by_name

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from processes import descendants_named
+from search_events import Interrupted, events, logs_of, well_under_way
 from tiny import TINY, Bench
 from tiny_search import SPACE, tiny_search
 
@@ -24,7 +24,7 @@ from ray_distill.outer_loop import Report, outer_loop
 from ray_distill.progress import silent
 from ray_distill.run_state import RunState, load_kept
 from ray_distill.search import SearchError
-from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_journal import SearchFolder, TrialLog
 from ray_distill.search_proposals import known, number_of
 from ray_distill.search_run import Found, carry_out, values_of
 from ray_distill.search_trial import STATE
@@ -44,10 +44,6 @@ def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = Fa
     return carry_out(search, data, folder, uri, silent, resume=resume, began=began)
 
 
-def logs_of(folder: SearchFolder) -> dict[str, TrialLog]:
-    return SearchJournal(folder.journal).logs
-
-
 def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, float]]]:
     """What the outer loop alone gives with the configuration that a trial's way is written as, and its points."""
     b, reports = Bench(search.around.config(values_of(search, log))), list[Report]()
@@ -60,11 +56,6 @@ def kept(search: SearchConfig, folder: SearchFolder, log: TrialLog) -> RunState:
     """A trial's last state."""
     assert log.checkpoint is not None
     return load_kept(folder.path / log.checkpoint / STATE, search.hash).state
-
-
-def events(folder: SearchFolder, kind: str) -> list[dict[str, Any]]:
-    lines = folder.journal.read_text().splitlines() if folder.journal.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 def runs_of(found: Found) -> dict[str, str]:
@@ -262,8 +253,7 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     folder = SearchFolder(tmp_path / "s")
     first = start(tmp_path, "search.yaml", "--out", "s")
     deadline = time.monotonic() + 800
-    # A third trial has come to a checkpoint.
-    while not events(folder, "end") or len({e["trial"] for e in events(folder, "report")}) < 3:
+    while not well_under_way(folder):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -273,24 +263,14 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
         except ProcessLookupError:
             continue
     first.communicate()
-    before = logs_of(folder)
-    ended = {name for name, log in before.items() if log.status == "finished"}
-    under_way = {name: log.outer_step for name, log in before.items() if log.status == "running"}
-    assert ended
-    assert any(step > 0 for step in under_way.values())
-    num_reports = len(events(folder, "report"))
+    interrupted = Interrupted(folder)
 
     second = start(tmp_path, "search.yaml", "--out", "s", "--resume")
     out, err = second.communicate(timeout=800)
     assert second.returncode == 0, out + err
     assert "Traceback" not in err
+    interrupted.check_resumed(known(search))
     logs = logs_of(folder)
-    assert [log.values for log in logs.values()] == known(search)
-    assert {log.status for log in logs.values()} == {"finished"}
-    reports = events(folder, "report")[num_reports:]
-    assert not {e["trial"] for e in reports} & ended
-    for name, step in under_way.items():
-        assert min(e["outer_step"] for e in reports if e["trial"] == name) > step
     for log in logs.values():
         end, _ = bare(search, log)
         assert torch.equal(end.data.images_NCHW, kept(search, folder, log).data.images_NCHW)
