@@ -4,6 +4,10 @@ Tune's own callback for Ray Train hands it no checkpoints, without which a popul
 controller puts each report and its checkpoint into a queue, and the trial, which waits at its other end, tells Tune.
 Each start is a Train run with a name of its own: under an old name Train would go on from its own last checkpoint, and
 not from the one that Tune gives.
+
+A trial that Tune stops takes Train's controller with it. What that had reserved is given back by Train's cleaner, a detached
+actor of each run that asks Ray's state API for the controller, and ends when that is gone; it needs the dashboard. When a
+search has ended none of it is left: a test looks.
 """
 
 import threading

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,37 @@ from ray_distill.world import OneProcess
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()", "search"]
+
+LOOK = [
+    sys.executable,
+    "-c",
+    """
+import json, time
+from pathlib import Path
+import ray
+from ray.util.state import list_actors
+from ray_distill.cli import main
+
+def left():
+    actors = list_actors(ray.get_runtime_context().gcs_address, limit=1000)
+    groups = ray.util.placement_group_table().values()
+    return [a.class_name for a in actors if a.state != "DEAD"] + [g["state"] for g in groups if g["state"] != "REMOVED"]
+
+def end():
+    deadline = time.monotonic() + 60
+    while left() != ["_AutoscalingCoordinatorActor"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    free = ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+    Path("left.json").write_text(json.dumps([left(), free]))
+    shutdown()
+
+shutdown, ray.shutdown = ray.shutdown, end
+main()
+""",
+    "search",
+]
+"""The command, which before it ends its cluster waits until nothing is left in that, and then writes what is: living actors
+and placement groups, and whether all cores are free. Ray's own coordinator of the cluster's size stays, one for a cluster."""
 
 LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 """A base that comes to 0.5 at its first validation and 0.7 at its last; with an outer.lr below 1e-3 none passes 0.3."""
@@ -235,11 +267,11 @@ def test_when_time_is_up_trials_are_left_where_they_are(tmp_path: Path) -> None:
     assert logs[found.rows[0].trial].status == "finished"
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, env=environment, start_new_session=True, **pipes
+        [*command, *arguments], cwd=folder, env=environment, start_new_session=True, **pipes
     )
 
 
@@ -280,7 +312,8 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
 def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: None) -> None:
     """Through Ray Train the base, which learns, ends with the D of one process to 1e-10; two trials that hardly move D
     are stopped, and the second of them begins, so the first has given its workers' cores back, which Train's cleaner
-    sees to; there is a second cluster on the machine, in which it must not look."""
+    sees to; there is a second cluster on the machine, in which it must not look. When the search has ended, nothing of its
+    trials is left: no actor, no placement group, no core that is not free."""
     search = tiny_search(
         base=LEARNING,
         space={"outer.lr": {"choice": [1e-8, 2e-8]}},
@@ -289,9 +322,12 @@ def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: 
         workers=2,
     )
     (tmp_path / "search.yaml").write_text(search.to_yaml())
-    command = start(tmp_path, "search.yaml", "--out", "s")
+    command = start(tmp_path, "search.yaml", "--out", "s", command=LOOK)
     out, err = command.communicate(timeout=800)
     assert command.returncode == 0, out + err
+    left, free = json.loads((tmp_path / "left.json").read_text())
+    assert left == ["_AutoscalingCoordinatorActor"]
+    assert free
     folder = SearchFolder(tmp_path / "s")
     logs = logs_of(folder)
     assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
