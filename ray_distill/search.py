@@ -10,20 +10,20 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 
 from ray_distill.cluster import in_environment, require
 from ray_distill.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
-from ray_distill.points import Point
-from ray_distill.search_journal import TUNE, SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_clerk import Bystander, Clerk
+from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_population import Population
 from ray_distill.search_proposals import Drawn, Proposal, Proposals, known, trial_name
 from ray_distill.search_records import Value
 from ray_distill.search_trial import trial
@@ -32,105 +32,12 @@ import ray  # isort: skip  (after ray_distill.cluster, which sets its environmen
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 
-if TYPE_CHECKING:
-    from ray_distill.search_population import Exchange
-
 METRIC = "best_validation_accuracy"
 """What trials are compared by, with population-based training excepted."""
 
 
-Ended = Literal["finished", "stopped", "failed"]
-
-
 class SearchError(FailedError):
     """A search that could not be brought to its end."""
-
-
-class Bystander(Protocol):
-    """Who is told what happens, before the journal notes it, as far as it would not be told again after a kill in
-    between; it neither blocks nor raises."""
-
-    def begin(self, trial: str, values: Mapping[str, Value]) -> None:
-        """A trial begins, or goes on, with these values."""
-
-    def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
-        """Measurements of its outer steps, and the values that held, where they may change."""
-
-    def clone(self, trial: str, parent: str, outer_step: int) -> None:
-        """A member of a population goes on from another's state at this outer step, which both have come to."""
-
-    def end(self, trial: str, status: Ended, reason: str | None) -> None:
-        """It is over."""
-
-    def show(self) -> None:
-        """The journal knows of one more that is over."""
-
-
-class _Clerk(tune.Callback):
-    """Writes what happens into the journal, and tells the bystander; runs in the driver."""
-
-    def __init__(
-        self,
-        search: SearchConfig,
-        journal: SearchJournal,
-        attempt: str,
-        deadline: float,
-        bystander: Bystander,
-        take_exchange: Callable[[], "Exchange | None"] | None,
-    ) -> None:
-        """`take_exchange`: a population's."""
-        self._journal, self._attempt, self._last = journal, attempt, search.outer_steps
-        self._deadline, self._bystander = deadline, bystander
-        self._take_exchange = take_exchange
-
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A validation, or that a trial cannot go on."""
-        name, points = trial.trial_id, [Point(*p) for p in result["points"]]
-        self._bystander.add_points(name, points, result.get("values") if self._take_exchange else None)
-        if "reason" in result:
-            self._end(name, "failed", result["reason"], result["seconds"])
-            self._note_exchange()
-            return
-        kept = result["checkpoint_dir_name"]
-        self._journal.write(
-            "report",
-            trial=name,
-            outer_step=result["outer_step"],
-            seconds=result["seconds"],
-            validation_accuracy=result["validation_accuracy"],
-            checkpoint=kept and f"{TUNE}/{self._attempt}/{name}/{kept}",
-        )
-        self._note_exchange()
-
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial that ran to its end, was stopped by the scheduler, or is left where it is since time is up."""
-        log = self._journal.logs[trial.trial_id]
-        done = bool(log.curve) and log.curve[-1].outer_step >= self._last
-        if log.status == "running" and (done or time.monotonic() < self._deadline):
-            self._end(trial.trial_id, "finished" if done else "stopped", None)
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial whose process raised or died more often than is borne."""
-        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
-        self._end(trial.trial_id, "failed", lines[-1] if lines else "its process died")
-        self._note_exchange()
-
-    def _note_exchange(self) -> None:
-        """Write a population's exchange, if what has just been written was what it waited for."""
-        exchange = self._take_exchange and self._take_exchange()
-        if not exchange:
-            return
-        for clone in exchange.clones:
-            self._bystander.clone(clone.trial, clone.parent, exchange.outer_step)
-        clones = [clone._asdict() for clone in exchange.clones]
-        self._journal.write("barrier", outer_step=exchange.outer_step, clones=clones)
-
-    def _end(self, name: str, status: Ended, reason: str | None, seconds: float | None = None) -> None:
-        self._bystander.end(name, status, reason)
-        self._journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
-        self._bystander.show()
 
 
 def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler:
@@ -161,8 +68,6 @@ def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler
                 stop_last_trials=False,
             )
         case PbtScheduler():
-            from ray_distill.search_population import Population
-
             return Population(search, journal.barrier)
     return FIFOScheduler()
 
@@ -313,7 +218,7 @@ def run_trials(
     seconds = None if search.budget.hours is None else 3600 * search.budget.hours
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     scheduler = scheduler_of(search, journal)
-    clerk = _Clerk(
+    clerk = Clerk(
         search,
         journal,
         attempt,

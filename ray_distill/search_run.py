@@ -22,7 +22,8 @@ from ray_distill.points import Point
 from ray_distill.progress import Bar, Update
 from ray_distill.run_folder import check_free
 from ray_distill.run_state import load_kept
-from ray_distill.search import Ended, SearchError, capacity, cores_of_trial, room, run_trials
+from ray_distill.search import SearchError, capacity, cores_of_trial, room, run_trials
+from ray_distill.search_clerk import Ended
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
 from ray_distill.search_proposals import known, number_of
 from ray_distill.search_records import TrialRecord, Value
