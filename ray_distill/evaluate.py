@@ -5,12 +5,12 @@ line and index (`evaluation_jobs`), so a job whose actor died is done again else
 the number does not depend on which job a network was part of. An actor opens the test split when the first of its jobs
 needs it: those that choose an lr are judged on validation, and never do.
 
-Distilled sets and preprocessings are shipped once per node, through Ray's object store; real images are files that all
-processes of a machine map.
+Distilled sets, preprocessings, and real images that one job has chosen for others (`evaluation_choices`) are shipped once
+per node, through Ray's object store; all other real images are files that all processes of a machine map.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -34,10 +34,11 @@ from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData, issue, redeem, redeem_development
+from ray_distill.evaluation_choices import Choice, Choices, Chosen, Order
 from ray_distill.evaluation_course import Course
 from ray_distill.evaluation_jobs import DD_RANKING, Job, Line, LrTrial
 from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Kind, Record
+from ray_distill.evaluation_records import Record
 from ray_distill.judged_sets import JudgedSet, Tickets
 from ray_distill.pool import PoolReport, Workers, run_jobs
 from ray_distill.progress import Update
@@ -97,18 +98,18 @@ class SetAtHand:
 
     def __init__(self, shipped: Shipped) -> None:
         self._shipped, self.config = shipped, parse(shipped.config)
-        self._kept: dict[Kind, DistilledData] = {}
         self.device = build.device_of(self.config)
         build.set_tf32(self.config)
 
     @cached_property
     def distilled(self) -> DistilledData:
         """What networks are trained on."""
+        return self.taken(self._shipped.distilled())
+
+    def taken(self, arrays: Iterable[Any]) -> DistilledData:
+        """Images and labels that were shipped."""
         dtype = build.dtype(self.config)
-        tensors = (
-            torch.from_numpy(array.copy()).to(self.device, dtype) for array in self._shipped.distilled()
-        )
-        return DistilledData(*tensors)
+        return DistilledData(*(torch.from_numpy(array.copy()).to(self.device, dtype) for array in arrays))
 
     @cached_property
     def _development(self) -> tuple[RealData, RealData]:
@@ -135,8 +136,13 @@ class SetAtHand:
     def _taken(self, data: RealData) -> RealData:
         return build.real_data(self.config, data, self.device)
 
-    def training_set(self, line: Line, index: int, seed: int) -> TrainingSet:
+    def training_set(
+        self, line: Line, index: int, seed: int, chosen: DistilledData | None = None
+    ) -> TrainingSet:
         """What one network of a line is trained on; `seed` is that of what is drawn anew for each network.
+
+        Args:
+            chosen: real images, for a line that is trained on some that were chosen once for all (`choose`).
 
         Raises: ValueError if there are too few real images.
         """
@@ -151,20 +157,19 @@ class SetAtHand:
             case "random_real":
                 data = self.train.rows(random_real_rows(self.train, ipc, seed, index))
             case "herding" | "k_means":
-                data = self._chosen(subject.kind, ipc)
+                assert chosen is not None
+                data = chosen
             case "whole_train":
                 return self.train
         return _with_hard_labels(data) if line.treatment == "hard_labels" else data
 
-    def _chosen(self, kind: Kind, ipc: int) -> DistilledData:
-        """Real images that are chosen once for all networks."""
-        if kind not in self._kept:
-            if kind == "herding":
-                self._kept[kind] = self.train.rows(herding_rows(self.train, ipc))
-            else:
-                centres = k_means_centres(self.train, ipc, self.config.seed)
-                self._kept[kind] = DistilledData(*(x.to(self.device) for x in centres))
-        return self._kept[kind]
+    def choose(self, choice: Choice) -> list[Any]:
+        """Images and labels, as arrays."""
+        if choice.kind == "herding":
+            chosen = self.train.rows(herding_rows(self.train, choice.ipc))
+        else:
+            chosen = k_means_centres(self.train, choice.ipc, self.config.seed)
+        return [x.cpu().numpy() for x in chosen]
 
 
 def _with_hard_labels(data: DistilledData) -> DistilledData:
@@ -173,7 +178,7 @@ def _with_hard_labels(data: DistilledData) -> DistilledData:
     return data._replace(labels_NK=labels_NK)
 
 
-def run_job(here: SetAtHand, job: Job) -> list[Record] | list[LrTrial]:
+def run_job(here: SetAtHand, job: Job, chosen: DistilledData | None = None) -> list[Record] | list[LrTrial]:
     """Train fresh networks as the job says. The records are in the order of its indices and horizons."""
     line = job.line
     # Streams of its own: no network is one that D was distilled through, and those that choose an lr, and the images
@@ -181,7 +186,7 @@ def run_job(here: SetAtHand, job: Job) -> list[Record] | list[LrTrial]:
     own = here.config.seed
     seed = Stream(seed=own, name="evaluation-lr" if job.choosing else "evaluation").key()[0]
     judge = here.validation if job.choosing else here.test
-    data = here.training_set(line, job.indices[0], seed if job.choosing else own)
+    data = here.training_set(line, job.indices[0], seed if job.choosing else own, chosen)
     clock = _Clock(judge.batches)
     scores = retrain_group(
         _problem(here, job, judge),
@@ -250,9 +255,16 @@ class _Retrainer:
             for name, (config, tickets, (arrays, fitted)) in shipped.items()
         }
 
-    def run(self, job: Job) -> list[Record] | list[LrTrial]:
-        """See `run_job`."""
-        return run_job(self._sets[job.line.subject.of_set], job)
+    def run(self, order: Order) -> Any:
+        """Records, trials of an lr, or images that were chosen."""
+        match order:
+            case Choice():
+                return self._sets[order.of_set].choose(order)
+            case Chosen(job=job, at=at):
+                here = self._sets[job.line.subject.of_set]
+                return run_job(here, job, here.taken(ray.get(at[0])))
+            case _:
+                return run_job(self._sets[order.line.subject.of_set], order)
 
 
 def workers(sets: Sequence[JudgedSet]) -> Workers:
@@ -277,7 +289,9 @@ def evaluate(
     Raises: PoolError if no actor can be started.
     """
     course = Course(lines, journal, update)
-    jobs = course.jobs()
-    if not jobs:
+    # In a list, Ray passes the reference on, instead of what it refers to.
+    choices = Choices(course, sets, lambda arrays: [ray.put(arrays)])
+    orders = choices.jobs()
+    if not orders:
         return course, None
-    return course, run_jobs(workers(sets), jobs, course, lambda job: job.cost)
+    return course, run_jobs(workers(sets), orders, choices, lambda order: order.cost)

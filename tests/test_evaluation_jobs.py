@@ -17,6 +17,7 @@ from ray_distill.core.retrain import Score
 from ray_distill.core.rng import Stream
 from ray_distill.data.real_data import RealData
 from ray_distill.evaluate import SetAtHand, run_job
+from ray_distill.evaluation_choices import CHOSEN, Choice
 from ray_distill.evaluation_course import Course
 from ray_distill.evaluation_jobs import (
     DD_RANKING,
@@ -398,10 +399,12 @@ def test_every_kind_of_subject_and_treatment(mine: JudgedSet) -> None:
     assert lines[3].num_networks == 1
     seen = {}
     for line in lines:
-        data = here.training_set(line, 0, 0)
+        kind = line.subject.kind
+        chosen = here.taken(here.choose(Choice(kind, 2, "mine"))) if kind in CHOSEN else None
+        data = here.training_set(line, 0, 0, chosen)
         assert data.num_images == line.subject.num_images
         seen[line] = data.rows(torch.arange(10)).images_NCHW
-        (record,) = run_job(here, jobs_for(line, [0], line.own_lr)[0])
+        (record,) = run_job(here, jobs_for(line, [0], line.own_lr)[0], chosen)
         assert isinstance(record, Record)
         assert record.of == line.retraining(0)
     real = [x for x in lines if x.treatment == "own" and x.subject.kind != "distilled"]

@@ -21,7 +21,7 @@ from ray_distill.cli import app
 from ray_distill.config import ConfigError
 from ray_distill.evaluate import evaluate, run_job
 from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import lines_of
+from ray_distill.evaluation_jobs import jobs_for, lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
 from ray_distill.evaluation_rows import at_last_horizon
@@ -172,7 +172,8 @@ def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
 
 def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> None:
     """A set of two images per class with learnt labels, by real actors: every baseline, treatment and subset is a row;
-    the scores are those of its rows, in the JSON, the table, MLflow and words; and there are the pictures."""
+    the scores are those of its rows, in the JSON, the table, MLflow and words; and there are the pictures. What herding and
+    k-means choose is chosen once for both seeds."""
     config = tiny_config(
         distilled={"ipc": 2, "learn_labels": True},
         evaluation={"horizons": [3, 6], "networks": ["mlp1"], "subset_draws": None},
@@ -186,6 +187,9 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
 
     done = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, **options)
     assert done.failures == []
+    assert done.report is not None
+    jobs = [job for line, lr in done.lrs.items() for job in jobs_for(line, range(line.num_networks), lr)]
+    assert done.report.num_jobs == len(jobs) + 2, "herding and k-means are chosen once each"
     acc = {(row.kind, row.treatment): row.mean for row in at_last_horizon(done.rows)}
     treated = [("distilled", how) for how in ("own", "hard_labels", "no_augmentation", "augmentation")]
     treated += [("random_real", how) for how in ("own", "no_augmentation", "augmentation")]
