@@ -22,7 +22,7 @@ from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.build_data import data_spec
 from ray_distill.build_networks import network_for
-from ray_distill.config import Config, parse
+from ray_distill.config import Config, ConfigError, parse
 from ray_distill.core.augment import NONE as NO_AUGMENTATION
 from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
 from ray_distill.core.retrain import Batches, retrain_group
@@ -267,6 +267,21 @@ class _Retrainer:
                 return run_job(self._sets[order.line.subject.of_set], order)
 
 
+def _gpus(config: Config) -> float:
+    """What an actor takes."""
+    return (config.evaluation.gpus_per_actor or DEFAULT_GPUS_PER_ACTOR) if config.cluster.use_gpu else 0.0
+
+
+def check_gpus(config: Config) -> None:
+    """Raises: ConfigError if no actor could ever be placed on the connected cluster (the pool would wait for ever)."""
+    there, gpus = ray.cluster_resources().get("GPU", 0.0), _gpus(config)
+    if gpus > there:
+        raise ConfigError(
+            f"cluster.use_gpu: an actor takes {gpus:g} GPU, the cluster has {there:g}; connect to one that has GPUs, or "
+            "evaluate with --set cluster.use_gpu=false"
+        )
+
+
 def workers(sets: Sequence[JudgedSet]) -> Workers:
     """The actors that judge these sets."""
     shipped = {}
@@ -275,9 +290,7 @@ def workers(sets: Sequence[JudgedSet]) -> Workers:
         arrays = [x.numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
         references = [ray.put(arrays), ray.put(dataset.preprocessing)]
         shipped[judged.name] = (judged.config.to_dict(), judged.tickets, references)
-    config = sets[0].config
-    gpus = (config.evaluation.gpus_per_actor or DEFAULT_GPUS_PER_ACTOR) if config.cluster.use_gpu else 0.0
-    return Workers(of=_Retrainer, arguments=[shipped], gpus=gpus)
+    return Workers(of=_Retrainer, arguments=[shipped], gpus=_gpus(sets[0].config))
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from ray_distill.config_evaluation import USUAL
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_networks
-from ray_distill.evaluate import check_test_source, evaluate, judged_set
+from ray_distill.evaluate import check_gpus, check_test_source, evaluate, judged_set
 from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
 from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
 from ray_distill.evaluation_pictures import write_pictures
@@ -170,8 +170,9 @@ def judge(
         folder: where results are kept as they arrive; None keeps them in memory.
         store: MLflow's URI, and the run that the evaluation's run is a child of.
 
-    Raises: ConfigError for a folder that holds something else; PoolError.
+    Raises: ConfigError for a folder that holds something else, or GPUs that are not there; PoolError.
     """
+    check_gpus(sets[0].config)
     lines, of = lines_of(sets), identity(sets)
     known = claim(folder, of) if folder else {}
     journal = Journal(folder / RECORDS if folder else None)

@@ -57,18 +57,25 @@ class Workers:
     def room(self) -> int:
         """How many more of them the cluster has room for at the moment, as far as it knows."""
         free = ray.available_resources()
-        needs = (("CPU", self.cpus), ("GPU", self.gpus))
-        return min(int(free.get(name, 0.0) / each + 1e-6) for name, each in needs if each > 0)
+        return min(int(free.get(name, 0.0) / each + 1e-6) for name, each in self._each())
 
     def hire(self) -> Any:
         """The handle of a new actor, which may have to wait for its place."""
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 0}
         return ray.remote(**options)(self.of).remote(*self.arguments)
 
-    def needs(self) -> str:
-        """What one of them takes, in words."""
-        said = [f"{n:g} {name}" for name, n in (("CPU", self.cpus), ("GPU", self.gpus)) if n > 0]
-        return " and ".join(said)
+    def waits(self) -> str:
+        """What keeps one of them from its place, in words."""
+        free, there = ray.available_resources(), ray.cluster_resources()
+        needs = " and ".join(f"{each:g} {name}" for name, each in self._each())
+        of = ", ".join(
+            f"{free.get(name, 0.0):g} of the cluster's {there.get(name, 0.0):g} {name}s"
+            for name, _ in self._each()
+        )
+        return f"waits for {needs}, and goes on as soon as others leave them: {of} are free"
+
+    def _each(self) -> list[tuple[str, float]]:
+        return [(name, each) for name, each in (("CPU", self.cpus), ("GPU", self.gpus)) if each > 0]
 
 
 class Customer(Protocol[_JobT, _ResultT_contra]):
@@ -201,8 +208,7 @@ class _Pool(Generic[JobT, ResultT]):
         room = self._workers.room()
         count = min(len(self._todo), max(room, int(nobody)))
         if nobody:
-            waits = f"waits for {self._workers.needs()}: the cluster has none free"
-            self._customer.says(waits if room < 1 else f"{count} actor(s) start")
+            self._customer.says(self._workers.waits() if room < 1 else f"{count} actor(s) start")
         for _ in range(count):
             actor = _Actor(self._workers.hire())
             self._starting[actor.handle.__ray_ready__.remote()] = actor

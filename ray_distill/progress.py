@@ -13,7 +13,7 @@ Bar = Callable[[str, int], AbstractContextManager[Update]]
 """(what, total units) -> a progress bar."""
 
 PLAIN_LINES = 10
-"""How many lines a piece of work prints where there is no terminal."""
+"""How many lines a piece of work prints where there is no terminal; and how many more of news while nothing gets done."""
 
 
 @contextmanager
@@ -35,17 +35,17 @@ def progress_bar(console: Console, what: str, total: int) -> Iterator[Update]:
 
 
 def _plain_lines(console: Console, what: str, total: int) -> Update:
-    printed, before_first = -1, ""
+    printed, news_left, last = -1, PLAIN_LINES, (0, "")
 
     def update(done: int, said: str) -> None:
-        nonlocal printed, before_first
+        nonlocal printed, news_left, last
         mark = done * PLAIN_LINES // total
-        news = done == 0 and said not in ("", before_first)
-        if news:
-            before_first = said
+        # What comes without progress is why there is none: work that has not begun, or waits.
+        news = done == last[0] and said not in ("", last[1]) and news_left > 0
         if (mark > printed and done > 0) or news:
-            printed = mark if done else printed
+            printed, news_left = mark if done else printed, news_left - news
             console.print(f"{what} {done}/{total} {said}", highlight=False)
+        last = (done, said)
 
     return update
 

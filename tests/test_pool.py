@@ -151,7 +151,7 @@ class TestOnTwoCpus:
         assert report.num_retries <= len(killed)
 
     def test_it_takes_what_others_leave_and_more_when_they_go(self) -> None:
-        """Both CPUs held: it says that it waits. One given back: it works with one. The other: with two."""
+        """Both CPUs held: it says that it waits, and for what. One given back: it works with one. The other: with two."""
         notes = Notes()
         first, second = held(1), held(1)
         first.__enter__()
@@ -166,7 +166,9 @@ class TestOnTwoCpus:
         for timer in timers:
             timer.join()
         assert len(notes.results) == 40
-        assert notes.news == ["waits for 1 CPU: the cluster has none free"]
+        assert notes.news == [
+            "waits for 1 CPU, and goes on as soon as others leave them: 0 of the cluster's 2 CPUs are free"
+        ]
         assert report.start_s > 0.4
         assert report.num_actors == 2
 
@@ -196,4 +198,9 @@ def test_room_is_what_the_scarcest_resource_leaves(monkeypatch: pytest.MonkeyPat
         assert workers.room() == room
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 8.0, "GPU": 1.0 - 1e-9})
     assert calculators(gpus=1 / 3).room() == 3
-    assert workers.needs() == "1 CPU and 0.25 GPU"
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    assert workers.waits() == (
+        "waits for 1 CPU and 0.25 GPU, and goes on as soon as others leave them: 3 of the cluster's 8 CPUs, 0 of the "
+        "cluster's 1 GPUs are free"
+    )

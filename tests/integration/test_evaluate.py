@@ -132,6 +132,11 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     assert away.tracker is None
     assert "MLflow at http://127.0.0.1:9" in away.warnings[0]
 
+    gpu = tiny_config(evaluation={"horizons": [5, 10], "networks": ["mlp1"]}, cluster={"use_gpu": True})
+    with pytest.raises(ConfigError, match=r"use_gpu: an actor takes 0\.25 GPU, the cluster has 0"):
+        judge([replace(judged_of(config), config=gpu)], silent, tmp_path / "gpu")
+    assert not (tmp_path / "gpu").exists(), "it is told before anything is written"
+
     before = (folder / "records.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="another evaluation"):
         evaluate_sets({"mine": dataset_of(config, scale=2.0)}, folder=folder, uri=uri)

@@ -1,0 +1,31 @@
+"""What is printed where there is no terminal."""
+
+import io
+
+from rich.console import Console
+
+from ray_distill.progress import progress_bar
+
+
+def test_lines_come_with_every_tenth_and_with_news_while_nothing_gets_done() -> None:
+    """Of 40 units every fourth is a line. What is said without progress is one once, also after some is made; what
+    comes with progress is none; and there is an end to them."""
+    out = io.StringIO()
+    with progress_bar(Console(file=out, width=200), "evaluating", 40) as update:
+        update(0, "")
+        update(0, "2 actor(s) start")
+        for done in range(1, 6):
+            update(done, f"accuracy {done}")
+        for _ in range(3):
+            update(5, "waits for 1 CPU")
+        for n in range(20):
+            update(5, f"news {n}")
+        update(8, "accuracy 8")
+    lines = out.getvalue().splitlines()
+    assert lines[:3] == [
+        "evaluating 0/40 2 actor(s) start",
+        "evaluating 1/40 accuracy 1",
+        "evaluating 4/40 accuracy 4",
+    ]
+    assert lines[3:5] == ["evaluating 5/40 waits for 1 CPU", "evaluating 5/40 news 0"]
+    assert lines[-2:] == ["evaluating 5/40 news 7", "evaluating 8/40 accuracy 8"]
