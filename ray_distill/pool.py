@@ -10,7 +10,8 @@ What may go wrong, and whose fault it is:
 | | |
 |---|---|
 | the job raises | the job is given up, with its reason; the actor goes on |
-| the actor is killed, its node is lost, the memory is used up | the job is begun again by another actor, at most MAX_TRIES times in all |
+| the actor is killed, or its node is lost | the job is begun again by another actor, at most MAX_TRIES times in all |
+| the memory is used up | likewise, after all other jobs and by itself, since the actors of a machine share its memory |
 | actors do not start | nobody can do anything: the pool raises, unless others are at work |
 
 The longest jobs come first, so that at the end no actor has long to wait for another.
@@ -19,15 +20,17 @@ The longest jobs come first, so that at the end no actor has long to wait for an
 import heapq
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from ray_distill.errors import FailedError
+from ray_distill.ray_errors import in_a_line, out_of_memory
 
 import ray  # isort: skip  (its environment is set by whoever connects to a cluster)
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 MAX_TRIES = 3
 """Actors that a job may lose before it is given up, and that may fail to start, one after the other."""
@@ -167,6 +170,7 @@ class _Pool(Generic[JobT, ResultT]):
         self._workers, self._customer, self._cost = workers, customer, cost
         self._count = itertools.count()
         self._todo: list[_Task[JobT]] = []
+        self._alone: deque[_Task[JobT]] = deque()
         self._starting: dict[Any, _Actor] = {}
         self._idle: list[_Actor] = []
         self._at_work: dict[Any, tuple[_Actor, _Task[JobT], float]] = {}
@@ -180,7 +184,12 @@ class _Pool(Generic[JobT, ResultT]):
     @property
     def has_work(self) -> bool:
         """Whether there are jobs that are neither done nor given up."""
-        return bool(self._todo or self._at_work)
+        return bool(self._todo or self._alone or self._at_work)
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether there are jobs that only lack an actor."""
+        return bool(self._todo or (self._alone and not self._at_work))
 
     def add(self, jobs: Iterable[JobT]) -> None:
         """More jobs."""
@@ -189,8 +198,9 @@ class _Pool(Generic[JobT, ResultT]):
 
     def hand_out(self) -> None:
         """A job for each idle actor, as far as there are any."""
-        while self._todo and self._idle:
-            actor, task = self._idle.pop(), heapq.heappop(self._todo)
+        while self._may_begin and self._idle:
+            actor = self._idle.pop()
+            task = heapq.heappop(self._todo) if self._todo else self._alone.popleft()
             self._at_work[actor.handle.run.remote(task.job)] = (actor, task, time.monotonic())
 
     def hire(self) -> None:
@@ -199,14 +209,14 @@ class _Pool(Generic[JobT, ResultT]):
         Those that are starting are waited for first: what they take is only then known to be taken.
         """
         nobody = not (self._idle or self._at_work)
-        if not self._todo or self._starting or (self._failed_starts >= MAX_TRIES and not nobody):
+        if not self._may_begin or self._starting or (self._failed_starts >= MAX_TRIES and not nobody):
             return
         now = time.monotonic()
         if not nobody and now - self._looked < POLL_S:
             return
         self._looked = now
         room = self._workers.room()
-        count = min(len(self._todo), max(room, int(nobody)))
+        count = min(len(self._todo) or 1, max(room, int(nobody)))
         if nobody:
             self._customer.says(self._workers.waits() if room < 1 else f"{count} actor(s) start")
         for _ in range(count):
@@ -230,7 +240,7 @@ class _Pool(Generic[JobT, ResultT]):
             self._failed_starts += 1
             others = self._idle or self._at_work or self._starting
             if self._failed_starts >= MAX_TRIES and not others:
-                raise PoolError(f"actors do not start: {_in_a_line(e)}") from e
+                raise PoolError(f"actors do not start: {in_a_line(e)}") from e
             return
         self._failed_starts = 0
         now = time.monotonic()
@@ -244,11 +254,11 @@ class _Pool(Generic[JobT, ResultT]):
         try:
             result = ray.get(reference)
         except RayTaskError as e:
-            if _out_of_memory(e.cause):
-                self._lose(actor, task, e)
+            if out_of_memory(e.cause):
+                self._lose(actor, task, e.cause)
             else:
                 self._rest(actor, now)
-                self._give_up(task, _in_a_line(e.cause))
+                self._give_up(task, in_a_line(e.cause))
         except RayError as e:
             self._lose(actor, task, e)
         else:
@@ -261,16 +271,20 @@ class _Pool(Generic[JobT, ResultT]):
         self._idle.append(actor)
         self._most = max(self._most, len(self._idle) + len(self._at_work))
 
-    def _lose(self, actor: _Actor, task: _Task[JobT], error: RayError) -> None:
+    def _lose(self, actor: _Actor, task: _Task[JobT], error: BaseException) -> None:
         """The actor is of no use any more; what it did is begun again, or given up."""
         # One that is only out of reach might come back and hold its place for nobody.
         _kill(actor)
         task.tries += 1
         if task.tries < MAX_TRIES:
             self._retries += 1
-            heapq.heappush(self._todo, task)
+            if out_of_memory(error):
+                self._alone.append(task)
+                self._customer.says("memory was used up: that job is begun again by itself, after all others")
+            else:
+                heapq.heappush(self._todo, task)
         else:
-            self._give_up(task, f"{task.tries} actors were lost with it; the last: {_in_a_line(error)}")
+            self._give_up(task, f"{task.tries} actors were lost with it; the last: {in_a_line(error)}")
 
     def _give_up(self, task: _Task[JobT], reason: str) -> None:
         self._done += 1
@@ -300,23 +314,3 @@ class _Pool(Generic[JobT, ResultT]):
 def _kill(actor: _Actor) -> None:
     with suppress(RayError, ValueError):
         ray.kill(actor.handle)
-
-
-def _out_of_memory(cause: BaseException) -> bool:
-    """Whether a job might succeed where there is more memory: torch has errors of its own for that."""
-    return isinstance(cause, MemoryError) or any(
-        words in f"{type(cause).__name__}: {cause}" for words in ("OutOfMemoryError", "can't allocate memory")
-    )
-
-
-def _in_a_line(error: BaseException) -> str:
-    """What happened, without Ray's traceback and addresses."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not isinstance(error, RayError):
-        return f"{type(error).__name__}: {' '.join(lines)}"
-    if isinstance(error, RayTaskError) or (
-        isinstance(error, RayActorError) and "creation task" in str(error)
-    ):
-        return lines[-1]
-    told = [line for line in lines if "died" in line or "memory" in line]
-    return " ".join(dict.fromkeys(told[:1] or lines[:1] or [type(error).__name__]))

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ray_distill.cluster  # noqa: F401  (sets Ray's environment)
 from ray_distill.pool import PoolError, Workers, run_jobs
@@ -36,6 +38,11 @@ def calculators(**takes: float) -> Workers:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "memory":
                     raise MemoryError
+                case ("greedy", tried) if not tried.exists():
+                    tried.touch()
+                    torch.empty(2**50, dtype=torch.uint8)
+                case ("greedy", _):
+                    return time.monotonic()
                 case ("sleep", seconds):
                     time.sleep(seconds)
                     return seconds
@@ -126,6 +133,23 @@ class TestOnTwoCpus:
         assert "3 actors were lost with it" in reasons["memory"]
         assert "MemoryError" in reasons["memory"]
         assert (report.num_jobs, report.num_retries) == (7, 4)
+
+    def test_a_job_that_used_up_the_memory_is_done_last_and_alone(self, tmp_path: Path) -> None:
+        """The first job asks torch for a petabyte, once: it begins again when the other actor has done all the rest."""
+
+        class Timed(Notes):
+            def done(self, job: Any, result: Any) -> Iterable[Any]:
+                self.results.append((job, time.monotonic()))
+                self.begun = result
+                return ()
+
+        notes, greedy = Timed(), ("greedy", tmp_path / "tried")
+        report = run_jobs(calculators(), [greedy, *[("sleep", 0.3 + n / 100) for n in range(8)]], notes)
+        assert len(notes.results) == 9
+        assert notes.results[-1][0] == greedy
+        assert notes.begun > notes.results[-2][1]
+        assert (report.num_retries, notes.failures) == (1, [])
+        assert notes.news[-1].startswith("memory was used up")
 
     def test_actors_killed_at_random_times(self) -> None:
         """Three actors, each killed by a job's process id at a random time: all jobs done all the same."""

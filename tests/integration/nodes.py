@@ -151,13 +151,20 @@ class Nodes:
 
 
 @contextmanager
-def cluster_of_two() -> Iterator[tuple[Nodes, subprocess.Popen[bytes]]]:
-    """A head and one further node, each with one CPU; the node."""
+def head_alone() -> Iterator[Nodes]:
+    """A cluster of one node with one CPU, to which others can be added."""
     # Ray's sockets lie in the folder, and their paths may have no more than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         nodes = Nodes(Path(folder))
         try:
             nodes.start_head()
-            yield nodes, nodes.add()
+            yield nodes
         finally:
             nodes.end()
+
+
+@contextmanager
+def cluster_of_two() -> Iterator[tuple[Nodes, subprocess.Popen[bytes]]]:
+    """A head and one further node, each with one CPU; the node."""
+    with head_alone() as nodes:
+        yield nodes, nodes.add()

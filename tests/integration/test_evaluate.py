@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -225,3 +226,22 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
     again = evaluate_sets({"mine": dataset}, folder=folder, **options)
     assert again.report is None
     assert again.robustness == done.robustness
+
+
+@pytest.mark.slow
+def test_a_network_that_no_machine_can_hold_is_a_row(tmp_path: Path) -> None:
+    """A second layer of 65,536 x 65,536 x 3 x 3 float64, 3.1e11 bytes, really asked for: three actors are lost with it, and the
+    table says why; the other network is there."""
+    config = tiny_config(network={"width": 65_536}, evaluation={"horizons": [1], "seeds": 1})
+    options = {"networks": ["convnet2", "mlp1"], "baselines": []}
+    done = evaluate_sets({"mine": dataset_of(config)}, folder=tmp_path / "results", **options)
+    there, too_large = sorted(done.rows, key=lambda row: -row.n)
+    assert (there.network, there.n, there.num_failed) == ("mlp1", 1, 0)
+    assert (too_large.network, too_large.n, too_large.num_failed) == ("convnet2", 0, 1)
+    assert re.fullmatch(
+        r"3 actors were lost with it; the last: out of memory: 309237645312 bytes more could not be had",
+        too_large.reason or "",
+    )
+    assert too_large.reason in (tmp_path / "results" / "table.md").read_text()
+    assert done.report is not None
+    assert done.report.num_retries == 2
