@@ -136,6 +136,8 @@ SMALL_THETA = 100_000
 """Parameters. Up to both, groups of four were 1.3 to 2.5 times as fast as one by one on a CPU; above either, most
 gained little, and some took twice as long (LOG, 2026-11-25)."""
 MOST_AT_ONCE = 8
+LEAST_AT_ONCE = 3
+"""Of networks that are judged: pairs were 1.3 times as fast as one by one, threes 1.4 to 1.75 (LOG, 2026-11-25)."""
 AUTO_GROUPS = 2
 """At least so many groups, so that two workers can share them."""
 
@@ -149,6 +151,13 @@ def _pays_at_once(network: Network, image_shape: ImageShape, batch: int, device:
 def _of_even_groups(count: int, least_groups: int) -> int:
     """The size of so many groups, or more, none larger than the most."""
     return -(-count // max(least_groups, -(-count // MOST_AT_ONCE)))
+
+
+def _of_groups_that_pay(count: int, least_groups: int) -> int:
+    """Likewise, but rather fewer groups than small ones; 1 where even one group would be."""
+    if count < LEAST_AT_ONCE:
+        return 1
+    return _of_even_groups(count, min(least_groups, count // LEAST_AT_ONCE))
 
 
 def networks_at_once(
@@ -168,7 +177,7 @@ def networks_at_once(
 
     Args:
         batch: images of each network in a step, where it is not the inner training's.
-        least_groups: at least so many groups, where there are as many networks, so that processes can share them.
+        least_groups: at least so many groups, where there are networks enough, so that processes can share them.
     """
     images = inner_batch_size(config, num_classes) if batch is None else batch
     if not _pays_at_once(network, image_shape, images, device):
@@ -177,7 +186,7 @@ def networks_at_once(
         check_side_by_side(network.module)
     except ValueError:
         return 1
-    return _of_even_groups(count, least_groups)
+    return _of_groups_that_pay(count, least_groups)
 
 
 def replicas_at_once(

@@ -31,6 +31,12 @@ _Found = Record | LrTrial
 _Key = tuple[type, str, int, int, float]
 
 
+def entry(line: Line, one: Record | LrTrial) -> dict[str, Any]:
+    """A line of the file."""
+    kind = "record" if isinstance(one, Record) else "lr_trial"
+    return {"line": line.fingerprint, kind: asdict(one)}
+
+
 class Journal:
     """The results that there are, in memory and, if it has a file, there."""
 
@@ -47,8 +53,7 @@ class Journal:
         things = []
         for one in found:
             self._take(line.fingerprint, one)
-            kind = "record" if isinstance(one, Record) else "lr_trial"
-            things.append({"line": line.fingerprint, kind: asdict(one)})
+            things.append(entry(line, one))
         if self._lines is not None:
             self._lines.add(things)
 
@@ -65,6 +70,10 @@ class Journal:
         """How a network did that helps to choose the line's lr."""
         found = self._found.get((LrTrial, line.fingerprint, index, line.horizons[-1], lr))
         return found if isinstance(found, LrTrial) else None
+
+    def of(self, line: Line) -> list[_Found]:
+        """All that there is of one line."""
+        return [one for (_, fingerprint, *_), one in self._found.items() if fingerprint == line.fingerprint]
 
     def records(self, lines: Iterable[Line] = ()) -> list[Record]:
         """All that there are, of these lines and of others. Where others were about the same as one of these, but

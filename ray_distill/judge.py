@@ -24,6 +24,8 @@ from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
 from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
 from ray_distill.evaluation_pictures import write_pictures
 from ray_distill.evaluation_records import Failure, Record
+from ray_distill.evaluation_references import recall
+from ray_distill.evaluation_references import remember as remember_references
 from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
 from ray_distill.judged_sets import JudgedSet
@@ -58,7 +60,7 @@ class Evaluation:
     folder: Path | None
     tracker: Tracker | None
     warnings: list[str] = field(default_factory=list)
-    """What MLflow did not take."""
+    """What MLflow did not take, or the cache."""
 
     robustness: list[Robustness] = field(default_factory=list)
     """DD-Ranking's scores, if they were asked for."""
@@ -173,7 +175,7 @@ def judge(
     Raises: ConfigError for a folder that holds something else, or GPUs that are not there; PoolError.
     """
     check_gpus(sets[0].config)
-    lines, of = lines_of(sets), identity(sets)
+    lines, of, cache = lines_of(sets), identity(sets), sets[0].tickets.train.spec.cache
     known = claim(folder, of) if folder else {}
     journal = Journal(folder / RECORDS if folder else None)
     tracker, warnings = None, list[str]()
@@ -185,8 +187,13 @@ def judge(
     if folder and tracker:
         remember(folder, of, {"uri": masked(tracker.uri), "run_id": tracker.run_id})
     with recorded(tracker) if tracker else nullcontext():
+        recall(cache, lines, journal)
         with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
             course, report = evaluate(sets, lines, journal, update)
+        try:
+            remember_references(cache, lines, journal)
+        except OSError as e:
+            warnings.append(f"what the whole training set gives is not kept for other evaluations: {e}")
         found = (course.records(), course.failures)
         robustness = _robustness(sets, lines, *found)
         done = Evaluation(*found, course.lrs, report, folder, tracker, warnings, robustness)

@@ -132,7 +132,7 @@ def test_small_networks_take_their_replicas_at_once() -> None:
 
 
 def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
-    """Even groups, two or more unless told otherwise; one by one where maps or parameters are many, or on a GPU."""
+    """Even groups, of three at least, two or more of them where that leaves so many; one by one where maps or parameters are many, or on a GPU."""
     config, cpu = tiny_config(), torch.device("cpu")
 
     def at_once(
@@ -141,9 +141,11 @@ def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
         network = build_networks.network_for(config, name, shape, 10)
         return build.networks_at_once(config, network, shape, 10, device, count, **how)
 
-    sizes = {1: 1, 2: 1, 3: 2, 8: 4, 9: 5, 17: 6}
+    sizes = {1: 1, 2: 1, 3: 3, 5: 5, 6: 3, 8: 4, 9: 5, 17: 6}
     assert {count: at_once(count) for count in sizes} == sizes
-    assert {count: at_once(count, least_groups=1) for count in (1, 3, 8, 9)} == {1: 1, 3: 3, 8: 8, 9: 5}
+    assert {count: at_once(count, least_groups=1) for count in (1, 2, 3, 8, 9)} == {
+        **{1: 1, 2: 1, 3: 3, 8: 8, 9: 5}
+    }
     assert at_once(8, "convnet1-bn") == at_once(8, "mlp2") == 4
     # Width 4 on 8x8 maps: 256 numbers an image, so 390 images are below 100,000 and 391 above.
     assert (at_once(8, batch=390), at_once(8, batch=391)) == (4, 1)

@@ -227,6 +227,15 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
     assert again.report is None
     assert again.robustness == done.robustness
 
+    # Another set of the same protocol, in a folder of its own: the whole training set is not trained on again.
+    double = replace(dataset, images_NCHW=2.0 * dataset.images_NCHW)
+    second = evaluate_sets({"double": double}, folder=tmp_path / "second", baselines=["whole_train"])
+    assert second.report is not None
+    assert second.report.num_jobs == 2
+    whole = [[r for r in of.records if r.of.kind == "whole_train"] for of in (done, second)]
+    assert whole[0] == whole[1]
+    assert len(whole[0]) == 1
+
 
 @pytest.mark.slow
 def test_a_network_that_no_machine_can_hold_is_a_row(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_beside_a_training_run(head: Nodes, table: list[Number], tmp_path: Path)
             other.says("has a CPU")
             with evaluation(head, tmp_path / "none") as waiting:
                 waiting.says(
-                    "evaluating 0/17 waits for 1 CPU, and goes on as soon as others leave them: 0 of"
+                    "waits for 1 CPU, and goes on as soon as others leave them: 0 of"
                 )
                 training.process.send_signal(signal.SIGINT)
                 assert training.process.wait(timeout=100) == 130
