@@ -20,10 +20,11 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """Its store and artefacts lie in a folder; its address stays the same."""
+    """Its artefacts lie in a folder, its store too or in a database; its address stays the same."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None) -> None:
         self._folder, self._port = folder, free_port()
+        self._store = store or f"sqlite:///{folder / 'mlflow.db'}"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,7 +39,7 @@ class MlflowServer:
         }
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"),
+            *("--workers", "1", "--backend-store-uri", self._store),
             *("--artifacts-destination", str(self._folder / "artifacts")),
         ]
         with (self._folder / "server.log").open("ab") as log:

@@ -2,7 +2,10 @@
 
 import json
 import sqlite3
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlflow import MlflowClient
@@ -13,6 +16,14 @@ from ray_distill.config import Config
 from ray_distill.outer_loop import outer_loop
 from ray_distill.run_state import RunState
 from ray_distill.world import OneProcess
+
+Query = Callable[[str], list[tuple[Any, ...]]]
+"""SQL -> rows."""
+
+
+def _ask_sqlite(store: Path, sql: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(store) as connection:
+        return connection.execute(sql).fetchall()
 
 
 class Undisturbed:
@@ -39,21 +50,22 @@ class Undisturbed:
             ),
         )
 
-    def check(self, folder: Path, store: Path) -> None:
+    def check(self, folder: Path, store: Path | Query) -> None:
         """Asserts that the finished run in the folder has this D and validation accuracy, bit for bit, and that the
-        sqlite store, which holds nothing else, has one distillation, FINISHED, with each measurement once and of this value."""
+        store, sqlite's file or a database that holds nothing else, has one distillation, FINISHED, with each measurement
+        once and of this value."""
         best = self.end.best
         assert best is not None
         dataset = DistilledDataset.load(folder / "distilled.parquet")
         assert torch.equal(dataset.images_NCHW, best.data.images_NCHW.float())
         assert dataset.provenance["validation_accuracy"] == best.accuracy
         assert dataset.provenance["outer_step"] == best.outer_step
-        with sqlite3.connect(store) as connection:
-            runs = connection.execute(
-                "select runs.run_uuid, status from runs join tags on tags.run_uuid = runs.run_uuid "
-                "where tags.key = 'kind' and tags.value = 'distill'"
-            ).fetchall()
-            rows = connection.execute("select key, step, value from metrics").fetchall()
+        ask = partial(_ask_sqlite, store) if isinstance(store, Path) else store
+        runs = ask(
+            "select runs.run_uuid, status from runs join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'kind' and tags.value = 'distill'"
+        )
+        rows = ask("select key, step, value from metrics")
         names = {name for name, _, _ in self.points}
         assert runs == [(json.loads((folder / "run.json").read_text())["run_id"], "FINISHED")]
         assert sorted(row for row in rows if row[0] in names) == sorted(self.points)
