@@ -7,7 +7,7 @@ import torch
 import ray_distill.cluster  # noqa: F401  (sets Ray's environment)
 from ray_distill.ray_errors import in_a_line, out_of_memory
 
-from ray.exceptions import OutOfMemoryError  # isort: skip
+from ray.exceptions import OutOfMemoryError, RayError  # isort: skip
 
 KILLED = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: \
 abac53d136896088d175a086040e0a9841db846b2b57754f0aa4ae37) was 13.89GB used / 23.54GB limit (0.589883), ...
@@ -19,11 +19,11 @@ ON_A_GPU = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total c
 
 
 def test_what_ray_kills_for_memory() -> None:
-    error = OutOfMemoryError(KILLED)
-    assert out_of_memory(error)
-    assert in_a_line(error) == (
-        "out of memory: 13.89GB of its machine's 23.54GB were in use, so Ray killed it"
-    )
+    for error in (OutOfMemoryError(KILLED), RayError(KILLED)):
+        assert out_of_memory(error)
+        assert in_a_line(error) == (
+            "out of memory: 13.89GB of its machine's 23.54GB were in use, so Ray killed it"
+        )
 
 
 def test_memory_that_is_not_to_be_had() -> None:
