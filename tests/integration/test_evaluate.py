@@ -229,9 +229,13 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
 
     # Another set of the same protocol, in a folder of its own: the whole training set is not trained on again.
     double = replace(dataset, images_NCHW=2.0 * dataset.images_NCHW)
-    second = evaluate_sets({"double": double}, folder=tmp_path / "second", baselines=["whole_train"])
+    options = {"baselines": ["random_real", "whole_train"], "robustness": True}
+    second = evaluate_sets({"double": double}, folder=tmp_path / "second", **options)
     assert second.report is not None
-    assert second.report.num_jobs == 2
+    trained = [line for line in second.lrs if line.subject.kind != "whole_train"]
+    assert len(trained) == len(second.lrs) - 1
+    jobs = [job for line in trained for job in jobs_for(line, range(line.num_networks), line.own_lr)]
+    assert second.report.num_jobs == len(jobs)
     whole = [[r for r in of.records if r.of.kind == "whole_train"] for of in (done, second)]
     assert whole[0] == whole[1]
     assert len(whole[0]) == 1
