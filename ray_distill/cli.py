@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.run import Outcome
+    from ray_distill.storage import Storage
+    from ray_distill.stored_run import StoredRun
 
 app = typer.Typer(
     name="ray-distill",
@@ -68,6 +70,19 @@ def _place(config: Config, out: Path | None) -> tuple[Path, str]:
     return folder, store_uri(config.tracking.uri, out or RUNS)
 
 
+def _stored(config: Config) -> "StoredRun | None":
+    """The run's storage, tried out. Raises: MistakeError for one that cannot be used, or would be thrown away."""
+    if config.cluster.storage is None:
+        return None
+    from ray_distill.storage import Storage
+    from ray_distill.stored_run import StoredRun
+
+    storage = Storage.at(config.cluster.storage)
+    if storage.is_local:
+        check_kept(storage.folder, "cluster.storage")
+    return StoredRun(storage)
+
+
 def _say_plan(config: Config, folder: Path) -> None:
     t = config.truncation
     window, fewest = getattr(t, "window_length", None), config.cluster.min_workers
@@ -77,13 +92,14 @@ def _say_plan(config: Config, folder: Path) -> None:
         f"{config.network.name}{f', width {config.network.width}' if config.network.width else ''}; {t.rule}"
         f"{f', window {window}' if window else ''}, unroll {t.unroll_length}; {config.outer.steps} outer steps x "
         f"{config.replicas} replica(s) on {f'{fewest} to ' if fewest else ''}{config.cluster.num_workers} worker(s); "
-        f"results in {folder}",
+        f"results in {folder}"
+        f"{f', kept in {config.cluster.storage}' if config.cluster.storage else ''}",
         markup=False,
         highlight=False,
     )
 
 
-def _say_outcome(outcome: "Outcome", files: dict[str, Path]) -> None:
+def _say_outcome(outcome: "Outcome", files: "dict[str, Path | Storage]") -> None:
     from ray_distill.tracking import ui_command
 
     say_table(outcome.evaluation)
@@ -98,18 +114,26 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
-    from ray_distill.held_folder import check_idle
-    from ray_distill.run_folder import RunFolder, check_free
+    from ray_distill.run_folder import RunFolder
+    from ray_distill.tracking import check_there, sqlite_file
 
-    place = RunFolder(folder)
+    place = RunFolder(folder, _stored(config))
     if resume:
-        place.reopen(config)
-        check_idle(folder)
+        uri = place.reopen(config).uri
+        check_there(uri)
+        place.check_idle()
     elif replace:
         place.check_replaceable()
     else:
-        check_free(folder, advice)
+        place.check_free(advice)
     _say_plan(config, folder)
+    if place.stored and not place.stored.storage.is_local and (file := sqlite_file(uri)):
+        stderr.print(
+            f"note: MLflow's store is a file, {file}; without it the run cannot go on on another machine. Set "
+            "MLFLOW_TRACKING_URI to a server that both reach",
+            markup=False,
+            highlight=False,
+        )
 
     def prepare() -> "DevelopmentData":
         from ray_distill.run import prepare
@@ -120,12 +144,14 @@ def _run(
         from ray_distill.run import carry_out
 
         outcome = carry_out(config, real, place, uri, bar, resume=resume, replace=replace, began=BEGAN)
-        files = {
+        files: dict[str, Path | Storage] = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,
             "evaluation": place.evaluation,
             "summary": place.summary,
         }
+        if place.stored:
+            files["kept in"] = place.stored.storage
         _say_outcome(outcome, files)
 
 

@@ -97,7 +97,7 @@ def evaluate(
     """
     with errors(AGAIN):
         from ray_distill.evaluation_journal import check_claimable
-        from ray_distill.run_folder import evaluation_folder
+        from ray_distill.run_files import evaluation_folder
 
         folder, overrides = out or evaluation_folder(sets[0]), set_ or []
         check_kept(folder, "--out")
@@ -208,7 +208,7 @@ def _store(configured: str | None, beside: Path) -> str:
     from ray_distill.run_folder import RunFolder
     from ray_distill.tracking import store_uri
 
-    own = RunFolder(beside).store()
+    own = RunFolder(beside).mlflow_store()
     return store_uri(configured or os.environ.get("MLFLOW_TRACKING_URI") or own, beside)
 
 

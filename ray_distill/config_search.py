@@ -25,6 +25,7 @@ from ray_distill.config import Config, ConfigError, apply_overrides, explain, pa
 from ray_distill.config_space import KEY, Domain, GridDomain
 from ray_distill.config_strict import NonNegativeInt, Section
 from ray_distill.search_space import RULE, Space, value_at
+from ray_distill.uris import masked
 
 SCHEDULED = ("truncation.window_length", "truncation.unroll_length", "inner.lr", "outer.lr")
 """Keys that may change over a run, and so by population-based training."""
@@ -150,6 +151,11 @@ def _misfits(search: SearchConfig) -> Iterator[str]:
         yield (
             f"budget.outer_steps: must be at most the base's outer.steps, which is {base.outer.steps} "
             f"(found {budget.outer_steps}); the best configuration is one for the base's"
+        )
+    if base.cluster.storage is not None:
+        yield (
+            f"base.cluster.storage: has no effect in a search, whose trials are kept in its folder (found "
+            f"{masked(base.cluster.storage)!r}); remove it, and give a folder that all nodes see to --out"
         )
     if base.validation.every > search.outer_steps:
         yield f"budget.outer_steps: trials are never compared before validation.every, {base.validation.every}"

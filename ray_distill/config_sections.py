@@ -8,6 +8,7 @@ Names of operations are spelt out here and not taken from `core`, since importin
 a mistake in a file is told at once. A test holds the two against each other.
 """
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -200,8 +201,12 @@ class ComputeConfig(Section):
     more gradient for each step."""
 
 
+STORAGES = ("file", "s3", "gs", "abfs", "abfss", "hdfs")
+"""Schemes of cluster.storage, of those that pyarrow knows."""
+
+
 class ClusterConfig(Section):
-    """How the replicas are shared out. Changes the speed of a run, not its numbers."""
+    """How the replicas are shared out, and where the run is kept. Changes the speed of a run, not its numbers."""
 
     num_workers: PositiveInt = 1
     """Ray Train workers."""
@@ -214,6 +219,27 @@ class ClusterConfig(Section):
     """One GPU for each worker, and a part of one for each actor of the evaluation."""
     max_failures: NonNegativeInt = 3
     """Worker failures after which the run gives up."""
+    storage: str | None = Field(default=None, min_length=1)
+    """A place of the run's own for what must outlive the driver's machine: checkpoints, and what a run's folder holds. A
+    path that all nodes see, or a URI that begins with one of file://, s3://, gs://, abfs://, abfss://, hdfs://; its
+    credentials come from the environment, on every node. Default: the run's folder, which all nodes must see then."""
+
+    @field_validator("storage")
+    @classmethod
+    def _reachable(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if holds_password(value):
+            raise PydanticCustomError(
+                "secret",
+                "holds a password, and configurations are kept and shared; give credentials to the environment, as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
+        scheme = re.match(r"([A-Za-z][\w+.-]*):/", value)
+        if (scheme and scheme[1] not in STORAGES) or (not scheme and ":" in value):
+            allowed = ", ".join(f"{name}://" for name in STORAGES)
+            raise _refuse(f"allowed: a path, or a URI that begins with one of {allowed}")
+        return value
 
     @field_validator("min_workers")
     @classmethod

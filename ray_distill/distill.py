@@ -209,13 +209,15 @@ def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: An
         "board": [board],
     }
     cluster = config.cluster
+    storage_path, filesystem = folder.train_for_ray()
     return TorchTrainer(
         worker,
         train_loop_config=setup,
         scaling_config=scaling_of(config),
         run_config=ray.train.RunConfig(
             name=TRAIN_RUN,
-            storage_path=str(folder.train.resolve()),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             callbacks=[Recorder(board, fitted)],
             # Without a limit for the controller, Ray waits for ever for resources that never come.
             failure_config=ray.train.FailureConfig(
@@ -234,8 +236,10 @@ def check_cluster(config: Config) -> None:
     require(fewest, getattr(cluster, fewest), cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
 
 
-def _fit(trainer: TorchTrainer, recording: RunRecording, update: Update) -> ray.train.Result:
-    """`trainer.fit()`, with what is on the board recorded and shown once a second.
+def _fit(
+    trainer: TorchTrainer, recording: RunRecording, folder: RunFolder, update: Update
+) -> ray.train.Result:
+    """`trainer.fit()`, with what is on the board recorded and shown once a second, as long as the storage is ours.
 
     It runs in a thread of its own: in the main thread it would answer Ctrl-C itself, end the process without
     a word, and swallow the interrupts that come after it. Here an interrupt reaches the caller, and the run
@@ -252,6 +256,7 @@ def _fit(trainer: TorchTrainer, recording: RunRecording, update: Update) -> ray.
     threading.Thread(target=fit, daemon=True).start()
     while not outcome.done():
         wait([outcome], timeout=1.0)
+        folder.check_held()
         recording.visit(update)
     return outcome.result()
 
@@ -269,23 +274,23 @@ def train(
     Returns: the end of the run, and the last points, which MLflow may not have if it was away.
 
     Needs a connection to Ray (`cluster`). Raises: ConfigError if the workers cannot be placed or the network
-    does not fit the images; DistillError if the run could not be brought to its end.
+    does not fit the images; DistillError if the run could not be brought to its end; LostLeaseError.
     """
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, board)
-    if trouble := kept_checkpoints.put_right(str(folder.train.resolve()), None, TRAIN_RUN):
+    if trouble := kept_checkpoints.put_right(*folder.train_for_ray(), TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
         with closing(RunRecording(tracker, board)) as recording:
-            result = _fit(trainer, recording, update)
+            result = _fit(trainer, recording, folder, update)
     except ray.train.WorkerGroupError as e:
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
         cause = getattr(e, "controller_failure", None)
         if isinstance(cause, OSError) and is_full(cause):
             raise DistillError(
-                kept_checkpoints.no_room(cause, folder.train, "Ray Train's list of checkpoints")
+                kept_checkpoints.no_room(cause, folder.train_place(), "Ray Train's list of checkpoints")
             ) from e
         raise DistillError(str(e)) from e
     if result.return_value is not None:

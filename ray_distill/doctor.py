@@ -9,11 +9,9 @@ import os
 import platform
 import shutil
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from email.utils import parsedate_to_datetime
@@ -25,6 +23,8 @@ from urllib.parse import urlsplit
 from ray_distill import __version__
 from ray_distill.cluster import cluster
 from ray_distill.errors import FailedError, MistakeError
+from ray_distill.patience import in_time
+from ray_distill.storage import Storage
 from ray_distill.uris import masked
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
@@ -61,9 +61,9 @@ def examine(storage: str, progress: Callable[[str], None]) -> Iterator[Finding]:
         progress(name)
         yield from _safe(name, check)
     progress("storage")
-    yield from _safe("storage", lambda: _in_time(lambda: stored(storage)))
+    yield from _safe("storage", lambda: stored(storage))
     progress("MLflow")
-    yield from _safe("MLflow", lambda: _in_time(mlflow_store))
+    yield from _safe("MLflow", lambda: in_time(mlflow_store, PATIENCE_S))
     progress("Ray")
     yield from _safe("Ray", ray_cluster)
 
@@ -108,27 +108,6 @@ ADVICE = {
 
 def _line(error: BaseException) -> str:
     return masked((str(error).strip().splitlines() or [type(error).__name__])[0])
-
-
-def _in_time(check: Callable[[], list[Finding]]) -> list[Finding]:
-    """The check's findings. Raises: what it raised; FailedError if it takes longer than PATIENCE_S."""
-    came: list[list[Finding] | Exception] = []
-
-    def work() -> None:
-        try:
-            came.append(check())
-        except Exception as e:
-            came.append(e)
-
-    # A thread that nobody waits for: libraries wait for minutes on a place that does not answer.
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    if not came:
-        raise FailedError(f"no answer in {PATIENCE_S} s")
-    if isinstance(came[0], Exception):
-        raise came[0]
-    return came[0]
 
 
 def python() -> Finding:
@@ -215,33 +194,15 @@ def _room(name: str, free: int, enough: int, purpose: str, advice: str) -> Findi
     )
 
 
-def stored(storage: str) -> list[Finding]:
-    """Write a small file, read it, delete it. Raises: whatever the place does."""
-    from pyarrow import fs
-
-    path = storage if "://" in storage else str(Path(storage).expanduser().absolute())
-    filesystem, folder = fs.FileSystem.from_uri(path)
-    missing = filesystem.get_file_info(folder).type == fs.FileType.NotFound
-    file, content = f"{folder.rstrip('/')}/.ray-distill-doctor-{uuid.uuid4().hex}", os.urandom(1000)
+def stored(uri: str) -> list[Finding]:
+    """Write a small file, read it, delete it. Raises: StorageError."""
     began = time.monotonic()
-    if isinstance(filesystem, fs.LocalFileSystem) and missing:
-        filesystem.create_dir(folder)
-    try:
-        with filesystem.open_output_stream(file) as out:
-            out.write(content)
-        with filesystem.open_input_stream(file) as back:
-            if back.read() != content:
-                raise FailedError("what was written came back changed")
-        filesystem.delete_file(file)
-    finally:
-        if isinstance(filesystem, fs.LocalFileSystem) and missing:
-            Path(folder).rmdir()
+    storage = Storage.at(uri)
     took_ms = 1000 * (time.monotonic() - began)
-    said = f"{masked(storage)}: written, read and deleted in {took_ms:.0f} ms"
+    said = f"{storage}: written, read and deleted in {took_ms:.0f} ms"
     found = [Finding("storage", "good", said, "checkpoints and results")]
-    if isinstance(filesystem, fs.LocalFileSystem):
-        there = next(p for p in (Path(folder), *Path(folder).parents) if p.exists())
-        free = shutil.disk_usage(there).free
+    if storage.is_local:
+        free = shutil.disk_usage(storage.nearest()).free
         found.append(
             _room("disk", free, 2 * GIB, "checkpoints and results", "make room, or use another --out")
         )

@@ -21,7 +21,6 @@ from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train
 from ray_distill.evaluate import check_test_source
 from ray_distill.evaluation_rows import Row, at_last_horizon
-from ray_distill.held_folder import held
 from ray_distill.judge import (
     Evaluation,
     check_evaluation,
@@ -31,7 +30,8 @@ from ray_distill.judge import (
     with_test_images,
 )
 from ray_distill.progress import Bar, percent
-from ray_distill.run_folder import RunFolder, check_free
+from ray_distill.reach import check_reached
+from ray_distill.run_folder import RunFolder
 from ray_distill.tracking import Tracker, open_run, recorded
 from ray_distill.uris import masked
 from ray_distill.whole_files import write_json
@@ -90,9 +90,10 @@ def claimed(
         resume: take up the run in the folder.
         replace: delete the run in the folder, which must be `check_replaceable`, if there is one.
 
-    Raises: ConfigError, StoreError.
+    Raises: ConfigError, StoreError, StorageError.
     """
-    with held(folder.path):
+    with folder.held():
+        check_reached(folder)
         tracker = _claim(config, folder, uri, resume=resume, replace=replace)
         with recorded(tracker):
             yield tracker
@@ -108,12 +109,15 @@ def _claim(config: Config, folder: RunFolder, uri: str, *, resume: bool, replace
                 "bring the store back, or start again in another --out"
             )
         tracker.reopen()
+        folder.fetch()
         return tracker
     if replace:
         folder.clear()
     # Another run may have taken it since it was looked at.
-    check_free(folder.path, "Use another --out.")
+    folder.check_free("Use another --out.")
     tags = {"config_hash": config.hash, "kind": "distill"}
+    if folder.stored:
+        tags["storage"] = str(folder.stored.storage)
     tracker = open_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
     folder.open(config, tracker)
     return tracker
@@ -136,7 +140,8 @@ def carry_out(
         resume, replace: as `claimed` has them.
         began: `time.monotonic()` when the command began, from which the seconds count.
 
-    Raises: ConfigError or StoreError before anything is distilled; DistillError, PoolError.
+    Raises: ConfigError, StoreError or StorageError before anything is distilled; DistillError, PoolError,
+    StorageAwayError.
     """
     check_cluster(config)
     warnings: list[str] = []
@@ -147,11 +152,15 @@ def carry_out(
         dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
+        folder.store(folder.artifact, folder.contact_sheet)
         tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))
         judged = with_test_images(DISTILLED, dataset, config, data, bar)
-        evaluation = judge([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
+        with folder.followed():
+            evaluation = judge([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
         rows, wall_s = at_last_horizon(evaluation.rows), time.monotonic() - began
         write_json(folder.summary, summary(config, rows, wall_s))
+        # The summary comes last: with it the run is at its end.
+        folder.store(folder.evaluation, folder.summary)
         tell(warnings, lambda: _log_summary(tracker, rows, wall_s))
         tell(warnings, lambda: _log_files(tracker, folder.summary))
     return Outcome(evaluation, tracker, wall_s, warnings + evaluation.warnings)

@@ -9,30 +9,41 @@ What `--force` may delete: in a folder whose `run.json` says that it is one of o
 those that `evaluate` and `show` put beside them. Not MLflow's store, which holds the records of the old run and of
 others. A folder that holds anything else, or in which a process is at work, is left as it is. `run.json` is
 the last to go, so that a folder that was half cleared can be cleared again.
+
+A run with `cluster.storage` has a second place (`stored_run`), by the same rules. Checkpoints are there alone; the rest is
+written into the folder, the driver's working place, and then put there too. What is there is enough to go on with the
+run, in another folder on another machine.
 """
 
-import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray_distill.config import Config, ConfigError
-from ray_distill.held_folder import LOCK, check_idle
+from ray_distill.held_folder import LOCK, check_idle, held
+from ray_distill.run_files import (
+    ARTIFACT,
+    CONFIG,
+    DELETABLE,
+    IDENTITY,
+    SHEET,
+    SUMMARY,
+    TRAIN,
+    Identity,
+    evaluation_folder,
+)
+from ray_distill.stored_run import StoredRun
 from ray_distill.tracking import Tracker, store_uri
 from ray_distill.uris import MASK, masked
-from ray_distill.whole_files import write_json, write_text
+from ray_distill.whole_files import write_text
 
 STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
 """MLflow's, in a folder that was given with --out. Alone they are not a run: they may be shared, or left by a run that
 was killed as it began."""
-JUDGED = ("distilled.sheet.png",)
-"""What `show` puts beside a distilled set."""
-
-
-def evaluation_folder(artifact: Path) -> Path:
-    """Where the results of an evaluation go that was given no other place: beside the set."""
-    return artifact.with_name(f"{artifact.stem}.evaluation")
 
 
 def check_free(path: Path, advice: str) -> None:
@@ -67,31 +78,37 @@ class RunFolder:
     """A run's files."""
 
     path: Path
+    stored: StoredRun | None = None
+    """Where the run is kept too."""
 
     @property
     def config(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def identity(self) -> Path:
         """Which experiment and which MLflow run the folder belongs to."""
-        return self.path / "run.json"
+        return self.path / IDENTITY
 
     @property
     def train(self) -> Path:
-        """Ray Train's storage, with the checkpoints."""
-        return self.path / "train"
+        """Ray Train's storage, with the checkpoints, unless they are in the run's."""
+        return self.path / TRAIN
+
+    def train_for_ray(self) -> tuple[str, Any]:
+        """Where Ray Train is to keep its checkpoints: a path, and pyarrow's filesystem, None for this machine's."""
+        return self.stored.train() if self.stored else (str(self.train.resolve()), None)
 
     @property
     def artifact(self) -> Path:
         """The distilled dataset."""
-        return self.path / "distilled.parquet"
+        return self.path / ARTIFACT
 
     @property
     def contact_sheet(self) -> Path:
         """A picture of the distilled dataset."""
-        return self.path / "distilled.png"
+        return self.path / SHEET
 
     @property
     def evaluation(self) -> Path:
@@ -101,18 +118,30 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         """Seconds and accuracies."""
-        return self.path / "summary.json"
+        return self.path / SUMMARY
 
-    @property
-    def _deletable(self) -> tuple[Path, ...]:
-        """What `clear` deletes, in this order."""
-        results = (self.summary, self.evaluation, self.contact_sheet, self.artifact)
-        return (*(self.path / name for name in JUDGED), *results, self.train, self.config, self.identity)
+    def train_place(self) -> Path | str:
+        """The same for people; a path, where the room on its disk can be looked at."""
+        if self.stored is None:
+            return self.train
+        path, _ = self.stored.train()
+        return Path(path) if self.stored.storage.is_local else f"{self.stored.storage}/{TRAIN}"
+
+    def check_free(self, advice: str) -> None:
+        """Raises: ConfigError if the folder holds anything but an MLflow store, or the storage anything."""
+        check_free(self.path, advice)
+        if self.stored:
+            self.stored.check_apart(self.path)
+            self.stored.check_free()
 
     def check_replaceable(self) -> None:
-        """Raises: ConfigError unless the folder is free, or holds a run that nobody works on and nothing else."""
+        """Raises: ConfigError unless the folder is free, or holds a run that nobody works on and nothing else; the
+        storage too."""
         self._check_ours()
-        check_idle(self.path)
+        if self.stored:
+            self.stored.check_apart(self.path)
+            self.stored.check_replaceable()
+        self.check_idle()
 
     def _check_ours(self) -> None:
         if not self.identity.exists():
@@ -121,7 +150,7 @@ class RunFolder:
             )
             return
         self._read_identity()
-        strange = sorted(self._names() - STORE - {LOCK} - {path.name for path in self._deletable})
+        strange = sorted(self._names() - STORE - {LOCK} - set(DELETABLE))
         if strange:
             raise ConfigError(
                 f"{self.path}: holds {', '.join(strange)}, which no run wrote; nothing was deleted. Move that away, or "
@@ -129,61 +158,118 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Delete the run in a folder that is held. Raises: ConfigError for one that was not `check_replaceable`."""
+        """Delete the run in a folder that is held, and in its storage.
+
+        Raises: ConfigError for one that was not `check_replaceable`.
+        """
         self._check_ours()
-        for path in self._deletable:
+        if self.stored:
+            self.stored.clear()
+        for path in (self.path / name for name in DELETABLE):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, made if need be, for this process alone, however it ends; then the storage.
+
+        Raises: ConfigError, StorageError.
+        """
+        with held(self.path), self.stored.held() if self.stored else nullcontext():
+            yield
+
+    def check_idle(self) -> None:
+        """Raises: ConfigError if a process holds the folder; of the storage that is known when it is held."""
+        check_idle(self.path)
+        if self.stored:
+            self.stored.look()
+
+    def check_held(self) -> None:
+        """Raises: LostLeaseError if another driver has taken the storage from this one."""
+        if self.stored:
+            self.stored.check_held()
+
     def open(self, config: Config, tracker: Tracker) -> None:
-        """Claim the folder for a new run."""
+        """Claim the folder for a new run, and its storage before it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        kept = str(self.stored.storage) if self.stored else None
+        identity = Identity(config.hash, masked(tracker.uri), tracker.run_id, kept)
+        if self.stored:
+            self.stored.claim(config.to_yaml(), identity)
         write_text(self.config, config.to_yaml())
-        write_json(
-            self.identity, {"config_hash": config.hash, "uri": masked(tracker.uri), "run_id": tracker.run_id}
-        )
+        write_text(self.identity, identity.text())
+
+    def store(self, *paths: Path) -> None:
+        """Put files of the folder, and folders in it, into the storage, if there is one. Raises: StorageAwayError."""
+        if self.stored:
+            for path in paths:
+                self.stored.put(self.path, path)
+
+    def followed(self) -> AbstractContextManager[None]:
+        """The evaluation, as it grows, is put into the storage, if there is one, as long as the block lasts."""
+        return self.stored.followed(self.path, self.evaluation) if self.stored else nullcontext()
+
+    def fetch(self) -> None:
+        """Make a folder that is held, and that `reopen` found free, that of the run in the storage."""
+        if self.stored and not self.identity.exists():
+            self.stored.fetch(self.path)
 
     def reopen(self, config: Config) -> Tracker:
         """The tracker of the run to go on with.
 
-        Raises: ConfigError if there is none, a finished one, or one of another configuration or store.
+        Raises: ConfigError if there is none, a finished one, or one of another configuration, store or storage.
         """
-        uri, run_id, hash_there = self._read_identity()
-        if hash_there != config.hash:
+        where = self.stored or self.path
+        identity = self._read_identity() if self.stored is None else self._stored_identity(self.stored)
+        if identity.config_hash != config.hash:
             raise ConfigError(
-                f"{self.path}: holds a run of another configuration (hash {hash_there}, yours is {config.hash}); "
-                f"compare yours with {self.config}, or use another --out"
+                f"{where}: holds a run of another configuration (hash {identity.config_hash}, yours is {config.hash}); "
+                f"compare yours with {where}/{CONFIG}, or use another --out"
             )
-        if self.summary.exists():
-            raise ConfigError(f"{self.path}: holds a run that is finished; its results are in {self.summary}")
-        wanted = config.tracking.uri
-        if wanted is not None and store_uri(wanted, self.path) != uri:
+        if self.stored.is_finished() if self.stored else self.summary.exists():
+            raise ConfigError(f"{where}: holds a run that is finished; its results are in {where}/{SUMMARY}")
+        if self.stored is None and identity.storage is not None:
             raise ConfigError(
-                f"tracking.uri: the run in {self.path} is recorded at {uri} (found {wanted!r}); "
+                f"{self.path}: the checkpoints of its run are in a storage; add --set cluster.storage={identity.storage}"
+            )
+        wanted = config.tracking.uri
+        if wanted is not None and store_uri(wanted, self.path) != identity.uri:
+            raise ConfigError(
+                f"tracking.uri: the run in {where} is recorded at {identity.uri} (found {wanted!r}); "
                 "remove the key, or use another --out"
             )
-        return Tracker(with_password(uri, self.path), run_id)
+        return Tracker(with_password(identity.uri, self.path), identity.run_id)
 
-    def store(self) -> str | None:
+    def _stored_identity(self, stored: StoredRun) -> Identity:
+        """Which run is in the storage: that of the folder, unless that is free. Raises: ConfigError."""
+        stored.check_apart(self.path)
+        there = stored.identity()
+        if not self.identity.exists():
+            check_free(self.path, f"The run in {stored} goes on in a new --out, or in its own.")
+        elif (here := self._read_identity()).run_id != there.run_id:
+            raise ConfigError(
+                f"{self.path}: holds another run than {stored} does (MLflow's {here.run_id}, not {there.run_id}); use "
+                "another --out, or the cluster.storage of that run"
+                + ("" if here.storage else ", which has none")
+            )
+        return there
+
+    def mlflow_store(self) -> str | None:
         """The store in which the run is recorded; None if the folder does not say. Raises: ConfigError, as `reopen`."""
         try:
-            uri, _, _ = self._read_identity()
+            identity = self._read_identity()
         except ConfigError:
             return None
-        return with_password(uri, self.path)
+        return with_password(identity.uri, self.path)
 
     def _names(self) -> set[str]:
         return {path.name for path in self.path.iterdir()}
 
-    def _read_identity(self) -> tuple[str, str, str]:
-        """The masked URI of the store, the MLflow run and the configuration's hash. Raises: ConfigError without them."""
+    def _read_identity(self) -> Identity:
+        """Raises: ConfigError without a readable one."""
         try:
-            identity = json.loads(self.identity.read_text())
-            uri, run_id, config_hash = (identity[key] for key in ("uri", "run_id", "config_hash"))
-            if not all(isinstance(value, str) and value for value in (uri, run_id, config_hash)):
-                raise TypeError
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise ConfigError(f"{self.path}: holds no run of ours (no readable run.json)") from None
-        return uri, run_id, config_hash
+            return Identity.read(self.identity.read_bytes())
+        except (OSError, ValueError):
+            raise ConfigError(f"{self.path}: holds no run of ours (no readable {IDENTITY})") from None

@@ -71,8 +71,23 @@ def store_uri(configured: str | None, folder: Path) -> str:
             f"MLflow at {masked(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
             f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
         )
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+    file = sqlite_file(uri)
+    return uri if file is None else f"sqlite:///{file.absolute()}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a store that is one."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def check_there(uri: str) -> None:
+    """Raises: StoreError for a store that is a file, and not on this machine: opening it would make an empty one."""
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise StoreError(
+            f"MLflow at {uri}: there is no such file on this machine, and the run is recorded in it; bring it there, or "
+            "start anew"
+        )
 
 
 def ui_command(uri: str) -> str:
@@ -297,8 +312,8 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        beside = uri.removeprefix("sqlite:///")
-        location = str(Path(beside).parent / "mlartifacts" / name) if beside != uri else None
+        file = sqlite_file(uri)
+        location = str(file.parent / "mlartifacts" / name) if file is not None else None
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:
@@ -323,10 +338,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def open_store(uri: str, experiment: str) -> None:
     """Open the store, or make it, with the experiment in it: what takes seconds. Raises: StoreError."""
-    path = uri.removeprefix("sqlite:///")
-    if path != uri:
+    if (file := sqlite_file(uri)) is not None:
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError(f"MLflow at {uri}: the folder cannot be made ({e})") from e
     client = _client(uri)

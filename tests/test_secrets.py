@@ -84,7 +84,7 @@ def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
     assert json.loads(folder.identity.read_text())["uri"] == "postgresql://me:***@host/db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", WHOLE)
     assert folder.reopen(config) == Tracker(WHOLE, "abc")
-    assert folder.store() == WHOLE
+    assert folder.mlflow_store() == WHOLE
     for other in ("postgresql://me:geheim@else/db", "sqlite:///x.db", ""):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
         with pytest.raises(ConfigError, match=r"\*\*\*@host/db, and its password is not kept; set \$MLFLOW"):

@@ -1,0 +1,273 @@
+"""A run's storage, on this machine's disk: what is kept in it, who may work in it, what is refused."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ray_distill import lease, stored_run
+from ray_distill.cli import app
+from ray_distill.config import Config, ConfigError, load
+from ray_distill.config_search import load_search
+from ray_distill.lease import LEASE, Lease, LostLeaseError
+from ray_distill.run_folder import RunFolder
+from ray_distill.storage import Storage, StorageError
+from ray_distill.stored_run import StoredRun
+from ray_distill.tracking import Tracker
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+DIGITS = EXPERIMENTS / "digits_ipc1.yaml"
+TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
+
+
+def run_in(folder: Path, storage: Path) -> RunFolder:
+    return RunFolder(folder, StoredRun(Storage.at(f"file://{storage}")))
+
+
+@pytest.fixture
+def config() -> Config:
+    return load(DIGITS)
+
+
+@pytest.fixture
+def begun(tmp_path: Path, config: Config) -> RunFolder:
+    """A run that is under way, with a checkpoint and a part of an evaluation in its storage."""
+    place = run_in(tmp_path / "here", tmp_path / "store")
+    place.open(config, TRACKER)
+    place.evaluation.mkdir()
+    (place.evaluation / "records.jsonl").write_text("{}\n")
+    place.store(place.evaluation)
+    (tmp_path / "store" / "train" / "run").mkdir(parents=True)
+    (tmp_path / "store" / "train" / "run" / "state.arrow").write_text("precious")
+    return place
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("BEAT_S", 0.05), ("SILENCE_S", 0.6), ("SETTLE_S", 0.1)):
+        monkeypatch.setattr(lease, name, seconds)
+
+
+def soon(happens: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if happens():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def test_where_a_run_is_kept_is_no_part_of_what_it_is(config: Config) -> None:
+    kept = load(DIGITS, ["cluster.storage=s3://bucket/prefix"])
+    assert kept.hash == config.hash
+    assert "bucket" not in json.dumps(kept.experiment())
+
+
+@pytest.mark.parametrize("as_uri", [True, False])
+def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Path) -> None:
+    """A place that is not there yet is not made by trying it out."""
+    folder = tmp_path / "a" / "b"
+    storage = Storage.at(f"file://{folder}" if as_uri else str(folder))
+    assert list(tmp_path.iterdir()) == []
+    assert (storage.names(), storage.files("x"), storage.read("x/y")) == (set(), [], None)
+    storage.put("x/y", b"1")
+    storage.put("x/z/w", b"2")
+    storage.put("x/y", b"3")
+    assert (storage.names(), storage.files("x"), storage.read("x/y")) == ({"x"}, ["x/y", "x/z/w"], b"3")
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["w", "y"]
+    storage.delete("x")
+    storage.delete("x")
+    assert storage.names() == set()
+
+
+def test_another_folder_goes_on_from_what_is_in_the_storage(
+    begun: RunFolder, config: Config, tmp_path: Path
+) -> None:
+    """The same experiment and MLflow run; what was evaluated; checkpoints stay where Ray Train finds them."""
+    other = run_in(tmp_path / "there", tmp_path / "store")
+    assert other.reopen(config) == TRACKER
+    assert not other.path.exists()
+    other.fetch()
+    assert other.identity.read_bytes() == begun.identity.read_bytes()
+    assert other.config.read_text() == config.to_yaml()
+    assert (other.evaluation / "records.jsonl").read_text() == "{}\n"
+    assert not other.train.exists()
+    assert other.train_for_ray()[0] == str(tmp_path / "store" / "train")
+    assert other.reopen(config) == begun.reopen(config) == TRACKER
+
+
+@pytest.mark.usefixtures("quickly")
+def test_an_evaluation_is_kept_as_it_grows(
+    begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New lines and new files reach the storage while it is under way; half-written ones do not."""
+    monkeypatch.setattr(stored_run, "FOLLOW_S", 0.02)
+    there = tmp_path / "store" / begun.evaluation.name
+    with begun.held(), begun.followed():
+        (begun.evaluation / ".of.json.tmp").write_text("{")
+        (begun.evaluation / "of.json").write_text("{}")
+        with (begun.evaluation / "records.jsonl").open("a") as records:
+            records.write("[]\n")
+        soon(lambda: (there / "of.json").exists() and (there / "records.jsonl").read_text() == "{}\n[]\n")
+    assert {path.name for path in there.iterdir()} == {"of.json", "records.jsonl"}
+
+
+def test_what_is_not_this_run_is_refused(begun: RunFolder, config: Config, tmp_path: Path) -> None:
+    """Whatever differs: the experiment, the run, the place, or that there is one; and one that is finished."""
+    store, free = tmp_path / "store", tmp_path / "free"
+    for place, of, says in (
+        (run_in(free, store), load(DIGITS, ["seed=5"]), "holds a run of another configuration"),
+        (RunFolder(begun.path), config, rf"add --set cluster\.storage=file://{store}"),
+        (run_in(begun.path, free), config, r"free: holds no run of ours \(no readable run.json\)"),
+        (run_in(tmp_path, tmp_path), config, "is the run's folder, in which all is kept anyway"),
+        (run_in(store / "x", store), config, "the run's folder .* is in the other"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            place.reopen(of)
+    alone = RunFolder(tmp_path / "alone")
+    alone.open(config, Tracker(TRACKER.uri, "xyz"))
+    with pytest.raises(ConfigError, match=r"MLflow's xyz, not abc.*, which has none"):
+        run_in(alone.path, store).reopen(config)
+    free.mkdir()
+    (free / "diary.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="free: exists and is not empty"):
+        run_in(free, store).reopen(config)
+    begun.summary.write_text("{}")
+    assert begun.reopen(config) == TRACKER
+    begun.store(begun.summary)
+    with pytest.raises(ConfigError, match="holds a run that is finished"):
+        begun.reopen(config)
+
+
+def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced(
+    begun: RunFolder, tmp_path: Path
+) -> None:
+    """--force deletes a run from the storage as it does from a folder, and nothing else."""
+    store = tmp_path / "store"
+    other = run_in(tmp_path / "there", store)
+    with pytest.raises(ConfigError, match=r"store: is not empty; nothing was written. Use --resume"):
+        other.check_free("")
+    (store / "diary.txt").write_text("precious")
+    for act in (other.check_replaceable, other.clear):
+        with pytest.raises(ConfigError, match=r"holds diary\.txt, which no run wrote; nothing was deleted"):
+            act()
+    (store / "diary.txt").unlink()
+    (store / "run.json").rename(store / "run.txt")
+    with pytest.raises(ConfigError, match="holds no run of ours"):
+        other.check_replaceable()
+    (store / "run.txt").rename(store / "run.json")
+    assert (store / "train" / "run" / "state.arrow").read_text() == "precious"
+    begun.check_replaceable()
+    begun.clear()
+    begun.check_free("")
+    assert not list(store.iterdir())
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_second_driver_is_refused_until_the_first_has_left(begun: RunFolder, tmp_path: Path) -> None:
+    """While the lease is renewed; after it was let go there is nothing to wait for."""
+    other = run_in(tmp_path / "there", tmp_path / "store")
+    with begun.held():
+        begun.check_held()
+        with (
+            pytest.raises(StorageError, match=r"another driver is at work in it \(process \d+ on "),
+            other.held(),
+        ):
+            pass
+        assert LEASE in begun.stored.storage.names() if begun.stored else False
+    assert not (tmp_path / "store" / LEASE).exists()
+    with other.held():
+        other.check_held()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_driver_that_is_gone_is_taken_over_and_notices_when_it_comes_back(tmp_path: Path) -> None:
+    """A lease that nobody renews is taken. The first holder's next renewal finds that, writes nothing, and lets the
+    new lease be when it ends."""
+    storage = Storage.at(str(tmp_path))
+    gone, new = Lease(storage), Lease(storage)
+    gone.take()
+    gone._over.set()
+    gone._renewing.join()
+    began = time.monotonic()
+    new.take()
+    assert time.monotonic() - began >= 0.6
+    gone._over.clear()
+    threading.Thread(target=gone._renew, daemon=True).start()
+    soon(lambda: gone._lost is not None)
+    with pytest.raises(LostLeaseError, match="another driver has taken it over"):
+        gone.check()
+    gone.release()
+    beats = lease.read_lease(storage)
+    soon(lambda: lease.read_lease(storage) not in (None, beats))
+    new.check()
+    new.release()
+    assert storage.names() == set()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_of_two_that_come_at_the_same_moment_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one's lease is written between the first one's writing and its second look."""
+    storage = Storage.at(str(tmp_path))
+    first, second = Lease(storage), Lease(storage)
+    monkeypatch.setattr(lease.time, "sleep", lambda _: second._write())
+    with pytest.raises(StorageError, match="another driver has begun to work in it"):
+        first.take()
+    assert second._other() is None
+
+
+@pytest.mark.parametrize(
+    ("storage", "says"),
+    [
+        ("ftp://host/x", "cluster.storage: allowed: a path, or a URI that begins with one of file://, s3://"),
+        ("s3:bucket/x", "cluster.storage: allowed: a path, or a URI that begins with one of file://, s3://"),
+        ("s3://key:geheim@bucket/x", "cluster.storage: holds a password"),
+        ("s3://bucket/x?secret_key=geheim", "cluster.storage: holds a password"),
+        (
+            "s3://bucket/x?quatsch=1",
+            "cannot be used as storage: Unexpected query parameter in S3 URI: 'quatsch'",
+        ),
+        ("file://host/x", "cannot be used as storage: Unsupported hostname"),
+        ("{here}/file/x", "cannot be used as storage: "),
+        ("{here}/full", "full: is not empty; nothing was written. Use --resume"),
+        ("{here}/out", "is the run's folder, in which all is kept anyway; remove the key"),
+        ("{here}/runtime_resources/working_dir_files/x", "lies in the folder that Ray has made for this job"),
+    ],
+)
+def test_a_wrong_storage_is_told_before_anything_is_done(storage: str, says: str, tmp_path: Path) -> None:
+    """Exit code 2, one message, and nothing written; without a cluster, which would take seconds."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "diary.txt").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    place = storage.format(here=tmp_path)
+    command = ["distill", str(DIGITS), "--out", str(tmp_path / "out"), "--set", f"cluster.storage={place}"]
+    result = CliRunner().invoke(app, command)
+    assert (result.exit_code, sorted(tmp_path.rglob("*")) == before) == (2, True), result.output
+    assert says in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.output
+    assert "geheim" not in result.output
+
+
+def test_a_run_whose_record_is_not_on_this_machine_is_not_taken_up(config: Config, tmp_path: Path) -> None:
+    """MLflow's store is a file that the other machine had: no empty one is made in its place."""
+    lost = tmp_path / "lost" / "mlflow.db"
+    run_in(tmp_path / "here", tmp_path / "store").open(config, Tracker(f"sqlite:///{lost}", "abc"))
+    place = f"cluster.storage=file://{tmp_path}/store"
+    command = ["distill", str(DIGITS), "--out", str(tmp_path / "new"), "--resume", "--set", place]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert f"MLflow at sqlite:///{lost}: there is no such file on this machine" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "store"}
+
+
+def test_a_search_refuses_one() -> None:
+    """It would have no effect: trials are kept in the search's folder."""
+    with pytest.raises(ConfigError, match=r"base\.cluster\.storage: has no effect in a search"):
+        load_search(EXPERIMENTS / "search_window_digits.yaml", ["base.cluster.storage=s3://bucket/x"])
