@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ray_distill import build
+from ray_distill import build, build_settings
 from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.build_data import data_spec
@@ -98,8 +98,8 @@ class SetAtHand:
 
     def __init__(self, shipped: Shipped) -> None:
         self._shipped, self.config = shipped, parse(shipped.config)
-        self.device = build.device_of(self.config)
-        build.set_tf32(self.config)
+        self.device = build_settings.device_of(self.config)
+        build_settings.set_tf32(self.config)
 
     @cached_property
     def distilled(self) -> DistilledData:
@@ -108,7 +108,7 @@ class SetAtHand:
 
     def taken(self, arrays: Iterable[Any]) -> DistilledData:
         """Images and labels that were shipped."""
-        dtype = build.dtype(self.config)
+        dtype = build_settings.dtype(self.config)
         return DistilledData(*(torch.from_numpy(array.copy()).to(self.device, dtype) for array in arrays))
 
     @cached_property

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ray_distill import build
+from ray_distill import build, build_pace, build_settings
 from ray_distill.config import Config, ConfigError
 from ray_distill.data.real_data import SHARE_OF_GPU
 from ray_distill.plan_images import RealImages, real_images
@@ -264,7 +264,7 @@ def _check(config: Config, images: RealImages) -> None:
     """Raises: ConfigError for what cannot be planned."""
     device_of(config)
     build.check_fits(config, images.shape, images.num_classes)
-    build.check_groups(config, images.shape, images.num_classes)
+    build_pace.check_groups(config, images.shape, images.num_classes)
     if config.engine == "higher":
         raise ConfigError(
             "engine: plans are made for the adjoint; what `higher` takes is measured by `ray-distill bench metagradient`"
@@ -283,11 +283,11 @@ def _sizes(config: Config, images: RealImages) -> list[int]:
 
 def _group(setting: Setting, steps: StepProbe, batch: BatchProbe) -> Group:
     config = setting.read()
-    rule, _ = build.truncation(config)
+    rule, _ = build_settings.truncation(config)
     most = max(1, int(config.compute.state_memory_gib * GIB / steps.bytes_per_state))
     return Group(
         steps=steps,
         batch=batch,
         mean=mean_steps(rule, config.outer.steps, most),
-        states=states_kept(build.longest_window(config), most),
+        states=states_kept(build_settings.longest_window(config), most),
     )

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ray_distill import build
+from ray_distill import build, build_settings
 from ray_distill.bench_work import seconds
 from ray_distill.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
@@ -217,7 +217,7 @@ def median_s(data: DistilledData, *calls: Callable[[], object], warm: bool = Tru
 def device_of(config: Config) -> torch.device:
     """Where a worker computes. Raises: ConfigError for a GPU that is not here."""
     if not config.cluster.use_gpu:
-        return build.CPU
+        return build_settings.CPU
     if not torch.cuda.is_available():
         raise ConfigError(
             "cluster.use_gpu: a plan is measured on this machine, and torch sees no GPU here; plan where one is, "
@@ -230,8 +230,8 @@ def _prepared(setting: Setting) -> tuple[Experiment, DistilledData]:
     """What a worker has before its first step, with D of noise."""
     config = setting.read()
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    build.set_tf32(config)
-    device, images, dtype = device_of(config), setting.images, build.dtype(config)
+    build_settings.set_tf32(config)
+    device, images, dtype = device_of(config), setting.images, build_settings.dtype(config)
     experiment = build.experiment(config, images.shape, images.num_classes, device)
     count = images.num_classes * config.distilled.ipc
     pixels = NOISE["unit-noise"](Stream(seed=config.seed, name="distilled"), count, images.shape, dtype)

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from ray_distill import build
+from ray_distill import build_settings
 from ray_distill.config import parse
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
@@ -162,7 +162,7 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """
     config = parse(proposal["config"])
     place = open_workplace(
-        config, shared["data"], lambda: ray.get(shared["fitted"][0]), build.device_of(config)
+        config, shared["data"], lambda: ray.get(shared["fitted"][0]), build_settings.device_of(config)
     )
     kept = tune.get_checkpoint()
     with kept.as_directory() if kept else nullcontext() as folder:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from ray_distill import build
+from ray_distill import build, build_settings
 from ray_distill.config import Config
 from ray_distill.core.unroll import draw_inner, inner_batch
 from ray_distill.data.preprocessing import Preprocessing
@@ -64,7 +64,7 @@ def open_workplace(
     Raises: ConfigError if the configuration does not fit the data; DataError.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    build.set_tf32(config)
+    build_settings.set_tf32(config)
     train, validation = (build.real_data(config, part, device) for part in redeem_development(data, fitted))
     experiment = build.experiment(config, train.image_shape, train.num_classes, device)
     return Workplace(config, device, experiment, train, validation)

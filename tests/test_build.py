@@ -9,7 +9,7 @@ import torch
 from tiny import Bench, tiny_config
 from torch import nn
 
-from ray_distill import build, build_networks
+from ray_distill import build, build_networks, build_pace
 from ray_distill.config import ConfigError
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.inner_optimizer import SGD, Adam
@@ -139,7 +139,7 @@ def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
         count: int, name: str = "convnet1", shape: ImageShape = GREY, device: torch.device = cpu, **how: int
     ) -> int:
         network = build_networks.network_for(config, name, shape, 10)
-        return build.networks_at_once(config, network, shape, 10, device, count, **how)
+        return build_pace.networks_at_once(config, network, shape, 10, device, count, **how)
 
     sizes = {1: 1, 2: 1, 3: 3, 5: 5, 6: 3, 8: 4, 9: 5, 17: 6}
     assert {count: at_once(count) for count in sizes} == sizes
@@ -154,18 +154,18 @@ def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
     for joining, size in ((nn.Identity(), 4), (nn.LocalResponseNorm(2), 1)):
         with torch.device("meta"):
             layers = nn.Sequential(nn.Conv2d(1, 2, 3), joining, nn.Flatten(), nn.Linear(72, 10))
-            assert build.networks_at_once(config, Network(layers), GREY, 10, cpu, 8) == size
+            assert build_pace.networks_at_once(config, Network(layers), GREY, 10, cpu, 8) == size
 
 
 def test_the_number_of_workers_does_not_change_the_groups() -> None:
     """It would change the rounding, and by it the run; more workers than groups are refused."""
     one, two = (tiny_config(replicas=4, cluster={"num_workers": n}) for n in (1, 2))
     assert build.experiment(one, GREY, 10).groups == build.experiment(two, GREY, 10).groups
-    build.check_groups(two, GREY, 10)
+    build_pace.check_groups(two, GREY, 10)
     with pytest.raises(ConfigError, match="at most 2, since the 4 replicas are computed in groups of 2"):
-        build.check_groups(tiny_config(replicas=4, cluster={"num_workers": 3}), GREY, 10)
+        build_pace.check_groups(tiny_config(replicas=4, cluster={"num_workers": 3}), GREY, 10)
     alone = {"replicas_at_once": 1}
-    build.check_groups(tiny_config(replicas=4, cluster={"num_workers": 4}, compute=alone), GREY, 10)
+    build_pace.check_groups(tiny_config(replicas=4, cluster={"num_workers": 4}, compute=alone), GREY, 10)
 
 
 def spec(judge: str, /, **network: object) -> NetworkSpec:

@@ -12,7 +12,7 @@ from data.hub_files import encode, write_images
 from tiny import Bench, tiny_config
 from typer.testing import CliRunner
 
-from ray_distill import build, plan_images
+from ray_distill import build, build_settings, plan_images
 from ray_distill.cli import app
 from ray_distill.cli_plan import _limits, _table
 from ray_distill.config import Config
@@ -123,13 +123,13 @@ def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **change
     sizes = {"pass_bytes": GIB, "draw_bytes": GIB, "held_bytes": GIB, "score_bytes": GIB} | changes
     steps = StepProbe(1.0, 3.0, GIB // 100, sizes["pass_bytes"], 10, 0.0, "")
     batch = BatchProbe(0.5, 4.0, 20, sizes["draw_bytes"], sizes["held_bytes"])
-    rule, _ = build.truncation(config)
+    rule, _ = build_settings.truncation(config)
     most = int(config.compute.state_memory_gib * 100)
     group = Group(
         steps=steps,
         batch=batch,
         mean=mean_steps(rule, config.outer.steps, most),
-        states=states_kept(build.longest_window(config), most),
+        states=states_kept(build_settings.longest_window(config), most),
     )
     in_twos = [2] * (config.replicas // 2) + [1] * (config.replicas % 2)
     return Probed(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from data.hub_files import encode, write_images
 
-from ray_distill import build
+from ray_distill import build, build_settings
 from ray_distill.artifact import DistilledDataset
 from ray_distill.config import Config, load, parse
 from ray_distill.core.distilled import class_labels, one_hot
@@ -84,8 +84,10 @@ def run(
     """The outer loop in this process: its state before and after, its points, and the preprocessing."""
     data = build.development_data(config, fitted)
     experiment = build.experiment(config, data.image_shape, data.num_classes)
-    train, held_out = (build.real_data(config, part, build.CPU) for part in (data.train, data.validation))
-    start = RunState.start(build.initial_data(config, data.train, build.CPU), experiment.outer)
+    train, held_out = (
+        build.real_data(config, part, build_settings.CPU) for part in (data.train, data.validation)
+    )
+    start = RunState.start(build.initial_data(config, data.train, build_settings.CPU), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, held_out, start, OneProcess(), reports.append)
     return start, end, [point for report in reports for point in report.points], data.preprocessing
@@ -111,7 +113,8 @@ def check(config: Config, start: RunState, end: RunState, points: list[Point]) -
     assert (moved > 0.1 * config.outer.lr).double().mean() > 0.5
     num_classes = after.labels_NK.shape[1]
     assert torch.equal(
-        before.labels_NK, one_hot(class_labels(num_classes, ipc, build.CPU), num_classes, torch.float32)
+        before.labels_NK,
+        one_hot(class_labels(num_classes, ipc, build_settings.CPU), num_classes, torch.float32),
     )
     if not config.distilled.learn_labels:
         assert torch.equal(after.labels_NK, before.labels_NK)
