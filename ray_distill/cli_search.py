@@ -51,8 +51,8 @@ def search(
         if dry_run:
             _say_search(settings)
             return
+        from ray_distill.mlflow_uri import store_uri
         from ray_distill.search_journal import SearchFolder
-        from ray_distill.tracking import store_uri
 
         folder = SearchFolder(out or RUNS / settings.name)
         check_kept(folder.path, "--out")
@@ -122,7 +122,7 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
 
 def _say_found(found: "Found", folder: "SearchFolder") -> None:
     from ray_distill.leaderboard import terminal_table
-    from ray_distill.tracking import ui_command
+    from ray_distill.mlflow_uri import ui_command
 
     # Where there is no terminal Rich takes 80 columns, too few for the searched keys.
     (stdout if stdout.is_terminal else Console(width=130)).print(terminal_table(found.rows))

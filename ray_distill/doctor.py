@@ -211,7 +211,8 @@ def stored(uri: str) -> list[Finding]:
 
 def mlflow_store() -> list[Finding]:
     """Write a run into the store and delete it; compare clocks with a server. Raises: StoreError, TrackingError."""
-    from ray_distill.tracking import store_uri, try_store
+    from ray_distill.mlflow_uri import store_uri
+    from ray_distill.tracking import try_store
 
     version, uri = importlib.metadata.version("mlflow"), os.environ.get("MLFLOW_TRACKING_URI")
     with ExitStack() as stack:

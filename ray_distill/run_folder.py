@@ -25,6 +25,7 @@ from typing import Any
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.held_folder import LOCK, check_idle, held
+from ray_distill.mlflow_uri import store_uri
 from ray_distill.run_files import (
     ARTIFACT,
     CONFIG,
@@ -37,7 +38,7 @@ from ray_distill.run_files import (
     evaluation_folder,
 )
 from ray_distill.stored_run import StoredRun
-from ray_distill.tracking import Tracker, store_uri
+from ray_distill.tracking import Tracker
 from ray_distill.uris import MASK, masked
 from ray_distill.whole_files import write_text
 

@@ -7,8 +7,6 @@ What is logged twice is kept once: a run that was resumed computes the very same
 
 import logging
 import os
-import re
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.errors import FailedError
+from ray_distill.mlflow_uri import StoreError, sqlite_file
 from ray_distill.points import Point
 from ray_distill.recording import AwayError
 from ray_distill.uris import masked
@@ -30,15 +29,8 @@ if TYPE_CHECKING:
 WITNESS = "seconds_per_outer_step"
 """A metric that every point has; its last step tells what is already logged."""
 
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-"""Of stores."""
-
 MAX_METRICS = 900
 """Metrics in one call; MLflow takes 1000, and a point's metrics stay together."""
-
-
-class StoreError(MistakeError):
-    """The store that the user named cannot be opened."""
 
 
 class TrackingError(FailedError):
@@ -57,44 +49,6 @@ TRIAL_TAG = "ray_distill.trial"
 
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own, which nests one run under another."""
-
-
-def store_uri(configured: str | None, folder: Path) -> str:
-    """The tracking URI: the configured one, else $MLFLOW_TRACKING_URI, else a sqlite file in the folder.
-
-    A relative sqlite path is made absolute: Ray's processes work in other folders. Raises: StoreError for a URI that is
-    of no store.
-    """
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
-    if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://|databricks$", uri):
-        raise StoreError(
-            f"MLflow at {masked(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
-            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
-        )
-    file = sqlite_file(uri)
-    return uri if file is None else f"sqlite:///{file.absolute()}"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of a store that is one."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def check_there(uri: str) -> None:
-    """Raises: StoreError for a store that is a file, and not on this machine: opening it would make an empty one."""
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        raise StoreError(
-            f"MLflow at {uri}: there is no such file on this machine, and the run is recorded in it; bring it there, or "
-            "start anew"
-        )
-
-
-def ui_command(uri: str) -> str:
-    """What to do to look at the store."""
-    if uri.startswith("http"):
-        return f"open {masked(uri)} in a browser"
-    return f"uv run mlflow ui --backend-store-uri {shlex.quote(masked(uri))}"
 
 
 def _import_mlflow() -> Any:

@@ -10,9 +10,10 @@ from ray_distill.config import ConfigError, load, parse
 from ray_distill.config_search import load_search
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.places import place_of
+from ray_distill.mlflow_uri import StoreError, ui_command
 from ray_distill.run_folder import RunFolder
 from ray_distill.search_journal import SearchFolder
-from ray_distill.tracking import StoreError, Tracker, TrackingError, ui_command
+from ray_distill.tracking import Tracker, TrackingError
 from ray_distill.uris import holds_password, masked
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ray_distill.mlflow_uri import StoreError, store_uri, ui_command
 from ray_distill.points import Point
 from ray_distill.tracking import (
     StoreAwayError,
-    StoreError,
     Tracker,
     TrackingError,
     flatten,
     open_run,
     open_store,
     recorded,
-    store_uri,
-    ui_command,
 )
 
 
