@@ -8,12 +8,10 @@ mode is an error that names the key's path. `Config.hash` covers all that determ
 import copy
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from ray_distill.config_data import DataConfig
@@ -34,34 +32,7 @@ from ray_distill.config_strict import PositiveInt, Section, Seed
 from ray_distill.config_truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
 from ray_distill.errors import MistakeError
 from ray_distill.uris import masked
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, since it has no dot; people mean the number. A key that stands twice is refused:
-    the first of its values would have no effect."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's, for keys that differ."""
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice in one section", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _YamlDumper(yaml.SafeDumper):
-    """The loader's other half: quotes a string that the loader would take for a number."""
-
-
-for _half in (_YamlLoader, _YamlDumper):
-    _half.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
+from ray_distill.yaml_text import from_yaml, to_yaml
 
 
 class ConfigError(MistakeError):
@@ -255,34 +226,6 @@ def parse(values: Mapping[str, Any]) -> Config:
 MOST_SHOWN = 200
 """Characters of a wrong value that a message shows."""
 
-MOST_VALUES = 100_000
-"""In a file, each counted as often as it is referred to."""
-
-
-def to_yaml(values: Any) -> str:
-    """Plain data as YAML that is read back to the same."""
-    return yaml.dump(values, Dumper=_YamlDumper, sort_keys=False)
-
-
-def _from_yaml(text: str) -> Any:
-    """Raises: ValueError for what is no YAML, or grows when it is read."""
-    try:
-        values = yaml.load(text, Loader=_YamlLoader)
-    except yaml.YAMLError as e:
-        raise ValueError(" ".join(str(e).split())) from None
-    except RecursionError:
-        raise ValueError("too many brackets within brackets") from None
-    # A few aliases of aliases are billions of values, or one that holds itself.
-    count, inside = 0, [values]
-    while inside:
-        value = inside.pop()
-        count += 1
-        if count > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES:,} values, or aliases that go round in a circle")
-        inside += [*value.keys(), *value.values()] if isinstance(value, dict) else []
-        inside += value if isinstance(value, list) else []
-    return values
-
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """`a.b=value` assignments (values in YAML) laid over nested plain data; the input is left as it is.
@@ -296,7 +239,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         if not equals or not all(keys):
             raise ConfigError(f"--set {override!r}: write it as a.b=value, e.g. --set outer.lr=0.01")
         try:
-            value = _from_yaml(text)
+            value = from_yaml(text)
         except ValueError as e:
             raise ConfigError(f"--set {path}: {_in_short(text)} is not a YAML value ({e})") from None
         section = result
@@ -316,7 +259,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({e})") from None
     try:
-        values = _from_yaml(text)
+        values = from_yaml(text)
     except ValueError as e:
         raise ConfigError(f"{path}: is not YAML ({e})") from None
     if not isinstance(values, dict):
