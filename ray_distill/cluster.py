@@ -44,6 +44,18 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = usual
 
 
+def _change_policy(now: str, then: str) -> bool:
+    """Move this thread from one of the system's scheduling policies to another; whether it was so moved."""
+    if not hasattr(os, now) or os.sched_getscheduler(0) != getattr(os, now):
+        return False
+    try:
+        os.sched_setscheduler(0, getattr(os, then), os.sched_param(0))
+    except OSError:
+        # Some sandboxes forbid it. It is for speed alone.
+        return False
+    return True
+
+
 @contextmanager
 def _giving_way() -> Iterator[None]:
     """Processes and threads started within wait their turn instead of interrupting, where the system knows the difference.
@@ -51,20 +63,17 @@ def _giving_way() -> Iterator[None]:
     Ray's dozen processes wake more than a thousand times a second, for next to nothing; where workers compute on all
     cores, each time interrupts one of them (measured: experiments/LOG.md, 2026-11-25).
     """
-    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        yield
-        return
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    moved = _change_policy("SCHED_OTHER", "SCHED_BATCH")
     try:
         yield
     finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if moved:
+            go_first()
 
 
 def go_first() -> None:
     """Let this thread, and those that it starts, not give way as those of Ray do: for the one that trains."""
-    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    _change_policy("SCHED_BATCH", "SCHED_OTHER")
 
 
 @contextmanager
