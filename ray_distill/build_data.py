@@ -9,6 +9,7 @@ from ray_distill.data.spec import DataSpec, default_cache, default_root
 def data_spec(config: Config | DataRequest) -> DataSpec:
     """The run's real data, with absolute paths: its workers have other current folders."""
     section = config.data
+    shared = section.cache is not None and "://" in section.cache
     return DataSpec(
         source=_absolute(section.source),
         test_source=None if section.test_source is None else _absolute(section.test_source),
@@ -21,7 +22,8 @@ def data_spec(config: Config | DataRequest) -> DataSpec:
         zca_shrinkage=section.zca_shrinkage or 0.0,
         validation_fraction=section.validation_fraction,
         seed=config.seed,
-        cache=default_cache() if section.cache is None else Path(_absolute_path(section.cache)),
+        cache=default_cache() if section.cache is None or shared else Path(_absolute_path(section.cache)),
+        shared=section.cache if shared else None,
     )
 
 

@@ -68,7 +68,8 @@ class DataConfig(Section):
     root: str | None = Field(default=None, min_length=1)
     """Folder or URI of the named sources' files. Default: data in $RAY_DISTILL_CACHE, or in ~/.cache/ray_distill."""
     cache: str | None = Field(default=None, min_length=1)
-    """Local folder for decoded, fitted and whitened data, which runs share. Default: prepared in
+    """Folder for decoded, fitted and whitened data, which runs share and map into memory; or a URI, as s3://bucket/folder,
+    by which machines share them: each keeps those that it uses in the default folder too. Default: prepared in
     $RAY_DISTILL_CACHE, or in ~/.cache/ray_distill."""
     image_size: Size | None = Field(default=None, validate_default=True)
     """Scale the shorter side to this and cut a square out of the middle. Default: 64 for imagenet; to be given for
@@ -119,10 +120,8 @@ class DataConfig(Section):
 
     @field_validator("cache")
     @classmethod
-    def _local(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value:
-            raise refuse("allowed: a folder of this machine; it is mapped into memory")
-        return value
+    def _open(cls, value: str | None) -> str | None:
+        return value if value is None else _without_password(value, value)
 
     @field_validator("image_size")
     @classmethod

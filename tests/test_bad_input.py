@@ -86,7 +86,7 @@ VALUES = [
     ("data={source: cifar10, test_source: 'npz:b'}", "data.test_source", "no effect"),
     ("data.root=/data", "data.root", "no effect"),
     ("data={source: 'npz:a', root: /data}", "data.root", "no effect"),
-    ("data.cache=s3://bucket/x", "data.cache", "mapped into memory"),
+    ("data.cache='s3://me:secret@bucket/x'", "data.cache", "AWS_SECRET_ACCESS_KEY"),
     ("data.image_size=8", "data.image_size", "no effect"),
     ("data={source: tiny-imagenet, image_size: 64}", "data.image_size", "no effect"),
     ("data={source: cub200}", "data.image_size", "many sizes"),
@@ -341,6 +341,7 @@ COMMANDS = [
     ("data prepare nowhere.yaml", "nowhere.yaml: cannot be read"),
     ("data prepare digits --set outer.lr=1", "outer: unknown key 'outer' at the top"),
     ("data prepare digits --set data.cache=text/x", "text/x"),
+    ("data prepare digits --set data.cache=s4://bucket/x", "s4://bucket/x names no place"),
     ("data prepare digits --picture no/x.png", "no/x.png: there is no folder no"),
     ("data prepare digits --picture x.txt", "--picture x.txt: a picture's name ends in .png"),
     (

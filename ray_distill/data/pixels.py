@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from ray_distill.core.rng import Stream
 from ray_distill.data.arrow_images import Spool, open_images
-from ray_distill.data.built_once import built_once
 from ray_distill.data.decoding import Broken, Decoded, Progress, decoded
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.listing import Listing
+from ray_distill.data.shared_cache import prepared_once
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import balanced_rows
 from ray_distill.uris import masked
@@ -60,7 +60,7 @@ def stored_pixels(
         if progress is not None:
             progress("waiting for another process to decode", 0, len(wanted))
 
-    built_once(path, lambda part: _decode_into(part, wanted, spec, progress), waiting)
+    prepared_once(path, spec.shared, lambda part: _decode_into(part, wanted, spec, progress), waiting)
     return open_images(path)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ray_distill.data import whitening_memory
 from ray_distill.data.arrow_images import Spool, open_images
-from ray_distill.data.built_once import built_once
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
 from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
+from ray_distill.data.shared_cache import prepared_once
 from ray_distill.data.spec import DataSpec
 
 FITTING = 1
@@ -48,19 +48,19 @@ def fitted_preprocessing(
         chunks = _watched(images.pixel_chunks(train_rows_N), what, len(train_rows_N), progress)
         save_preprocessing(part, fit_preprocessing(kind, chunks, zca_shrinkage=spec.zca_shrinkage))
 
-    built_once(path, fit, _waiting(progress))
+    prepared_once(path, spec.shared, fit, _waiting(progress))
     return load_preprocessing(path), path
 
 
 def preprocessed(
-    images: LabelledImages, preprocessing: Preprocessing, cache: Path, progress: Progress | None = None
+    images: LabelledImages, preprocessing: Preprocessing, spec: DataSpec, progress: Progress | None = None
 ) -> tuple[LabelledImages, Preprocessing | None]:
     """What batches are drawn from, and what is applied to each of them: pixels and the preprocessing, or
     whitened images and nothing.
     """
     if preprocessing.kind != "zca":
         return images, preprocessing
-    path = whitened_path(images.digest, preprocessing, cache)
+    path = whitened_path(images.digest, preprocessing, spec.cache)
 
     def whiten(part: Path) -> None:
         spool, rows_N = Spool(part), torch.arange(len(images))
@@ -71,7 +71,7 @@ def preprocessed(
         finally:
             spool.close()
 
-    built_once(path, whiten, _waiting(progress))
+    prepared_once(path, spec.shared, whiten, _waiting(progress))
     return open_images(path), None
 
 

@@ -54,7 +54,9 @@ class DataSpec:
     seed: int = 0
     """Decides which images are held out."""
     cache: Path = field(default_factory=default_cache)
-    """Where prepared images are kept."""
+    """Where prepared images are kept, on this machine."""
+    shared: str | None = None
+    """URI of a folder in a store, by which machines share them. None: they do not."""
 
     @property
     def kind(self) -> str:

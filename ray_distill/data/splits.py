@@ -17,6 +17,7 @@ from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.prepared import fitted_preprocessing, preprocessed
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
+from ray_distill.data.shared_cache import fetched
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import stratified_split
@@ -108,7 +109,7 @@ def issue(
     spec: DataSpec, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
 ) -> tuple[Ticket, LabelledImages]:
     """Preprocess images as far as that is kept: the ticket for them, and what batches are drawn from."""
-    drawn, applied = preprocessed(images, preprocessing, spec.cache, progress)
+    drawn, applied = preprocessed(images, preprocessing, spec, progress)
     ticket = Ticket(
         spec=spec, pixels=images.path, pixels_digest=images.digest, drawn=drawn.path, applied=applied
     )
@@ -124,17 +125,18 @@ def redeem(ticket: Ticket, load: Load, fitted: Callable[[], Preprocessing]) -> L
 
     Raises: DataError if this machine's source gives other images than the ticket is for.
     """
-    if ticket.drawn.exists():
+    shared = ticket.spec.shared
+    if fetched(ticket.drawn, shared):
         return open_images(ticket.drawn)
-    images = open_images(ticket.pixels) if ticket.pixels.exists() else load(ticket.spec)
+    images = open_images(ticket.pixels) if fetched(ticket.pixels, shared) else load(ticket.spec)
     if images.digest != ticket.pixels_digest:
         raise DataError(
             f"{ticket.spec.source} holds other images on this machine than where the run was started; put the same "
-            "files there, or let data.cache name a folder that all machines share"
+            "files there, or let data.cache name a folder or a URI that all machines share"
         )
     if ticket.applied is not None:
         return images
-    return preprocessed(images, fitted(), ticket.spec.cache)[0]
+    return preprocessed(images, fitted(), ticket.spec)[0]
 
 
 def redeem_development(ticket: Ticket, fitted: Callable[[], Preprocessing]) -> tuple[RealData, RealData]:

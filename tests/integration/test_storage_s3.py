@@ -97,7 +97,8 @@ def start(folder: Path, environment: dict[str, str], *arguments: str) -> subproc
 def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp_path: Path) -> None:
     """SIGKILL for the driver and all that it started, and its folder is lost. Another folder resumes from what is in
     the bucket: D bit-equal to a run that was never disturbed, in the same MLflow run, each measurement once. In the end
-    the bucket holds what the folder holds, and no file of the run, of Ray or of MLflow the secret key."""
+    the bucket holds what the folder holds, and no file of the run, of Ray or of MLflow the secret key. Prepared images
+    are in the bucket too, from where the second machine has them: the very same files."""
     config = tiny_config(
         outer={"steps": 120},
         validation={"every": 40},
@@ -116,8 +117,11 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
         "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
         "RAY_TMPDIR": str(ray),
     }
-    kept = ("--set", f"cluster.storage={place.uri}")
-    first = start(tmp_path, environment, "--out", "here", *kept)
+    prepared = Place(endpoint, "prepared")
+    kept = ("--set", f"cluster.storage={place.uri}", "--set", f"data.cache={prepared.uri}")
+    first = start(
+        tmp_path, environment | {"RAY_DISTILL_CACHE": str(tmp_path / "one")}, "--out", "here", *kept
+    )
     deadline = time.monotonic() + 200
     while place.last_checkpoint() < 20:
         assert first.poll() is None, first.communicate()
@@ -133,6 +137,8 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
     assert not (tmp_path / "here" / "train").exists()
     shutil.rmtree(tmp_path / "here")
 
+    made = prepared.files()
+    environment["RAY_DISTILL_CACHE"] = str(tmp_path / "other")
     out, err = start(tmp_path, environment, "--out", "there", "--resume", *kept).communicate(timeout=280)
     assert f"kept in       {place.uri}" in out, out + err
     assert "Traceback" not in err
@@ -149,6 +155,10 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
     assert {
         name: content for name, content in place.files().items() if not name.startswith("train/")
     } == local
+    assert made
+    there = prepared.files()
+    assert {name: there[name] for name in made} == made
+    assert {p.name: p.read_bytes() for p in (tmp_path / "other/prepared").glob("*.arrow")} == there
     files = [path for root in (tmp_path, ray) for path in root.rglob("*") if path.is_file()]
     assert len(files) > 30
     assert [str(path) for path in files if PLANTED.encode() in path.read_bytes()] == []
