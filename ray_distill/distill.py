@@ -24,6 +24,7 @@ from ray_distill.errors import FailedError, is_full
 from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
 from ray_distill.outer_loop import NonFiniteError, Report, outer_loop
 from ray_distill.points import Point
+from ray_distill.process_group import GroupConfig
 from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
@@ -213,6 +214,7 @@ def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: An
     return TorchTrainer(
         worker,
         train_loop_config=setup,
+        torch_config=GroupConfig(),
         scaling_config=scaling_of(config),
         run_config=ray.train.RunConfig(
             name=TRAIN_RUN,

@@ -24,6 +24,7 @@ from ray.util.queue import Empty, Queue
 from ray_distill.cluster import go_first
 from ray_distill.config import Config, parse
 from ray_distill.distill import quiet_reports, scaling_of, worker_device
+from ray_distill.process_group import GroupConfig
 from ray_distill.search_trial import distil, say_again, taken_up, tell_tune
 from ray_distill.workplace import open_workplace
 from ray_distill.world import Distributed, OneProcess, World
@@ -71,6 +72,7 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
     return TorchTrainer(
         train_worker,
         train_loop_config=setup,
+        torch_config=GroupConfig(),
         scaling_config=scaling_of(config),
         run_config=ray.train.RunConfig(
             name=f"{setup['proposal']['name']}-{uuid.uuid4().hex[:8]}",

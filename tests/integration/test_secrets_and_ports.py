@@ -52,6 +52,43 @@ def test_a_cluster_of_our_own_listens_to_this_machine_alone(ray_cluster: None) -
     assert set().union(*ours.values()) <= LOOPBACK, ours
 
 
+def _where_it_listens() -> tuple[float, list[str]]:
+    """What a worker of Ray Train's does here: a sum over all, and word of the ports of its process."""
+    import torch
+    import torch.distributed as dist
+
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    known = listening()
+    ours = sorted({known[s] for s in sockets_of(os.getpid()) if s in known})
+    return float(total), ours
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux to see who listens")
+@pytest.mark.slow
+def test_workers_that_meet_listen_to_this_machine_alone(ray_cluster: None, tmp_path: Path) -> None:
+    """Two workers sum 1 and 1, and all that rank 0 listens to is on 127.0.0.1. By torch's own way it listened to all
+    networks."""
+    from ray import cloudpickle
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from ray_distill.process_group import GroupConfig
+
+    # Workers have no way to this file.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    result = TorchTrainer(
+        _where_it_listens,
+        torch_config=GroupConfig(),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+    ).fit()
+    total, addresses = result.return_value
+    assert total == 2.0
+    assert len(addresses) > 0
+    assert set(addresses) <= LOOPBACK
+
+
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[int]:
     """MLflow's own server on a free port; it lets everybody in, whatever the password."""
