@@ -5,7 +5,10 @@ A mistake of the user's is one message on stderr and exit code 2; a run that fai
 exit code 1. Heavy imports happen inside the verbs, so that `--help` answers at once.
 """
 
+import logging
 import os
+import sys
+import threading
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -261,4 +264,21 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     """The entry point."""
-    app()
+    try:
+        app()
+    except SystemExit as e:
+        _leave_at_once(e.code)
+        raise
+
+
+def _leave_at_once(code: object) -> None:
+    """End the process, if a thread was left waiting in a library: it would be taken down under that thread.
+
+    An interrupted run leaves one in Ray, and every other time that ended in a segmentation fault instead of the exit code,
+    where the cluster was not of our own.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))

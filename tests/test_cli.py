@@ -4,6 +4,8 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +38,20 @@ def test_help_names_every_verb_and_option() -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert runner.invoke(app, ["--version"]).output == f"ray-distill {ray_distill.__version__}\n"
+
+
+def test_a_thread_that_is_left_behind_costs_neither_output_nor_exit_code() -> None:
+    """As an interrupted run leaves one, in Ray: it must not be there when Python is taken down."""
+    left = "import sys, threading, time; from ray_distill.cli import main; "
+    left += "threading.Thread(target=time.sleep, args=(99,), daemon=True).start(); import atexit; "
+    left += "atexit.register(print, 'taken down'); sys.argv[1:] = "
+    for arguments, code, says in ((["--version"], 0, "ray-distill "), (["distill", "no.yaml"], 2, "no.yaml")):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{left}{arguments}; main()"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert says in done.stdout + done.stderr
+        assert "taken down" not in done.stdout
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
