@@ -11,6 +11,9 @@ from ray_distill.config_search import SearchConfig, check_installed, load_search
 from ray_distill.submitted import check_kept
 from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
 
+WIDE = 500
+"""Columns: more than any table needs."""
+
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.search_journal import SearchFolder
@@ -124,8 +127,8 @@ def _say_found(found: "Found", folder: "SearchFolder") -> None:
     from ray_distill.leaderboard import terminal_table
     from ray_distill.mlflow_uri import ui_command
 
-    # Where there is no terminal Rich takes 80 columns, too few for the searched keys.
-    (stdout if stdout.is_terminal else Console(width=130)).print(terminal_table(found.rows))
+    # Where there is no terminal Rich takes 80 columns, too few for the searched keys, and cuts off what is in them.
+    (stdout if stdout.is_terminal else Console(width=WIDE)).print(terminal_table(found.rows))
     stdout.print(str(found.time), markup=False, highlight=False)
     for warning in found.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)

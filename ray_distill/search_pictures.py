@@ -166,7 +166,7 @@ def window_unroll_map(trials: Sequence[TrialRecord]) -> "Figure | None":
         best = max(known, key=lambda pair: known[pair])
         axes.scatter(
             best[0], best[1],
-            s=260, facecolors="none", edgecolors=BEST_COLOUR, linewidths=2, zorder=5, label="best",
+            s=260, facecolors="none", edgecolors=BEST_COLOUR, linewidths=2, zorder=5, label="best of these",
         )  # fmt: skip
         for pair, percent in known.items():
             if pair == best or _has_room(pair, list(known)):
