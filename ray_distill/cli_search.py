@@ -11,13 +11,13 @@ from ray_distill.config_search import SearchConfig, check_installed, load_search
 from ray_distill.submitted import check_kept
 from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
 
-WIDE = 500
-"""Columns: more than any table needs."""
-
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.search_journal import SearchFolder
     from ray_distill.search_run import Found
+
+WIDE = 500
+"""Columns: more than any table needs."""
 
 
 def search(

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 # Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
@@ -20,6 +21,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
 from ray._private import ray_constants
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_distill.config import ConfigError
 from ray_distill.errors import FailedError
@@ -166,6 +168,16 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """The nodes of the connected cluster, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def only_on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
+    """Where a task is to run: on this node, or not at all."""
+    return NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
 
 
 def require(key: str, num_workers: int, cpus: float, gpus: float) -> None:

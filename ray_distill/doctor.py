@@ -21,14 +21,13 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from ray_distill import __version__
-from ray_distill.cluster import cluster
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.cluster import alive_nodes, cluster, only_on
+from ray_distill.errors import FailedError, MistakeError, first_line
 from ray_distill.patience import in_time
 from ray_distill.storage import Storage
 from ray_distill.uris import masked
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 State = Literal["good", "note", "bad"]
 GIB = 2**30
@@ -107,7 +106,7 @@ ADVICE = {
 
 
 def _line(error: BaseException) -> str:
-    return masked((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return masked(first_line(error))
 
 
 def python() -> Finding:
@@ -273,7 +272,7 @@ def ray_cluster() -> list[Finding]:
     """The cluster that runs would use: its nodes, their clocks and versions, and its GPUs. Raises: ClusterError."""
     where = f"at {os.environ['RAY_ADDRESS']}" if os.environ.get("RAY_ADDRESS") else "started on this machine"
     with cluster():
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = alive_nodes()
         total = ray.cluster_resources()
         said = f"{ray.__version__}, {where}: {len(nodes)} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
         found = [Finding("Ray", "good", said, PURPOSES["Ray"])]
@@ -288,9 +287,7 @@ def ray_cluster() -> list[Finding]:
 
 
 def _node(node: dict[str, Any], name: str) -> list[Finding]:
-    task = _look_around.options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-    )
+    task = _look_around.options(scheduling_strategy=only_on(node))
     # The first call starts a process there.
     ray.get(task.remote(), timeout=PATIENCE_S)
     before = time.time()

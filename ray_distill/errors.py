@@ -21,6 +21,11 @@ class FailedError(RuntimeError):
     """The work could not be brought to its end although the input was right. Exit code 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the traces that some libraries add."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_mistake(error: OSError) -> bool:
     """Whether another path would mend it; otherwise the world has failed: a full disk, a lost connection."""
     return error.errno in USERS

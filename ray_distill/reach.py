@@ -4,12 +4,13 @@ import os
 
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_distill.cluster import alive_nodes, only_on
 from ray_distill.config import ConfigError
+from ray_distill.errors import first_line
 from ray_distill.lease import Holder, read_lease
 from ray_distill.run_folder import RunFolder
-from ray_distill.storage import Storage, StorageAwayError, first_line
+from ray_distill.storage import Storage, StorageAwayError
 
 REACHED_WITHIN_S = 120.0
 """How long a node may take to say so; the first call starts a process there."""
@@ -34,14 +35,9 @@ def check_reached(folder: RunFolder) -> None:
     if folder.stored is None or not os.environ.get("RAY_ADDRESS"):
         # The processes of a cluster of our own have this one's environment.
         return
-    storage, nodes = folder.stored.storage, [node for node in ray.nodes() if node["Alive"]]
+    storage, nodes = folder.stored.storage, alive_nodes()
     there = read_lease(storage)
-    reaching = [
-        _reach.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-        ).remote(storage, there)
-        for node in nodes
-    ]
+    reaching = [_reach.options(scheduling_strategy=only_on(node)).remote(storage, there) for node in nodes]
     for node, found in zip(nodes, reaching, strict=True):
         try:
             wrong = ray.get(found, timeout=REACHED_WITHIN_S)

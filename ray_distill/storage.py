@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.errors import FailedError, MistakeError, first_line
 from ray_distill.patience import in_time
 from ray_distill.uris import masked
 from ray_distill.whole_files import written_whole
@@ -34,11 +34,6 @@ CLOUD = (
     "allow to write there?"
 )
 """What to look at where a store in a cloud does not do."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the traces that some libraries add."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class StorageError(MistakeError):

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.errors import FailedError
+from ray_distill.errors import FailedError, first_line
 from ray_distill.mlflow_uri import StoreError, sqlite_file
 from ray_distill.points import Point
 from ray_distill.recording import AwayError
@@ -80,10 +80,9 @@ def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
         yield
     # A database whose driver is not installed is an ImportError.
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         if error is TrackingError and getattr(e, "error_code", None) not in REFUSALS:
             error = StoreAwayError
-        raise error(masked(f"MLflow at {uri}: {reason}")) from e
+        raise error(masked(f"MLflow at {uri}: {first_line(e)}")) from e
 
 
 @dataclass(frozen=True)

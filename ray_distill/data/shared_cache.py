@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ray_distill.data.built_once import Waiting, built_once
 from ray_distill.data.places import Place, place_of, reading
+from ray_distill.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +30,17 @@ def prepared_once(
 
     Raises: DataError for a store that cannot be read. One that takes no file is a warning: others build it then.
     """
+    if shared is None:
+        built_once(target, build, waiting)
+        return
+    place = place_of(shared) / target.name
 
     def fetch_or_build(part: Path) -> None:
-        if shared is None or not _copied(place_of(shared) / target.name, part):
+        if not _copied(place, part):
             build(part)
 
     built_once(target, fetch_or_build, waiting)
-    if shared is not None:
-        _put(target, place_of(shared) / target.name)
+    _put(target, place)
 
 
 def fetched(target: Path, shared: str | None) -> bool:
@@ -93,5 +97,4 @@ def _put(target: Path, place: Place) -> None:
         if part != place:
             place.filesystem.move(part.path, place.path)
     except (OSError, pa.ArrowException) as e:
-        said = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        logger.warning("%s could not be put into data.cache: %s", place, said)
+        logger.warning("%s could not be put into data.cache: %s", place, first_line(e))
