@@ -1,5 +1,5 @@
-"""Writes three tables into the README: the demo's measured accuracies, from `results/demo/summary.json`, the sources of data,
-from the module that reads them, and the experiments, from their files.
+"""Writes three tables: the demo's measured accuracies, from `results/demo/summary.json`, into the README; the sources of data,
+from the module that reads them, and the experiments, from their files, into experiments/README.md.
 
 uv run python experiments/readme_table.py
 """
@@ -14,6 +14,7 @@ from ray_distill.data import sources
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+GUIDE = HERE / "README.md"
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -46,7 +47,7 @@ def _row(path: Path) -> list[str]:
     values = read_yaml(path)
     truncation, distilled = values["truncation"], values["distilled"]
     return [
-        f"[{path.stem}](experiments/{path.name})",
+        f"[{path.stem}]({path.name})",
         values["data"]["source"].partition(":")[0],
         str(distilled["ipc"]),
         truncation["rule"],
@@ -83,17 +84,17 @@ def with_table(readme: str, summary: dict[str, Any]) -> str:
     return _between_marks(readme, "demo", table(summary))
 
 
-def with_sources(readme: str, sources: str) -> str:
-    """The README with the sources of data between their marks."""
-    return _between_marks(readme, "sources", sources)
+def with_sources(guide: str, sources: str) -> str:
+    """The guide with the sources of data between their marks."""
+    return _between_marks(guide, "sources", sources)
 
 
-def with_experiments(readme: str, experiments: str) -> str:
-    """The README with the experiments between their marks."""
-    return _between_marks(readme, "experiments", experiments)
+def with_experiments(guide: str, experiments: str) -> str:
+    """The guide with the experiments between their marks."""
+    return _between_marks(guide, "experiments", experiments)
 
 
 if __name__ == "__main__":
     summary = json.loads((HERE / "results" / "demo" / "summary.json").read_text())
-    readme = with_sources(with_table(README.read_text(), summary), data_sources())
-    README.write_text(with_experiments(readme, experiments(HERE)))
+    README.write_text(with_table(README.read_text(), summary))
+    GUIDE.write_text(with_experiments(with_sources(GUIDE.read_text(), data_sources()), experiments(HERE)))

@@ -177,10 +177,19 @@ def test_the_demo_asks_for_no_more_workers_than_cores(monkeypatch: pytest.Monkey
     assert demo_config([]).hash == two.hash
 
 
+READMES = [
+    ROOT / "README.md",
+    ROOT / "experiments" / "README.md",
+    ROOT / "experiments" / "cluster" / "README.md",
+]
+
+
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    text = "\n".join(path.read_text() for path in READMES)
+    blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    commands = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return list(dict.fromkeys(commands))
 
 
 def test_the_two_commands_stand_at_the_top() -> None:
@@ -215,6 +224,20 @@ def test_every_readme_command_parses(command: str, monkeypatch: pytest.MonkeyPat
         assert result.exit_code == 0, result.output
         unknown = runner.invoke(app, [verb, "--no-such-option"])
         assert unknown.exit_code == 2
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_every_link_of_a_readme_leads_somewhere(path: Path) -> None:
+    """To a file that is there, and to a heading that it has."""
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", path.read_text())
+    assert len(links) >= 5
+    for link in links:
+        name, _, heading = link.partition("#")
+        target = path.parent / name
+        assert target.exists(), link
+        if heading:
+            heads = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+            assert heading in {head.lower().replace(" ", "-") for head in heads}, link
 
 
 def test_the_readme_shows_what_was_measured() -> None:

@@ -14,6 +14,7 @@ from ray_distill.data.sources import READERS
 from ray_distill.plan_images import named
 
 ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "experiments" / "README.md"
 # As they stand in the README of the paper's public code, without what names files, ranks and printing.
 COMMANDS = {
     "cifar10_ipc10": (
@@ -122,25 +123,25 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_readme_lists_every_experiment() -> None:
+def test_the_guide_lists_every_experiment() -> None:
     """Its table is the one that the script makes of the files; a row as one would write it by hand."""
-    readme = (ROOT / "README.md").read_text()
+    guide = GUIDE.read_text()
     table = script().experiments(ROOT / "experiments")
-    assert script().with_experiments(readme, table) == readme
+    assert script().with_experiments(guide, table) == guide
     for path in (ROOT / "experiments").glob("*.yaml"):
         if "space" in read_yaml(path):
             continue
-        assert f"[{path.stem}](experiments/{path.name})" in table
+        assert f"[{path.stem}]({path.name})" in table
     (row,) = (line for line in table.splitlines() if "[cifar100_ipc10]" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:] == ["cifar100", "10", "rat-bptt", "100", "300", "learnt", "convnet3", "600,000"]
 
 
-def test_the_readme_lists_every_source_of_data() -> None:
+def test_the_guide_lists_every_source_of_data() -> None:
     """Its table is the one of the module that reads them, and names every reader and no other."""
-    readme = (ROOT / "README.md").read_text()
+    guide = GUIDE.read_text()
     table = script().data_sources()
-    assert script().with_sources(readme, table) == readme
+    assert script().with_sources(guide, table) == guide
     firsts = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
     named = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", firsts)}
     assert named == set(READERS)
