@@ -9,10 +9,10 @@ checkpoint which is not there.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow.fs
 import ray.train
@@ -27,6 +27,7 @@ from ray_distill.world import World
 BOOK = "checkpoint_manager_snapshot.json"
 """Train's, beside the checkpoints' folders."""
 _NAME = re.compile(r"step_(\d{8,})(?:-(\d+))?")
+ReadT = TypeVar("ReadT")
 
 
 class NoWholeCheckpointError(CheckpointError):
@@ -74,15 +75,19 @@ def _lying(fs: pyarrow.fs.FileSystem, folder: str) -> list[ray.train.Checkpoint]
     return [ray.train.Checkpoint(f"{folder}/{name}", fs) for name in sorted(names, key=_age)]
 
 
+def booked() -> list[ray.train.Checkpoint]:
+    """What Train's book has of the run that this Ray Train worker belongs to, the oldest first."""
+    committed = ray.train.CheckpointConsistencyMode.COMMITTED
+    return [r.checkpoint for r in ray.train.get_all_reported_checkpoints(consistency_mode=committed)]
+
+
 def find(config_hash: str, device: torch.device, world: World) -> Found:
     """The newest whole checkpoint of the run that this Ray Train worker belongs to; every rank must call it.
 
     Without a book (`put_right`), of all that lie there. Raises: NoWholeCheckpointError.
     """
-    committed = ray.train.CheckpointConsistencyMode.COMMITTED
-    booked = [r.checkpoint for r in ray.train.get_all_reported_checkpoints(consistency_mode=committed)]
-    if booked:
-        return newest_whole(booked, config_hash, device, world)
+    if known := booked():
+        return newest_whole(known, config_hash, device, world)
     storage = ray.train.get_context().get_storage()
     lying = _lying(storage.storage_filesystem, storage.experiment_fs_path)
     return newest_whole(lying, config_hash, device, world)._replace(booked=False)
@@ -92,32 +97,50 @@ def newest_whole(
     checkpoints: Sequence[ray.train.Checkpoint], config_hash: str, device: torch.device, world: World
 ) -> Found:
     """The last of these, the oldest first, that every rank can read. Raises: NoWholeCheckpointError."""
-    names, damaged = frozenset(map(_name, checkpoints)), list[str]()
-    for checkpoint in reversed(checkpoints):
-        kept, trouble = _read(checkpoint, config_hash, device)
-        # Ranks that went on from different ones would compute, and say, nonsense.
-        num_whole = world.sum(torch.tensor([kept is not None], dtype=torch.float64, device=device))
-        if kept is not None and int(num_whole) == world.size:
-            said = "; ".join(damaged)
-            return Found(
-                kept, True, said and f"{said}; the run goes on from outer step {kept.state.outer_step}", names
-            )
-        damaged.append(trouble or f"{_name(checkpoint)} can be read by some workers and not by others")
+    names = frozenset(map(_name, checkpoints))
+    kept, damaged = newest_read(
+        checkpoints, lambda folder: load_kept(folder / CHECKPOINT_FILE, config_hash, device), device, world
+    )
+    said = "; ".join(damaged)
+    if kept is not None:
+        return Found(
+            kept, True, said and f"{said}; the run goes on from outer step {kept.state.outer_step}", names
+        )
     if damaged:
         raise NoWholeCheckpointError(
-            f"no checkpoint of this run can be read: {'; '.join(damaged)}. Bring one of them back from a copy and go "
-            "on with --resume; or begin again, with --force or with another --out"
+            f"no checkpoint of this run can be read: {said}. Bring one of them back from a copy and go on with "
+            "--resume; or begin again, with --force or with another --out"
         )
     return Found(None, True, "", names)
 
 
-def _read(
-    checkpoint: ray.train.Checkpoint, config_hash: str, device: torch.device
-) -> tuple[KeptRun | None, str]:
+def newest_read(
+    checkpoints: Sequence[ray.train.Checkpoint],
+    read: Callable[[Path], ReadT],
+    device: torch.device,
+    world: World,
+) -> tuple[ReadT | None, list[str]]:
+    """What the last of these holds, the oldest first, that every rank can read; and what is wrong with those after it.
+
+    Args:
+        read: reads a checkpoint's folder; raises CheckpointError for a damaged one.
+    """
+    damaged: list[str] = []
+    for checkpoint in reversed(checkpoints):
+        found, trouble = _read(checkpoint, read)
+        # Ranks that went on from different ones would compute, and say, nonsense.
+        num_whole = world.sum(torch.tensor([found is not None], dtype=torch.float64, device=device))
+        if found is not None and int(num_whole) == world.size:
+            return found, damaged
+        damaged.append(trouble or f"{_name(checkpoint)} can be read by some workers and not by others")
+    return None, damaged
+
+
+def _read(checkpoint: ray.train.Checkpoint, read: Callable[[Path], ReadT]) -> tuple[ReadT | None, str]:
     """What a checkpoint holds, or else what is wrong with it."""
     try:
         with checkpoint.as_directory() as folder:
-            return load_kept(Path(folder) / CHECKPOINT_FILE, config_hash, device), ""
+            return read(Path(folder)), ""
     except (CheckpointError, FileNotFoundError) as e:
         return None, f"{_name(checkpoint)}: {e}"
 

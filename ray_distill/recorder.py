@@ -20,16 +20,13 @@ from ray_distill.points import Point
 from ray_distill.progress import Update
 from ray_distill.progress_board import Posted
 from ray_distill.recording import Recording
-from ray_distill.tracking import Tracker
+from ray_distill.tracking import DAMAGED_TAG, Tracker
 from ray_distill.uris import masked
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "state.arrow"
 """The run's state inside a checkpoint's folder."""
-
-DAMAGED_TAG = "damaged_checkpoints"
-"""Of a run that went on from an older checkpoint than its last: why."""
 
 FLUSH_WITHIN_S = 30.0
 """How long the end of the training waits for MLflow."""

@@ -10,9 +10,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +22,9 @@ from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
 from ray_distill.search_clerk import Bystander, Clerk
 from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_left import trials_left
 from ray_distill.search_population import Population
-from ray_distill.search_proposals import Drawn, Proposal, Proposals, known, trial_name
-from ray_distill.search_records import Value
+from ray_distill.search_proposals import Proposals
 from ray_distill.search_trial import trial
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
@@ -118,53 +117,6 @@ def capacity(search: SearchConfig) -> int:
     return search.num_trials
 
 
-def _left(
-    search: SearchConfig, folder: SearchFolder, journal: SearchJournal, bystander: Bystander
-) -> Iterator[Callable[[], Proposal]]:
-    """The trials that are to go on, and then those that have not begun."""
-    for log in list(journal.logs.values()):
-        if log.status == "running":
-            if log.outer_step >= search.outer_steps:
-                bystander.begin(log.name, log.values)
-                bystander.end(log.name, "finished", None)
-                journal.write("end", trial=log.name, status="finished", reason=None)
-                bystander.show()
-                continue
-            journal.write("goes_on", trial=log.name, outer_step=log.outer_step)
-            yield partial(_go_on, search, folder, journal, log, bystander)
-    sampler = None
-    if search.algorithm == "optuna":
-        from ray_distill.search_optuna import Sampler
-
-        sampler = Sampler(search, journal)
-    values = [] if sampler else known(search)
-    for number in range(len(journal.logs), search.num_trials):
-        draw = partial(sampler.draw, number) if sampler else partial(_known, values, number)
-        yield partial(_begin, journal, number, draw, bystander)
-
-
-def _known(values: list[dict[str, Value]], number: int) -> Drawn:
-    return Drawn(values[number], None)
-
-
-def _go_on(
-    search: SearchConfig, folder: SearchFolder, journal: SearchJournal, log: TrialLog, bystander: Bystander
-) -> Proposal:
-    kept = None if log.checkpoint is None else str((folder.path / log.checkpoint).resolve())
-    # Members that wait for the others' report at an exchange say theirs again.
-    again = isinstance(search.scheduler, PbtScheduler) and log.outer_step > journal.barrier
-    bystander.begin(log.name, log.values)
-    return Proposal(log.name, log.now, kept, again)
-
-
-def _begin(journal: SearchJournal, number: int, draw: Callable[[], Drawn], bystander: Bystander) -> Proposal:
-    drawn = draw()
-    proposal = Proposal(trial_name(number), drawn.values)
-    journal.write("trial", trial=proposal.name, values=drawn.values, numbers=drawn.numbers)
-    bystander.begin(proposal.name, proposal.values)
-    return proposal
-
-
 def _trainable(search: SearchConfig, shared: dict[str, Any]) -> Any:
     """What Tune runs for each trial, with what it reserves for it."""
     cluster = search.config.cluster
@@ -202,7 +154,7 @@ def run_trials(
 
     Raises: ConfigError if a trial could never be placed; SearchError.
     """
-    left = list(_left(search, folder, journal, bystander))
+    left = list(trials_left(search, folder, journal, bystander))
     if not left:
         return
     attempt = f"attempt-{1 + len(list(folder.tune.glob('attempt-*')))}"

@@ -29,6 +29,9 @@ class Bystander(Protocol):
     def clone(self, trial: str, parent: str, outer_step: int) -> None:
         """A member of a population goes on from another's state at this outer step, which both have come to."""
 
+    def damaged(self, trial: str, said: str) -> None:
+        """It goes on from an older checkpoint than its last."""
+
     def end(self, trial: str, status: Ended, reason: str | None) -> None:
         """It is over."""
 
@@ -58,6 +61,8 @@ class Clerk(tune.Callback):
     ) -> None:
         """A validation, or that a trial cannot go on."""
         name, points = trial.trial_id, [Point(*p) for p in result["points"]]
+        if "damaged" in result:
+            self._bystander.damaged(name, result["damaged"])
         self._bystander.add_points(name, points, result.get("values") if self._take_exchange else None)
         if "reason" in result:
             self._end(name, "failed", result["reason"], result["seconds"])

@@ -10,7 +10,7 @@ goes on. A line that was cut off as the driver died is dropped.
     {"event": "report", "trial": .., "outer_step": .., ..}          it was validated, and kept at `checkpoint`
     {"event": "barrier", "outer_step": .., "clones": [..]}          a population's exchange: who goes on from whom
     {"event": "end", "trial": .., "status": .., "reason": ..}
-    {"event": "goes_on", "trial": .., "outer_step": ..}             a resumed search takes it up again here
+    {"event": "goes_on", "trial": .., "outer_step": .., ..}         a resumed search takes it up again here
     {"event": "done"}                                               the results lie in the folder
 
 Each line also has `unix_s`, when it was written: what the search's time went into is read from that (`search_time`).
@@ -20,7 +20,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ray_distill.config import ConfigError
 from ray_distill.config_search import JUDGED_BY, SearchConfig
@@ -101,6 +101,16 @@ class SearchFolder:
         return Tracker(with_password(uri, self.path), run_id)
 
 
+class Kept(NamedTuple):
+    """A checkpoint of a trial."""
+
+    outer_step: int
+    seconds: float
+    """That the trial had taken there."""
+    checkpoint: str
+    """Its folder, from the search's folder."""
+
+
 @dataclass
 class TrialLog:
     """What the journal knows of a trial."""
@@ -115,10 +125,18 @@ class TrialLog:
     curve: list[Measured] = field(default_factory=list)
     lineage: list[tuple[int, dict[str, Value]]] = field(default_factory=list)
     """Of a member of a population that was cloned: which values held from which outer step on."""
-    checkpoint: str | None = None
-    """The folder that holds its last state, from the search's folder."""
-    outer_step: int = 0
-    """Of that state."""
+    kept: list[Kept] = field(default_factory=list)
+    """The states that led to its last one, the oldest first; Tune deletes all but the newest few."""
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The folder that holds its last state, from the search's folder."""
+        return self.kept[-1].checkpoint if self.kept else None
+
+    @property
+    def outer_step(self) -> int:
+        """Of that state."""
+        return self.kept[-1].outer_step if self.kept else 0
 
     @property
     def now(self) -> dict[str, Value]:
@@ -147,14 +165,16 @@ class TrialLog:
             case "end":
                 self.status, self.reason = event["status"], event["reason"]
             case "goes_on":
-                self.status, step = "running", event["outer_step"]
-                self.curve = [m for m in self.curve if m.outer_step <= step]
+                self.status = "running"
+                self._cut_back(event["outer_step"])
 
     def clone(self, parent: "TrialLog", outer_step: int, event: dict[str, Any]) -> None:
         """Go on from another's state with other values: its way is this one's from now on."""
         before = parent.now
         self.lineage = [*(parent.lineage or [(0, parent.values)]), (outer_step, event["values"])]
-        self.checkpoint, self.outer_step = event["checkpoint"], outer_step
+        before_it = [kept for kept in parent.kept if kept.outer_step < outer_step]
+        seconds = parent.kept[-1].seconds if parent.kept else 0.0
+        self.kept = [*before_it, Kept(outer_step, seconds, event["checkpoint"])]
         # Accuracies by another inner step size cannot be compared with those that come.
         same = before.get(JUDGED_BY) == event["values"].get(JUDGED_BY)
         self.curve = list(parent.curve) if same else []
@@ -162,10 +182,19 @@ class TrialLog:
     def _report(self, event: dict[str, Any]) -> None:
         step = event["outer_step"]
         measured = Measured(step, event["seconds"], event["validation_accuracy"])
-        # A member that waits at a barrier says its last report again when it is taken up.
-        self.curve = [*(m for m in self.curve if m.outer_step != step), measured]
+        # A member that waits at a barrier says its last report again when it is taken up, and a trial that goes on from an
+        # older state all that came after that.
+        self.curve = [*(m for m in self.curve if m.outer_step < step), measured]
         if event["checkpoint"] is not None:
-            self.checkpoint, self.outer_step = event["checkpoint"], step
+            before = (kept for kept in self.kept if kept.outer_step < step)
+            self.kept = [*before, Kept(step, event["seconds"], event["checkpoint"])]
+
+    def _cut_back(self, outer_step: int) -> None:
+        """Forget what came after an outer step, to go on from the state that was kept there; 0: from the start, with the
+        values that it began with, whoever it was cloned from since."""
+        self.curve = [m for m in self.curve if m.outer_step <= outer_step]
+        self.kept = [kept for kept in self.kept if kept.outer_step <= outer_step]
+        self.lineage = [(step, of) for step, of in self.lineage if step <= outer_step and self.kept]
 
 
 class SearchJournal:

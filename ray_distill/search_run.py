@@ -4,6 +4,7 @@ Trials are chosen by validation alone; nothing here can reach the test split. Wh
 `distill` with best.yaml, or by the command's --finalise.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.search_trial import STATE
 from ray_distill.tracking import Tracker
 from ray_distill.whole_files import write_json, write_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class _Desk:
 
     def clone(self, trial: str, parent: str, outer_step: int) -> None:
         self._record.clone(trial, number_of(parent), outer_step)
+
+    def damaged(self, trial: str, said: str) -> None:
+        logger.warning("%s: %s", trial, said)
+        self._record.damaged(trial, said)
 
     def end(self, trial: str, status: Ended, reason: str | None) -> None:
         self._record.end(trial, status, reason)

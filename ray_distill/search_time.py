@@ -128,6 +128,9 @@ def spent(events: Iterable[Mapping[str, Any]]) -> SearchTime:
         elif kind == "barrier":
             for clone in event["clones"]:
                 seconds[clone["trial"]] = seconds.get(clone["parent"], 0.0)
+        elif kind == "goes_on":
+            # An older state than its last, where that was damaged.
+            seconds[trial] = event.get("seconds", seconds.get(trial, 0.0))
         elif event.get("seconds") is not None:
             loop_s = event["seconds"] - seconds.get(trial, 0.0)
             seconds[trial] = event["seconds"]

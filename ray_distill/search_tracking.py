@@ -30,7 +30,7 @@ from ray_distill.points import Point
 from ray_distill.recording import Recording
 from ray_distill.search_records import Value
 from ray_distill.search_time import SearchTime
-from ray_distill.tracking import Tracker, ended_as
+from ray_distill.tracking import DAMAGED_TAG, Tracker, ended_as
 
 JOURNAL = "mlflow_journal.jsonl"
 """The journal's file in the search's folder."""
@@ -113,6 +113,10 @@ class SearchTracking:
         `cloned_from`."""
         self._put("clone", trial=trial, parent_number=parent_number, outer_step=outer_step)
 
+    def damaged(self, trial: str, said: str) -> None:
+        """A trial goes on from an older checkpoint than its last, since that was damaged: its run's tag, as a run has it."""
+        self._put("damaged", trial=trial, said=said)
+
     def end(
         self, trial: str, status: Literal["finished", "stopped", "failed"], reason: str | None = None
     ) -> None:
@@ -187,6 +191,8 @@ class SearchTracking:
             case "clone":
                 cloned_from = ("cloned_from", said["outer_step"], float(said["parent_number"]))
                 self._run_of(said["trial"]).log_metrics([cloned_from])
+            case "damaged":
+                self._run_of(said["trial"]).set_tag(DAMAGED_TAG, said["said"][:MAX_TAG])
             case "end":
                 run = self._run_of(said["trial"])
                 # MLflow's list has one sign for KILLED and FAILED.

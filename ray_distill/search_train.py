@@ -12,6 +12,7 @@ search has ended none of it is left: a test looks.
 
 import threading
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from ray.util.queue import Empty, Queue
 from ray_distill.cluster import go_first
 from ray_distill.config import Config, parse
 from ray_distill.distill import quiet_reports, scaling_of, worker_device
+from ray_distill.kept_checkpoints import NoWholeCheckpointError, booked, newest_read
 from ray_distill.process_group import GroupConfig
-from ray_distill.search_trial import distil, say_again, taken_up, tell_tune
-from ray_distill.workplace import open_workplace
+from ray_distill.run_state import RunState
+from ray_distill.search_trial import About, distil, read_state, say_again, taken_up, tell_tune
+from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import Distributed, OneProcess, World
 
 
@@ -34,7 +37,7 @@ def train_worker(setup: dict[str, Any]) -> None:
     """What each Ray Train worker of a trial does.
 
     Args:
-        setup: the trial's `proposal` and `shared` (see `search_trial.trial`), and `checkpoint`, the folder that Tune gave.
+        setup: the trial's `proposal` and `shared` (see `search_trial.trial`), and `checkpoint`, the one that Tune gave.
     """
     quiet_reports()
     go_first()
@@ -43,18 +46,31 @@ def train_worker(setup: dict[str, Any]) -> None:
     fitted = shared["fitted"]
     place = open_workplace(config, shared["data"], lambda: ray.get(fitted[0]), worker_device(config))
     world: World = Distributed() if dist.is_initialized() else OneProcess()
-    # Train's own is there after one of its workers was lost.
-    own = ray.train.get_checkpoint()
-    folder = own.path if own else setup["checkpoint"]
-    checkpoint = None if folder is None else Path(folder)
-    state, about = taken_up(checkpoint, place, shared["search_hash"], proposal["values"])
+    # Train has its own after one of its workers was lost.
+    given = [] if setup["checkpoint"] is None else [setup["checkpoint"]]
+    kept, damaged = newest_kept([*given, *booked()], place, world, shared["search_hash"])
+    if damaged and kept is None and given:
+        raise NoWholeCheckpointError(f"no checkpoint of this trial can be read: {damaged}")
+    state, about = taken_up(kept, place, proposal["values"])
 
     def tell(said: dict[str, Any], checkpoint: Path | None) -> None:
         # Every rank must report, and rank 0 alone has something to keep.
         kept = checkpoint if world.rank == 0 else None
         ray.train.report(said, checkpoint=kept and ray.train.Checkpoint.from_directory(kept))
 
-    distil(place, state, about, world, shared["search_hash"], tell)
+    distil(place, state, about, world, shared["search_hash"], tell, damaged)
+
+
+def newest_kept(
+    checkpoints: Sequence[ray.train.Checkpoint], place: Workplace, world: World, search_hash: str
+) -> tuple[tuple[RunState, About] | None, str]:
+    """What the last of these holds, the oldest first, that all ranks can read, which every one must ask; and what is wrong
+    with those after it, for people."""
+    kept, damaged = newest_read(
+        checkpoints, lambda folder: read_state(folder, search_hash, place.device), place.device, world
+    )
+    said = "; ".join(damaged)
+    return kept, said and f"{said}; the trial goes on from outer step {kept[0].outer_step if kept else 0}"
 
 
 class _Bridge(ray.train.UserCallback):
@@ -94,9 +110,9 @@ def trial_by_train(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """
     kept = tune.get_checkpoint()
     if kept is not None and proposal["again"]:
-        say_again(Path(kept.path))
+        say_again(kept)
     queue = Queue(actor_options={"num_cpus": 0})
-    setup = {"proposal": proposal, "shared": shared, "checkpoint": kept and kept.path}
+    setup = {"proposal": proposal, "shared": shared, "checkpoint": kept}
     trainer = _trainer(parse(proposal["config"]), setup, queue)
     raised: list[BaseException] = []
 

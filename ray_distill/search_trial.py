@@ -6,18 +6,20 @@ the values that held from which outer step on, those of the members of a populat
 """
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 
 from ray_distill import build_settings
+from ray_distill.checkpoint import CheckpointError
 from ray_distill.config import parse
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
@@ -47,9 +49,19 @@ class About:
 
     @classmethod
     def load(cls, path: Path) -> "About":
-        """From a checkpoint's folder."""
-        values = json.loads((path / ABOUT).read_text())
-        return cls([(step, of) for step, of in values["lineage"]], values["seconds"], values["told"])
+        """From a checkpoint's folder. Raises: CheckpointError."""
+        file = path / ABOUT
+        try:
+            values = json.loads(file.read_text())
+            lineage = [(int(step), dict(of)) for step, of in values["lineage"]]
+            seconds, told = float(values["seconds"]), values["told"]
+            if not math.isfinite(seconds) or not isinstance(told, dict | None):
+                raise ValueError("other values")
+        except OSError as e:
+            raise CheckpointError(f"{file} cannot be read: {e}") from e
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
+            raise CheckpointError(f"{file} was cut or altered after it was written: {e}") from e
+        return cls(lineage, seconds, told)
 
 
 def began_with(about: About, state: RunState, values: dict[str, Value]) -> RunState:
@@ -86,8 +98,9 @@ def tell_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
 class Teller:
     """What the outer loop's reports become: reports to Tune, with checkpoints."""
 
-    def __init__(self, about: About, search_hash: str, validate_every: int, tell: Tell) -> None:
+    def __init__(self, about: About, search_hash: str, validate_every: int, tell: Tell, damaged: str) -> None:
         self._about, self._hash, self._every, self._tell = about, search_hash, validate_every, tell
+        self._also = {"damaged": damaged} if damaged else dict[str, Any]()
         self._waiting: list[Point] = []
         self._since = time.perf_counter()
 
@@ -101,7 +114,8 @@ class Teller:
                 keep(Path(folder) / STATE, self._hash, report.state, [])
                 write_json(Path(folder) / ABOUT, asdict(self._about))
                 points, self._waiting = self._waiting, []
-                said = self._about.told | {"points": [tuple(p) for p in points]}
+                said = self._about.told | self._also | {"points": [tuple(p) for p in points]}
+                self._also = {}
                 self._tell(said, Path(folder))
         self._since = time.perf_counter()
 
@@ -125,25 +139,35 @@ class Teller:
         self._tell({**nothing, **told, "seconds": seconds, "points": points, "reason": reason}, None)
 
 
-def taken_up(
-    checkpoint: Path | None, place: Workplace, search_hash: str, values: dict[str, Value]
+def read_state(
+    checkpoint: Path, search_hash: str, device: torch.device | None = None
 ) -> tuple[RunState, About]:
-    """The state of a checkpoint, or that before the first outer step, with these values from now on."""
-    state, about = place.start, About([])
-    if checkpoint is not None:
-        state, _ = load_kept(checkpoint / STATE, search_hash, place.device)
-        about = About.load(checkpoint)
+    """What a checkpoint's folder holds. Raises: CheckpointError for a damaged one, or one of another search."""
+    return load_kept(checkpoint / STATE, search_hash, device).state, About.load(checkpoint)
+
+
+def taken_up(
+    kept: tuple[RunState, About] | None, place: Workplace, values: dict[str, Value]
+) -> tuple[RunState, About]:
+    """What a checkpoint held, or the state before the first outer step, with these values from now on."""
+    state, about = kept or (place.start, About([]))
     return began_with(about, state, values), about
 
 
 def distil(
-    place: Workplace, state: RunState, about: About, world: World, search_hash: str, tell: Tell
+    place: Workplace,
+    state: RunState,
+    about: About,
+    world: World,
+    search_hash: str,
+    tell: Tell,
+    damaged: str = "",
 ) -> None:
-    """The outer loop from a state to the end."""
+    """The outer loop from a state to the end; `damaged`: what is wrong with newer ones, told with the first report."""
     if place.compiles:
         place.compile(state, world)
     experiment = judged_often(place.experiment)
-    teller = Teller(about, search_hash, experiment.cadence.validate_every, tell)
+    teller = Teller(about, search_hash, experiment.cadence.validate_every, tell, damaged)
     try:
         outer_loop(experiment, place.train, place.validation, state, world, teller)
     except NonFiniteError as e:
@@ -164,16 +188,19 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     place = open_workplace(
         config, shared["data"], lambda: ray.get(shared["fitted"][0]), build_settings.device_of(config)
     )
-    kept = tune.get_checkpoint()
-    with kept.as_directory() if kept else nullcontext() as folder:
-        checkpoint = Path(folder) if folder else None
-        if checkpoint is not None and proposal["again"]:
-            say_again(checkpoint)
-        state, about = taken_up(checkpoint, place, shared["search_hash"], proposal["values"])
+    given, kept = tune.get_checkpoint(), None
+    if given is not None:
+        if proposal["again"]:
+            say_again(given)
+        with given.as_directory() as folder:
+            kept = read_state(Path(folder), shared["search_hash"], place.device)
+    state, about = taken_up(kept, place, proposal["values"])
     distil(place, state, about, OneProcess(), shared["search_hash"], tell_tune)
 
 
-def say_again(checkpoint: Path) -> None:
+def say_again(checkpoint: tune.Checkpoint) -> None:
     """Tell Tune what a checkpoint was kept with."""
-    if (told := About.load(checkpoint).told) is not None:
-        tell_tune({**told, "points": []}, checkpoint)
+    with checkpoint.as_directory() as folder:
+        told = About.load(Path(folder)).told
+        if told is not None:
+            tune.report({**told, "points": []}, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -41,6 +41,9 @@ class StoreAwayError(TrackingError, AwayError):
     """For now: the store is locked, or not there."""
 
 
+DAMAGED_TAG = "damaged_checkpoints"
+"""Of a run that went on from an older checkpoint than its last: why."""
+
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
 """MLflow's error codes of a store that has understood, and would answer the same again."""
 

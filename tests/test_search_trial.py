@@ -11,7 +11,7 @@ from tiny import Bench, tiny_config, tiny_data
 from ray_distill.config import Config
 from ray_distill.outer_loop import outer_loop
 from ray_distill.run_state import RunState
-from ray_distill.search_trial import About, distil, taken_up
+from ray_distill.search_trial import ABOUT, STATE, About, distil, read_state, taken_up
 from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import OneProcess
 
@@ -41,6 +41,10 @@ class Told:
         return self._folder / str(outer_step)
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
 def place_of(config: Config) -> Workplace:
     data = tiny_data(config)
     return open_workplace(config, data.ticket, lambda: data.preprocessing, CPU)
@@ -53,12 +57,13 @@ def told(
     stop_at: int | None = None,
     since: Path | None = None,
     values: dict[str, Any] = VALUES,
+    damaged: str = "",
 ) -> Told:
     """A trial from a checkpoint or the start, to its end or a stop."""
     place, listener = place_of(config), Told(folder, stop_at)
-    state, about = taken_up(since, place, "hash", values)
+    state, about = taken_up(since and read_state(since, "hash"), place, values)
     try:
-        distil(place, state, about, OneProcess(), "hash", listener)
+        distil(place, state, about, OneProcess(), "hash", listener, damaged)
     except StoppedError:
         assert stop_at is not None
     return listener
@@ -85,7 +90,7 @@ def test_a_trial_tells_of_each_validation_and_goes_on_bit_for_bit(tmp_path: Path
     b = Bench(config)
     start = RunState.start(b.initial, b.experiment.outer)
     bare = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), lambda _: None)
-    state, about = taken_up(second.at(20), place_of(config), "hash", VALUES)
+    state, about = taken_up(read_state(second.at(20), "hash"), place_of(config), VALUES)
     assert torch.equal(state.data.images_NCHW, bare.data.images_NCHW)
     assert state.to_record()[1] == bare.to_record()[1]
     assert about.lineage == [(0, VALUES)]
@@ -98,7 +103,7 @@ def test_a_changed_value_is_in_the_lineage(tmp_path: Path, key: str) -> None:
     are trained otherwise now."""
     config, changed = tiny_config(), VALUES | {key: 2e-3}
     first = told(config, tmp_path, stop_at=5)
-    state, about = taken_up(first.at(5), place_of(config), "hash", changed)
+    state, about = taken_up(read_state(first.at(5), "hash"), place_of(config), changed)
     assert about.lineage == [(0, VALUES), (5, changed)]
     assert (state.best is None) == (key == "inner.lr")
     assert About.load(first.at(5)).lineage == [(0, VALUES)]
@@ -114,3 +119,45 @@ def test_a_trial_that_diverges_says_so(tmp_path: Path) -> None:
     assert [point[0] for point in said["points"]] == [1]
     assert said["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_passed_over_is_told_once(tmp_path: Path) -> None:
+    """With the first report after it, and not kept in a checkpoint."""
+    found = told(tiny_config(outer={"steps": 10}), tmp_path, damaged="step 15 was cut")
+    assert [said.get("damaged") for said in found.said] == ["step 15 was cut", None]
+    assert About.load(found.at(5)).told == {
+        key: value for key, value in found.said[0].items() if key not in ("points", "damaged")
+    }
+
+
+def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
+    """Of a trial with several workers after a loss: of those that Tune gave and Ray Train has, the last; its state cut, the
+    one before; that one's lineage altered, the one before that; with none left, none. Each time all that were passed over
+    are named."""
+    from ray.train import Checkpoint
+
+    from ray_distill.search_train import newest_kept
+
+    config = tiny_config(outer={"steps": 15})
+    first, place = told(config, tmp_path), place_of(config)
+    lying = [Checkpoint.from_directory(first.at(step)) for step in (5, 10, 15)]
+
+    def newest() -> tuple[int, str]:
+        kept, said = newest_kept(lying, place, OneProcess(), "hash")
+        return (kept[0].outer_step if kept else 0), said
+
+    assert newest() == (15, "")
+    cut(first.at(15) / STATE)
+    step, said = newest()
+    assert step == 10
+    assert said.startswith(f"15: {first.at(15) / STATE} was cut or altered")
+    assert said.endswith("the trial goes on from outer step 10")
+    cut(first.at(10) / ABOUT)
+    step, said = newest()
+    assert step == 5
+    assert "15: " in said
+    assert f"10: {first.at(10) / ABOUT} was cut or altered" in said
+    (first.at(5) / ABOUT).unlink()
+    step, said = newest()
+    assert (step, said.count("; ")) == (0, 3)
+    assert said.endswith("the trial goes on from outer step 0")
