@@ -26,7 +26,20 @@ from ray_distill.cli_plan import plan
 from ray_distill.cli_search import search
 from ray_distill.config import Config, ConfigError
 from ray_distill.submitted import check_kept
-from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, check_picture, errors, stderr, stdout
+from ray_distill.terminal import (
+    BEGAN,
+    RUNS,
+    Out,
+    Set,
+    bar,
+    beside_ray,
+    check_picture,
+    errors,
+    note_mlflow_file,
+    stderr,
+    stdout,
+    storage_of,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -34,7 +47,6 @@ if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.run import Outcome
     from ray_distill.storage import Storage
-    from ray_distill.stored_run import StoredRun
 
 app = typer.Typer(
     name="ray-distill",
@@ -73,19 +85,6 @@ def _place(config: Config, out: Path | None) -> tuple[Path, str]:
     return folder, store_uri(config.tracking.uri, out or RUNS)
 
 
-def _stored(config: Config) -> "StoredRun | None":
-    """The run's storage, tried out. Raises: MistakeError for one that cannot be used, or would be thrown away."""
-    if config.cluster.storage is None:
-        return None
-    from ray_distill.storage import Storage
-    from ray_distill.stored_run import StoredRun
-
-    storage = Storage.at(config.cluster.storage)
-    if storage.is_local:
-        check_kept(storage.folder, "cluster.storage")
-    return StoredRun(storage)
-
-
 def _say_plan(config: Config, folder: Path) -> None:
     t = config.truncation
     window, fewest = getattr(t, "window_length", None), config.cluster.min_workers
@@ -117,10 +116,12 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
-    from ray_distill.mlflow_uri import check_there, sqlite_file
+    from ray_distill.mlflow_uri import check_there
     from ray_distill.run_folder import RunFolder
+    from ray_distill.stored_run import StoredRun
 
-    place = RunFolder(folder, _stored(config))
+    storage = storage_of(config)
+    place = RunFolder(folder, None if storage is None else StoredRun(storage))
     if resume:
         uri = place.reopen(config).uri
         check_there(uri)
@@ -130,13 +131,7 @@ def _run(
     else:
         place.check_free(advice)
     _say_plan(config, folder)
-    if place.stored and not place.stored.storage.is_local and (file := sqlite_file(uri)):
-        stderr.print(
-            f"note: MLflow's store is a file, {file}; without it the run cannot go on on another machine. Set "
-            "MLFLOW_TRACKING_URI to a server that both reach",
-            markup=False,
-            highlight=False,
-        )
+    note_mlflow_file(storage, uri, "run")
 
     def prepare() -> "DevelopmentData":
         from ray_distill.run import prepare
@@ -153,8 +148,8 @@ def _run(
             "evaluation": place.evaluation,
             "summary": place.summary,
         }
-        if place.stored:
-            files["kept in"] = place.stored.storage
+        if storage:
+            files["kept in"] = storage
         _say_outcome(outcome, files)
 
 

@@ -9,11 +9,23 @@ from rich.console import Console
 
 from ray_distill.config_search import SearchConfig, check_installed, load_search
 from ray_distill.submitted import check_kept
-from ray_distill.terminal import BEGAN, RUNS, Out, Set, bar, beside_ray, errors, stderr, stdout
+from ray_distill.terminal import (
+    BEGAN,
+    RUNS,
+    Out,
+    Set,
+    bar,
+    beside_ray,
+    errors,
+    note_mlflow_file,
+    stderr,
+    stdout,
+    storage_of,
+)
 
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
-    from ray_distill.search_journal import SearchFolder
+    from ray_distill.search_folder import SearchFolder
     from ray_distill.search_run import Found
 
 WIDE = 500
@@ -55,10 +67,13 @@ def search(
             _say_search(settings)
             return
         from ray_distill.mlflow_uri import store_uri
-        from ray_distill.search_journal import SearchFolder
+        from ray_distill.search_folder import SearchFolder
+        from ray_distill.stored_search import StoredSearch
 
-        folder = SearchFolder(out or RUNS / settings.name)
-        check_kept(folder.path, "--out")
+        path = out or RUNS / settings.name
+        check_kept(path, "--out")
+        storage = storage_of(settings.config)
+        folder = SearchFolder(path, None if storage is None else StoredSearch(storage))
         uri = store_uri(settings.config.tracking.uri, out or RUNS)
         _carry_out(settings, folder, uri, resume=resume, finalise=finalise)
 
@@ -66,16 +81,17 @@ def search(
 def _carry_out(
     settings: SearchConfig, folder: "SearchFolder", uri: str, *, resume: bool, finalise: bool
 ) -> None:
-    from ray_distill.held_folder import check_idle
-    from ray_distill.run_folder import check_free
+    from ray_distill.mlflow_uri import check_there
 
     check_installed(settings)
     if resume:
-        folder.reopen(settings)
-        check_idle(folder.path)
+        uri = folder.reopen(settings).uri
+        folder.check_idle()
+        check_there(uri)
     else:
-        check_free(folder.path, "Use --resume to go on with the search in it, or another --out.")
+        folder.check_free("Use --resume to go on with the search in it, or another --out.")
     _say_plan(settings, folder.path)
+    note_mlflow_file(folder.stored.storage if folder.stored else None, uri, "search")
 
     def prepare() -> "DevelopmentData":
         from ray_distill.run import prepare, prepare_development
@@ -96,10 +112,13 @@ def _finalise(found: "Found", real: "DevelopmentData", folder: "SearchFolder", u
     """Distil with the best configuration, at its length, and evaluate."""
     from ray_distill.run import carry_out
     from ray_distill.run_folder import RunFolder
+    from ray_distill.stored_run import StoredRun
 
-    place = RunFolder(folder.path / f"final-{found.rows[0].trial}")
+    name = f"final-{found.rows[0].trial}"
+    stored = StoredRun(folder.stored.final(name)) if folder.stored else None
+    place = RunFolder(folder.path / name, stored)
     began = time.monotonic()
-    carry_out(found.config, real, place, uri, bar, resume=place.identity.exists(), began=began)
+    carry_out(found.config, real, place, uri, bar, resume=place.begun, began=began)
     stdout.print(f"evaluated: {place.summary}", markup=False, highlight=False)
 
 
@@ -117,7 +136,8 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
     stdout.print(
         f"{settings.name}: {settings.num_trials} trials of {settings.outer_steps} outer steps around "
         f"{settings.config.name}, by {settings.algorithm} over {', '.join(settings.space)}, scheduler "
-        f"{settings.scheduler.name}; results in {folder}",
+        f"{settings.scheduler.name}; results in {folder}"
+        f"{f', kept in {storage}' if (storage := settings.config.cluster.storage) else ''}",
         markup=False,
         highlight=False,
     )
@@ -132,11 +152,13 @@ def _say_found(found: "Found", folder: "SearchFolder") -> None:
     stdout.print(str(found.time), markup=False, highlight=False)
     for warning in found.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)
-    files = {
+    files: dict[str, object] = {
         "best": folder.best,
         "its set": folder.artifact,
         "leaderboard": folder.path / "leaderboard.md",
-        "MLflow": ui_command(found.tracker.uri),
     }
+    if folder.stored:
+        files["kept in"] = folder.stored.storage
+    files["MLflow"] = ui_command(found.tracker.uri)
     lines = [f"  {what:<14}{path}" for what, path in files.items()]
     stdout.print("\n".join(lines), markup=False, highlight=False)

@@ -25,7 +25,6 @@ from ray_distill.config import Config, ConfigError, apply_overrides, explain, pa
 from ray_distill.config_space import KEY, Domain, GridDomain
 from ray_distill.config_strict import NonNegativeInt, Section
 from ray_distill.search_space import RULE, Space, value_at
-from ray_distill.uris import masked
 from ray_distill.yaml_text import to_yaml
 
 SCHEDULED = ("truncation.window_length", "truncation.unroll_length", "inner.lr", "outer.lr")
@@ -101,7 +100,8 @@ class SearchConfig(Section):
     seed: NonNegativeInt = 0
     """Of what is drawn from the space; the distillations have the base's."""
     base: dict[str, Any]
-    """A distillation's configuration, or the path of its file, from this file's folder."""
+    """A distillation's configuration, or the path of its file, from this file's folder. Its cluster.storage is the search's:
+    trials' checkpoints, journal and results are kept there, and no folder need be seen by all nodes; best.yaml has none."""
     space: Annotated[dict[Annotated[str, Field(pattern=rf"^({KEY}|replicas)$")], Domain], Field(min_length=1)]
     """What is searched: keys of the configuration, and what they may be."""
     algorithm: Literal["random", "grid", "optuna"] = "random"
@@ -152,11 +152,6 @@ def _misfits(search: SearchConfig) -> Iterator[str]:
         yield (
             f"budget.outer_steps: must be at most the base's outer.steps, which is {base.outer.steps} "
             f"(found {budget.outer_steps}); the best configuration is one for the base's"
-        )
-    if base.cluster.storage is not None:
-        yield (
-            f"base.cluster.storage: has no effect in a search, whose trials are kept in its folder (found "
-            f"{masked(base.cluster.storage)!r}); remove it, and give a folder that all nodes see to --out"
         )
     if base.validation.every > search.outer_steps:
         yield f"budget.outer_steps: trials are never compared before validation.every, {base.validation.every}"

@@ -220,9 +220,10 @@ class ClusterConfig(Section):
     max_failures: NonNegativeInt = 3
     """Worker failures after which the run gives up."""
     storage: str | None = Field(default=None, min_length=1)
-    """A place of the run's own for what must outlive the driver's machine: checkpoints, and what a run's folder holds. A
-    path that all nodes see, or a URI that begins with one of file://, s3://, gs://, abfs://, abfss://, hdfs://; its
-    credentials come from the environment, on every node. Default: the run's folder, which all nodes must see then."""
+    """A place of the run's own, or the search's, for what must outlive the driver's machine: checkpoints, and what its
+    folder holds. A path that all nodes see, or a URI that begins with one of file://, s3://, gs://, abfs://, abfss://,
+    hdfs://; its credentials come from the environment, on every node. Default: the folder, which all nodes must see
+    then."""
 
     @field_validator("storage")
     @classmethod

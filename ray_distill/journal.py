@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ray_distill.errors import MistakeError
 from ray_distill.json_lines import JsonLines
-from ray_distill.whole_files import write_text
+from ray_distill.whole_files import write_text, written_whole
 
 
 class JournalError(MistakeError):
@@ -26,13 +26,42 @@ class Entry(NamedTuple):
     thing: dict[str, Any]
 
 
+def _said(path: Path) -> Path:
+    return path.with_name(f"{path.name}.said")
+
+
+def _said_bytes(path: Path) -> int:
+    said = _said(path)
+    return int(said.read_text()) if said.exists() else 0
+
+
+def unsaid(path: Path) -> bytes:
+    """The lines of a journal that nobody has said yet, while another thread says them; nothing where there is none.
+
+    As a journal of their own they are all that is left of it to say.
+    """
+    if not path.exists():
+        return b""
+    start_bytes = _said_bytes(path)
+    with path.open("rb") as file:
+        file.seek(start_bytes)
+        return file.read()
+
+
+def replace(path: Path, lines: bytes) -> None:
+    """Put a journal of these lines, none of which is said, in the place of another."""
+    _said(path).unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(lines)
+
+
 class Journal:
     """One writer, in one process at a time."""
 
     def __init__(self, path: Path) -> None:
         """Take up the file, or begin one. Raises: JournalError."""
         self._path = path
-        self._said = path.with_name(f"{path.name}.said")
+        self._said = _said(path)
         path.touch()
         # A line that was cut off by a kill was never in the hands of a recording.
         self._lines = JsonLines(path)
@@ -42,7 +71,7 @@ class Journal:
     def _read(self, lines: list[bytes]) -> list[Entry]:
         entries, end = [], 0
         try:
-            said_bytes = int(self._said.read_text()) if self._said.exists() else 0
+            said_bytes = _said_bytes(self._path)
             for line in lines:
                 end += len(line)
                 if end > said_bytes:

@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster reach the storage of a run, each by its own credentials."""
+"""Whether the nodes of a cluster reach the storage of a run or of a search, each by its own credentials."""
 
 import os
 
@@ -9,8 +9,8 @@ from ray_distill.cluster import alive_nodes, only_on
 from ray_distill.config import ConfigError
 from ray_distill.errors import first_line
 from ray_distill.lease import Holder, read_lease
-from ray_distill.run_folder import RunFolder
 from ray_distill.storage import Storage, StorageAwayError
+from ray_distill.stored_files import StoredFiles
 
 REACHED_WITHIN_S = 120.0
 """How long a node may take to say so; the first call starts a process there."""
@@ -27,15 +27,15 @@ def _reach(storage: Storage, there: Holder) -> str:
     return "" if found is not None and found.token == there.token else "what the driver wrote is not there"
 
 
-def check_reached(folder: RunFolder) -> None:
-    """That all nodes of the connected cluster reach the storage of a run that is held, each by its own credentials.
+def check_reached(stored: StoredFiles | None) -> None:
+    """That all nodes of the connected cluster reach a storage that is held, each by its own credentials.
 
     Raises: ConfigError.
     """
-    if folder.stored is None or not os.environ.get("RAY_ADDRESS"):
+    if stored is None or not os.environ.get("RAY_ADDRESS"):
         # The processes of a cluster of our own have this one's environment.
         return
-    storage, nodes = folder.stored.storage, alive_nodes()
+    storage, nodes = stored.storage, alive_nodes()
     there = read_lease(storage)
     reaching = [_reach.options(scheduling_strategy=only_on(node)).remote(storage, there) for node in nodes]
     for node, found in zip(nodes, reaching, strict=True):

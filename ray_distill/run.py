@@ -93,7 +93,7 @@ def claimed(
     Raises: ConfigError, StoreError, StorageError.
     """
     with folder.held():
-        check_reached(folder)
+        check_reached(folder.stored)
         tracker = _claim(config, folder, uri, resume=resume, replace=replace)
         with recorded(tracker):
             yield tracker

@@ -1,6 +1,7 @@
 """What the files of a run are called, in its folder and in its storage, and what its `run.json` says."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,22 @@ DELETABLE = (*JUDGED, SUMMARY, EVALUATION, SHEET, ARTIFACT, TRAIN, CONFIG, IDENT
 """What `--force` deletes, in this order."""
 
 
+def identity_fields(text: str | bytes, names: Sequence[str]) -> list[Any]:
+    """What the small file says that ties a place to a run, or to a search: of these fields, all there but `storage`.
+
+    Raises: ValueError for what none of ours wrote.
+    """
+    try:
+        values = json.loads(text)
+        found = [values.get(name) if name == "storage" else values[name] for name in names]
+    except (KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError("none of ours") from e
+    for name, value in zip(names, found, strict=True):
+        if not (isinstance(value, str) and value) and not (name == "storage" and value is None):
+            raise ValueError("none of ours")
+    return found
+
+
 class Identity(NamedTuple):
     """Which experiment a place belongs to, and where that is recorded and kept."""
 
@@ -38,15 +55,7 @@ class Identity(NamedTuple):
     @classmethod
     def read(cls, text: str | bytes) -> "Identity":
         """Raises: ValueError for what no run wrote."""
-        try:
-            values: dict[str, Any] = json.loads(text)
-            identity = cls(values["config_hash"], values["uri"], values["run_id"], values.get("storage"))
-        except (KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise ValueError("no run.json of a run's") from e
-        needed = (*identity[:3], *([] if identity.storage is None else [identity.storage]))
-        if not all(isinstance(value, str) and value for value in needed):
-            raise ValueError("no run.json of a run's")
-        return identity
+        return cls(*identity_fields(text, cls._fields))
 
     def text(self) -> str:
         """What `read` reads."""

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.held_folder import LOCK, check_idle, held
@@ -37,6 +37,7 @@ from ray_distill.run_files import (
     Identity,
     evaluation_folder,
 )
+from ray_distill.stored_files import StoredFiles
 from ray_distill.stored_run import StoredRun
 from ray_distill.tracking import Tracker
 from ray_distill.uris import MASK, masked
@@ -74,6 +75,30 @@ def with_password(uri: str, path: Path) -> str:
     return known
 
 
+class Tied(Protocol):
+    """What the identity of a run, and of a search, says alike."""
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's."""
+
+    @property
+    def storage(self) -> str | None:
+        """Where the checkpoints are, if not in the folder."""
+
+
+def check_same(path: Path, here: Tied | None, stored: StoredFiles, there: Tied) -> None:
+    """Raises: ConfigError unless a folder is free, where nothing is known of it, or what is in it is what is stored."""
+    if here is None:
+        check_free(path, f"The {stored.what} in {stored} goes on in a new --out, or in its own.")
+    elif here.run_id != there.run_id:
+        raise ConfigError(
+            f"{path}: holds another {stored.what} than {stored} does (MLflow's {here.run_id}, not {there.run_id}); use "
+            f"another --out, or the cluster.storage of that {stored.what}"
+            + ("" if here.storage else ", which has none")
+        )
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run's files."""
@@ -96,6 +121,11 @@ class RunFolder:
     def train(self) -> Path:
         """Ray Train's storage, with the checkpoints, unless they are in the run's."""
         return self.path / TRAIN
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with. Raises: StorageAwayError."""
+        return IDENTITY in self.stored.names() if self.stored else self.identity.exists()
 
     def train_for_ray(self) -> tuple[str, Any]:
         """Where Ray Train is to keep its checkpoints: a path, and pyarrow's filesystem, None for this machine's."""
@@ -247,14 +277,7 @@ class RunFolder:
         """Which run is in the storage: that of the folder, unless that is free. Raises: ConfigError."""
         stored.check_apart(self.path)
         there = stored.identity()
-        if not self.identity.exists():
-            check_free(self.path, f"The run in {stored} goes on in a new --out, or in its own.")
-        elif (here := self._read_identity()).run_id != there.run_id:
-            raise ConfigError(
-                f"{self.path}: holds another run than {stored} does (MLflow's {here.run_id}, not {there.run_id}); use "
-                "another --out, or the cluster.storage of that run"
-                + ("" if here.storage else ", which has none")
-            )
+        check_same(self.path, self._read_identity() if self.identity.exists() else None, stored, there)
         return there
 
     def mlflow_store(self) -> str | None:

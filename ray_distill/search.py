@@ -8,7 +8,6 @@ knows of the others, so that a trial of an extended search is compared with all 
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,11 @@ from ray_distill.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
+from ray_distill.run_files import TRAIN
 from ray_distill.search_clerk import Bystander, Clerk
-from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_files import TUNE
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_left import trials_left
 from ray_distill.search_population import Population
 from ray_distill.search_proposals import Proposals
@@ -152,19 +154,20 @@ def run_trials(
 ) -> None:
     """Run the trials that are left, on the connected cluster, until all have ended or time is up.
 
-    Raises: ConfigError if a trial could never be placed; SearchError.
+    Raises: ConfigError if a trial could never be placed; SearchError; LostLeaseError or StorageAwayError for a storage that
+    does not take what is to be kept.
     """
     left = list(trials_left(search, folder, journal, bystander))
     if not left:
         return
-    attempt = f"attempt-{1 + len(list(folder.tune.glob('attempt-*')))}"
-    # Ray Train's own files; Tune has copies of the checkpoints that count.
-    train_files = (folder.tune / attempt / "train").resolve()
+    attempt = folder.new_attempt()
+    storage_path, filesystem = folder.tune_for_ray()
     shared = {
         "data": data.ticket,
         "fitted": [ray.put(data.preprocessing)],
         "search_hash": search.hash,
-        "train": str(train_files),
+        "filesystem": filesystem,
+        "train": f"{storage_path}/{attempt}/{TRAIN}",
     }
     at_once = capacity(search)
     seconds = None if search.budget.hours is None else 3600 * search.budget.hours
@@ -184,7 +187,8 @@ def run_trials(
             tune.run(
                 _trainable(search, shared),
                 name=attempt,
-                storage_path=str(folder.tune.resolve()),
+                storage_path=storage_path,
+                storage_filesystem=filesystem,
                 search_alg=Proposals(search, left, at_once),
                 scheduler=scheduler,
                 callbacks=[clerk],
@@ -192,9 +196,11 @@ def run_trials(
                 **_settings(search),
             )
     except tune.TuneError as e:
-        raise SearchError(str(e)) from e
+        raise journal.trouble or SearchError(str(e)) from e
     finally:
-        shutil.rmtree(train_files, ignore_errors=True)
+        if search.workers > 1:
+            # Ray Train's own files; Tune has copies of the checkpoints that count.
+            folder.forget(f"{TUNE}/{attempt}/{TRAIN}")
 
 
 def _settings(search: SearchConfig) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from ray import tune
 
 from ray_distill.config_search import SearchConfig
 from ray_distill.points import Point
-from ray_distill.search_journal import TUNE, SearchJournal
+from ray_distill.search_files import TUNE
+from ray_distill.search_journal import SearchJournal
 from ray_distill.search_population import Exchange
 from ray_distill.search_records import Value
 

@@ -16,89 +16,19 @@ goes on. A line that was cut off as the driver died is dropped.
 Each line also has `unix_s`, when it was written: what the search's time went into is read from that (`search_time`).
 """
 
-import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ray_distill.config import ConfigError
-from ray_distill.config_search import JUDGED_BY, SearchConfig
+from ray_distill.config_search import JUDGED_BY
+from ray_distill.errors import FailedError
 from ray_distill.journal import Journal
-from ray_distill.run_folder import with_password
 from ray_distill.search_records import Measured, TrialRecord, Value
 from ray_distill.search_time import SearchTime, spent
-from ray_distill.tracking import Tracker
-from ray_distill.uris import masked
-from ray_distill.whole_files import write_json, write_text
 
 Status = Literal["finished", "stopped", "failed", "running"]
-
-TUNE = "tune"
-"""The folder of Tune's storage in the search's."""
-
-
-@dataclass(frozen=True)
-class SearchFolder:
-    """A search's files."""
-
-    path: Path
-
-    @property
-    def search(self) -> Path:
-        """The resolved search."""
-        return self.path / "search.yaml"
-
-    @property
-    def identity(self) -> Path:
-        """Which search the folder belongs to."""
-        return self.path / "search.json"
-
-    @property
-    def journal(self) -> Path:
-        """All that was done."""
-        return self.path / "journal.jsonl"
-
-    @property
-    def tune(self) -> Path:
-        """Tune's storage, with the trials' checkpoints."""
-        return self.path / TUNE
-
-    @property
-    def best(self) -> Path:
-        """The best trial's configuration, ready for `distill`."""
-        return self.path / "best.yaml"
-
-    @property
-    def artifact(self) -> Path:
-        """The best trial's distilled dataset."""
-        return self.path / "best.parquet"
-
-    @property
-    def summary(self) -> Path:
-        """What the search's time went into."""
-        return self.path / "summary.json"
-
-    def open(self, search: SearchConfig, tracker: Tracker) -> None:
-        """Claim the folder for a new search."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.search, search.to_yaml())
-        identity = {"search_hash": search.hash, "uri": masked(tracker.uri), "run_id": tracker.run_id}
-        write_json(self.identity, identity)
-
-    def reopen(self, search: SearchConfig) -> Tracker:
-        """The tracker of the search to go on with. Raises: ConfigError if there is none, or another one."""
-        try:
-            identity = json.loads(self.identity.read_text())
-            uri, run_id, there = (str(identity[key]) for key in ("uri", "run_id", "search_hash"))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"{self.path}: holds no search to resume (no readable search.json)") from None
-        if there != search.hash:
-            raise ConfigError(
-                f"{self.path}: holds another search (hash {there}, yours is {search.hash}); only budget.trials and "
-                f"budget.hours may change. Compare yours with {self.search}, or use another --out"
-            )
-        return Tracker(with_password(uri, self.path), run_id)
 
 
 class Kept(NamedTuple):
@@ -200,8 +130,11 @@ class TrialLog:
 class SearchJournal:
     """The journal, open to be written on."""
 
-    def __init__(self, path: Path) -> None:
-        """Reads what is there. Raises: JournalError."""
+    def __init__(self, path: Path, keep: Callable[[], None] = lambda: None) -> None:
+        """Reads what is there; `keep` is called after each line. Raises: JournalError."""
+        self.trouble: FailedError | None = None
+        """Why what was written could not be kept; Tune makes something else of what a callback raises."""
+        self._keep = keep
         self.logs: dict[str, TrialLog] = {}
         self.barrier = 0
         """The population's last exchange."""
@@ -222,8 +155,13 @@ class SearchJournal:
             self.logs[event["trial"]].take(event)
 
     def write(self, event: str, **of: Any) -> None:
-        """Add an event, on the disk when this returns."""
+        """Add an event, on the disk, and kept, when this returns. Raises: what `keep` does."""
         self._take(self._lines.add({"event": event, **of, "unix_s": time.time()}).thing)
+        try:
+            self._keep()
+        except FailedError as e:
+            self.trouble = e
+            raise
 
     @property
     def time(self) -> SearchTime:

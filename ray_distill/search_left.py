@@ -6,7 +6,8 @@ from functools import partial
 from ray_distill.checkpoint import CheckpointError
 from ray_distill.config_search import PbtScheduler, SearchConfig
 from ray_distill.search_clerk import Bystander
-from ray_distill.search_journal import Kept, SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import Kept, SearchJournal, TrialLog
 from ray_distill.search_proposals import Drawn, Proposal, known, trial_name
 from ray_distill.search_records import Value
 from ray_distill.search_trial import read_state
@@ -49,11 +50,12 @@ def newest_whole(log: TrialLog, folder: SearchFolder, search_hash: str) -> tuple
     found = None
     for kept in reversed(log.kept):
         try:
-            read_state(folder.path / kept.checkpoint, search_hash)
+            with folder.opened(kept.checkpoint) as path:
+                read_state(path, search_hash)
         except CheckpointError as e:
             # Older ones that are not there were deleted, as they should be.
             if not damaged or not isinstance(e.__cause__, FileNotFoundError):
-                damaged.append(str(e))
+                damaged.append(f"{kept.checkpoint}: {e}")
             continue
         found = kept
         break
@@ -68,7 +70,7 @@ def _known(values: list[dict[str, Value]], number: int) -> Drawn:
 def _go_on(
     search: SearchConfig, folder: SearchFolder, journal: SearchJournal, log: TrialLog, bystander: Bystander
 ) -> Proposal:
-    kept = None if log.checkpoint is None else str((folder.path / log.checkpoint).resolve())
+    kept = None if log.checkpoint is None else folder.place_of(log.checkpoint)
     # Members that wait for the others' report at an exchange say theirs again.
     again = isinstance(search.scheduler, PbtScheduler) and log.outer_step > journal.barrier
     bystander.begin(log.name, log.values)

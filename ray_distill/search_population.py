@@ -167,7 +167,8 @@ class Population(PopulationBasedTraining):
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         step, number = self._next_perturbation_sync, number_of(trial.trial_id)
         values = explored(self._search, trial_to_clone.config["values"], step, number)
-        config = {"values": values, "config": self._search.around.plain(values), "again": False}
+        plain = self._search.around.plain(values)
+        config = {"values": values, "config": plain, "checkpoint": None, "again": False}
         return {**trial.config, **config}, {}
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:

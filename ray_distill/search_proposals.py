@@ -63,7 +63,7 @@ class Proposal:
     name: str
     values: dict[str, Value]
     checkpoint: str | None = None
-    """The folder of the state to go on from."""
+    """Where the state is to go on from, in Tune's storage."""
     again: bool = False
     """Whether to begin with the checkpoint's own report."""
 
@@ -105,6 +105,7 @@ class Proposals(SearchAlgorithm):
                 "name": proposal.name,
                 "values": values,
                 "config": self._space.plain(values),
+                "checkpoint": proposal.checkpoint,
                 "again": proposal.again,
             },
             trial_id=proposal.name,
@@ -113,7 +114,6 @@ class Proposals(SearchAlgorithm):
             stopping_criterion=self._spec.get("stop", {}),
             checkpoint_config=self._spec.get("checkpoint_config"),
             placement_group_factory=self._spec.get("resources_per_trial"),
-            restore_path=proposal.checkpoint,
             trial_dirname_creator=lambda t: str(t.trial_id),
             trial_name_creator=lambda t: str(t.trial_id),
             max_failures=self._spec.get("max_failures", 0),

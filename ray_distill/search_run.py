@@ -17,20 +17,19 @@ from ray_distill.config import Config
 from ray_distill.config_search import PbtScheduler, SearchConfig, check_installed
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_fits_data
-from ray_distill.held_folder import held
 from ray_distill.leaderboard import LeaderboardRow
 from ray_distill.points import Point
 from ray_distill.progress import Bar, Update
-from ray_distill.run_folder import check_free
-from ray_distill.run_state import load_kept
+from ray_distill.reach import check_reached
 from ray_distill.search import SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_clerk import Ended
-from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_proposals import known, number_of
 from ray_distill.search_records import TrialRecord, Value
 from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
-from ray_distill.search_trial import STATE
+from ray_distill.search_trial import read_state
 from ray_distill.tracking import Tracker
 from ray_distill.whole_files import write_json, write_text
 
@@ -108,24 +107,29 @@ def records_of(journal: SearchJournal) -> list[TrialRecord]:
 def claimed(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: bool) -> Iterator[Tracker]:
     """The folder for this process alone, while the block lasts, and the search's MLflow run, new or taken up again.
 
-    Raises: ConfigError, StoreError.
+    Raises: ConfigError, StoreError, StorageError, StorageAwayError.
     """
-    with held(folder.path):
+    with folder.held():
+        check_reached(folder.stored)
         if resume:
             tracker = folder.reopen(search)
+            folder.fetch()
             write_text(folder.search, search.to_yaml())
+            folder.store(folder.search)
         else:
             # Another search may have taken it since it was looked at.
-            check_free(folder.path, "Use another --out.")
-            tracker = _open_run(search, uri)
+            folder.check_free("Use another --out.")
+            tracker = _open_run(search, uri, folder)
             folder.open(search, tracker)
         yield tracker
 
 
-def _open_run(search: SearchConfig, uri: str) -> Tracker:
+def _open_run(search: SearchConfig, uri: str, folder: SearchFolder) -> Tracker:
     params = search.model_dump(mode="json", exclude={"base"}, exclude_none=True)
     params |= {"base": search.config.experiment()}
     tags = {"search_hash": search.hash, "kind": "search"}
+    if folder.stored:
+        tags["storage"] = str(folder.stored.storage)
     return tracking.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
 
 
@@ -144,13 +148,13 @@ def carry_out(
     Args:
         began: `time.monotonic()` when the command began, from which the search's time counts.
 
-    Raises: ConfigError or StoreError before any trial; SearchError.
+    Raises: ConfigError, StoreError or StorageError before any trial; SearchError, StorageAwayError.
     """
     check_trials(search, data)
     capacity(search)
     warnings: list[str] = []
     with claimed(search, folder, uri, resume=resume) as tracker:
-        journal = SearchJournal(folder.journal)
+        journal = SearchJournal(folder.journal, folder.keep)
         _begin_attempt(search, journal, began)
         with recorded_search(tracker, folder.path, warnings) as record:
             if resume:
@@ -158,6 +162,8 @@ def carry_out(
             with bar("searching", search.num_trials) as update:
                 run_trials(search, data, folder, journal, _Desk(journal, record, update))
             config, rows, took = _keep(search, data, folder, journal, record)
+        # MLflow has been told what it takes.
+        folder.keep()
     return Found(rows, config, tracker, took, warnings)
 
 
@@ -177,6 +183,7 @@ def _keep(
     took = journal.time
     write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
     files += [folder.summary, *leaderboard.save(rows, folder.path, str(took))]
+    folder.store(*files)
     record.show(rows, files, took)
     return config, rows, took
 
@@ -209,12 +216,15 @@ def _keep_best(
             "time was up before"
         ]
         raise SearchError("no trial came to a validation: " + "; ".join(reasons))
-    state, _ = load_kept(folder.path / log.checkpoint / STATE, search.hash)
+    with folder.opened(log.checkpoint) as checkpoint:
+        state, _ = read_state(checkpoint, search.hash)
     values = values_of(search, log)
     dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)
     dataset.save(folder.artifact)
     config = search.around.whole(values)
-    config = config.model_copy(update={"name": f"{search.name}-best"})
+    # The search's storage is no place for another run.
+    cluster = config.cluster.model_copy(update={"storage": None})
+    config = config.model_copy(update={"name": f"{search.name}-best", "cluster": cluster})
     write_text(folder.best, config.to_yaml())
     return config, [folder.best, folder.artifact]
 

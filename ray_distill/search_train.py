@@ -28,7 +28,7 @@ from ray_distill.distill import quiet_reports, scaling_of, worker_device
 from ray_distill.kept_checkpoints import NoWholeCheckpointError, booked, newest_read
 from ray_distill.process_group import GroupConfig
 from ray_distill.run_state import RunState
-from ray_distill.search_trial import About, distil, read_state, say_again, taken_up, tell_tune
+from ray_distill.search_trial import About, distil, given_checkpoint, read_state, say_again, taken_up
 from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import Distributed, OneProcess, World
 
@@ -93,6 +93,7 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
         run_config=ray.train.RunConfig(
             name=f"{setup['proposal']['name']}-{uuid.uuid4().hex[:8]}",
             storage_path=setup["shared"]["train"],
+            storage_filesystem=setup["shared"]["filesystem"],
             callbacks=[_Bridge(queue)],
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_failures, controller_failure_limit=5
@@ -106,9 +107,9 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
 def trial_by_train(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """What the process of a trial with several workers does: Ray Train, whose reports it passes on to Tune.
 
-    Args: as `search_trial.trial`; `shared` also has `train`, the folder for Train's own files.
+    Args: as `search_trial.trial`; `shared` also has `train`, the place for Train's own files, in Tune's storage.
     """
-    kept = tune.get_checkpoint()
+    kept = given_checkpoint(proposal, shared)
     if kept is not None and proposal["again"]:
         say_again(kept)
     queue = Queue(actor_options={"num_cpus": 0})
@@ -129,7 +130,7 @@ def trial_by_train(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
             said, checkpoint = queue.get(timeout=0.5)
         except Empty:
             continue
-        tell_tune(said, None if checkpoint is None else Path(checkpoint))
+        tune.report(said, checkpoint=checkpoint and tune.Checkpoint(checkpoint, shared["filesystem"]))
     queue.shutdown()
     if raised:
         raise raised[0]

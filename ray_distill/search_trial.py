@@ -11,17 +11,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
 import torch
+from pyarrow.fs import FileSelector
 from ray import tune
 
 from ray_distill import build_settings
 from ray_distill.checkpoint import CheckpointError
 from ray_distill.config import parse
 from ray_distill.config_search import JUDGED_BY
+from ray_distill.kept_checkpoints import NoWholeCheckpointError, newest_read
 from ray_distill.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
 from ray_distill.points import Point
 from ray_distill.run_state import RunState, keep, load_kept
@@ -55,7 +57,7 @@ class About:
             values = json.loads(file.read_text())
             lineage = [(int(step), dict(of)) for step, of in values["lineage"]]
             seconds, told = float(values["seconds"]), values["told"]
-            if not math.isfinite(seconds) or not isinstance(told, dict | None):
+            if not lineage or not math.isfinite(seconds) or not isinstance(told, dict | None):
                 raise ValueError("other values")
         except OSError as e:
             raise CheckpointError(f"{file} cannot be read: {e}") from e
@@ -179,23 +181,66 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """What the process of each trial does: the outer loop from its checkpoint, or from the start.
 
     Args:
-        proposal: `config` (plain data), `values` (of the searched keys), and `again` (whether to begin by telling
-            Tune once more what the checkpoint was kept with).
-        shared: `data` (the ticket for the real images), `fitted` (a list of one reference to their preprocessing)
-            and `search_hash`.
+        proposal: `config` (plain data), `values` (of the searched keys), `checkpoint` (where in Tune's storage to go on
+            from, or None) and `again` (whether to begin by telling Tune once more what the checkpoint was kept with).
+        shared: `data` (the ticket for the real images), `fitted` (a list of one reference to their preprocessing),
+            `search_hash` and `filesystem` (pyarrow's, of Tune's storage; None for this machine's).
     """
     config = parse(proposal["config"])
     place = open_workplace(
         config, shared["data"], lambda: ray.get(shared["fitted"][0]), build_settings.device_of(config)
     )
-    given, kept = tune.get_checkpoint(), None
+    given, kept, damaged = given_checkpoint(proposal, shared), None, ""
     if given is not None:
-        if proposal["again"]:
+        kept, damaged = newest_with(given, proposal["values"], shared["search_hash"], place.device)
+        if proposal["again"] and not damaged:
             say_again(given)
-        with given.as_directory() as folder:
-            kept = read_state(Path(folder), shared["search_hash"], place.device)
     state, about = taken_up(kept, place, proposal["values"])
-    distil(place, state, about, OneProcess(), shared["search_hash"], tell_tune)
+    distil(place, state, about, OneProcess(), shared["search_hash"], tell_tune, damaged)
+
+
+def given_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.Checkpoint | None:
+    """The one that a trial is to go on from: Tune's, once it has one, before that the proposal's."""
+    given: tune.Checkpoint | None = tune.get_checkpoint()
+    if given is None and proposal["checkpoint"] is not None:
+        return tune.Checkpoint(proposal["checkpoint"], shared["filesystem"])
+    return given
+
+
+def newest_with(
+    given: tune.Checkpoint, values: dict[str, Value], search_hash: str, device: torch.device
+) -> tuple[tuple[RunState, About], str]:
+    """What the checkpoint holds that a trial was given; if it is damaged, the newest whole one before it that was kept with
+    these values, and what is wrong with those after that.
+
+    A state from before an exchange led there by other values. Raises: NoWholeCheckpointError.
+    """
+
+    def read(folder: Path) -> tuple[RunState, About]:
+        return read_state(folder, search_hash, device)
+
+    def read_same(folder: Path) -> tuple[RunState, About]:
+        state, about = read(folder)
+        if about.lineage[-1][1] != values:
+            raise CheckpointError("was kept with other values")
+        return state, about
+
+    found, damaged = newest_read([given], read, device, OneProcess())
+    if found is None:
+        found, more = newest_read(_before(given), read_same, device, OneProcess())
+        damaged += more
+    said = "; ".join(damaged)
+    if found is None:
+        raise NoWholeCheckpointError(f"no checkpoint of this trial can be read: {said}")
+    return found, said and f"{said}; the trial goes on from outer step {found[0].outer_step}"
+
+
+def _before(given: tune.Checkpoint) -> list[tune.Checkpoint]:
+    """Those that lie beside a checkpoint and are older, the oldest first."""
+    path = PurePosixPath(given.path)
+    beside = given.filesystem.get_file_info(FileSelector(str(path.parent), allow_not_found=True))
+    names = sorted(info.base_name for info in beside if not info.is_file and info.base_name < path.name)
+    return [tune.Checkpoint(f"{path.parent}/{name}", given.filesystem) for name in names]
 
 
 def say_again(checkpoint: tune.Checkpoint) -> None:

@@ -91,6 +91,11 @@ class Storage:
         """Where it is local: it, or the first folder above it that is there."""
         return next(path for path in (self.folder, *self.folder.parents) if path.exists())
 
+    def inside(self, name: str) -> "Storage":
+        """A place in it, as one of its own."""
+        uri, mark, query = self.uri.partition("?")
+        return Storage(f"{uri.rstrip('/')}/{name}{mark}{query}", self.filesystem, self._at(name))
+
     def for_ray(self, name: str) -> tuple[str, Any]:
         """A folder in it as Ray takes one: a path, and pyarrow's filesystem."""
         return self._at(name), self.filesystem

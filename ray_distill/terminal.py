@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from ray_distill.config import Config
     from ray_distill.progress import Update
+    from ray_distill.storage import Storage
 
 BEGAN = time.monotonic()
 """About when the command did."""
@@ -105,6 +107,31 @@ def _with_advice(error: OSError, on_interrupt: str) -> str:
 def _say_error(kind: str, error: Exception | str) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
     stderr.print(masked(str(error)), markup=False, highlight=False)
+
+
+def storage_of(config: "Config") -> "Storage | None":
+    """The `cluster.storage`, tried out. Raises: MistakeError for one that cannot be used, or would be thrown away."""
+    if config.cluster.storage is None:
+        return None
+    from ray_distill.storage import Storage
+
+    storage = Storage.at(config.cluster.storage)
+    if storage.is_local:
+        check_kept(storage.folder, "cluster.storage")
+    return storage
+
+
+def note_mlflow_file(storage: "Storage | None", uri: str, what: str) -> None:
+    """Say that a run, or a search, that is kept elsewhere is recorded on this machine alone."""
+    from ray_distill.mlflow_uri import sqlite_file
+
+    if storage and not storage.is_local and (file := sqlite_file(uri)):
+        stderr.print(
+            f"note: MLflow's store is a file, {file}; without it the {what} cannot go on on another machine. Set "
+            "MLFLOW_TRACKING_URI to a server that both reach",
+            markup=False,
+            highlight=False,
+        )
 
 
 def check_target(target: Path, option: str = "--out") -> None:

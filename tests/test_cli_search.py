@@ -11,7 +11,7 @@ from ray_distill.cli import app
 from ray_distill.config import ConfigError
 from ray_distill.config_search import parse_search
 from ray_distill.held_folder import LOCK, held
-from ray_distill.search_journal import SearchFolder
+from ray_distill.search_folder import SearchFolder
 from ray_distill.search_proposals import known
 from ray_distill.search_run import claimed
 from ray_distill.tracking import Tracker

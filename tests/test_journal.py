@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.journal import Journal, JournalError
+from ray_distill.journal import Journal, JournalError, replace, unsaid
 
 
 def test_the_unsaid_rest_is_found_again(tmp_path: Path) -> None:
@@ -37,3 +37,19 @@ def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     path.write_text('{"n": 0}\nnot json\n')
     with pytest.raises(JournalError, match=r"journal\.jsonl.*byte 18"):
         Journal(path)
+
+
+def test_the_unsaid_rest_is_a_journal_elsewhere(tmp_path: Path) -> None:
+    """Of three things the first is said: the others are all there is to say in a journal that is put in another's place,
+    whatever that had said."""
+    path, other = tmp_path / "journal.jsonl", tmp_path / "other.jsonl"
+    assert unsaid(path) == b""
+    journal = Journal(path)
+    entries = [journal.add({"n": n}) for n in range(3)]
+    assert unsaid(path) == path.read_bytes()
+    journal.mark_said(entries[0])
+    assert unsaid(path) == b'{"n": 1}\n{"n": 2}\n'
+    there = Journal(other)
+    there.mark_said(there.add({"long": "x" * 100}))
+    replace(other, unsaid(path))
+    assert [entry.thing["n"] for entry in Journal(other).unsaid] == [1, 2]

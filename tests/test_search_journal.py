@@ -8,7 +8,8 @@ import pytest
 from tiny_search import tiny_search
 
 from ray_distill.config import ConfigError
-from ray_distill.search_journal import SearchFolder, SearchJournal
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import SearchJournal
 from ray_distill.search_records import Measured
 from ray_distill.tracking import Tracker
 

@@ -13,7 +13,8 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.run_state import RunState, keep
-from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_left import trials_left
 from ray_distill.search_proposals import Proposal
 from ray_distill.search_time import spent
@@ -122,7 +123,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert (proposal.checkpoint, proposal.values) == (None, {LR: 0.1})
     assert (logs[NAME].curve, logs[NAME].outer_step, logs[NAME].status) == ([], 0, "running")
     ((_, said),) = listener.said
-    assert said.startswith(str(state(folder, NAME, 5)))
+    assert said.startswith(f"tune/attempt-1/{NAME}/checkpoint_000005: ")
     assert said.endswith(
         "was cut or altered after it was written: its digest does not fit; the trial begins anew"
     )

@@ -9,9 +9,10 @@ import torch
 from tiny import Bench, tiny_config, tiny_data
 
 from ray_distill.config import Config
+from ray_distill.kept_checkpoints import NoWholeCheckpointError
 from ray_distill.outer_loop import outer_loop
 from ray_distill.run_state import RunState
-from ray_distill.search_trial import ABOUT, STATE, About, distil, read_state, taken_up
+from ray_distill.search_trial import ABOUT, STATE, About, distil, newest_with, read_state, taken_up
 from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import OneProcess
 
@@ -161,3 +162,27 @@ def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) 
     step, said = newest()
     assert (step, said.count("; ")) == (0, 3)
     assert said.endswith("the trial goes on from outer step 0")
+
+
+def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_values(tmp_path: Path) -> None:
+    """Of the one that Tune gives, whatever it was kept with; cut, of the older one beside it; not of one that was kept with
+    other values, as a clone finds it beside its parent's."""
+    from ray.tune import Checkpoint
+
+    first = told(tiny_config(outer={"steps": 15}), tmp_path)
+    given = Checkpoint.from_directory(first.at(15).rename(tmp_path / "checkpoint_000002"))
+    for name, step in (("checkpoint_000000", 5), ("checkpoint_000001", 10)):
+        first.at(step).rename(tmp_path / name)
+    other = VALUES | {"outer.lr": 0.5}
+    for values in (VALUES, other):
+        (state, _), said = newest_with(given, values, "hash", CPU)
+        assert (state.outer_step, said) == (15, "")
+    cut(tmp_path / "checkpoint_000002" / STATE)
+    (state, _), said = newest_with(given, VALUES, "hash", CPU)
+    assert state.outer_step == 10
+    assert said.startswith("checkpoint_000002: ")
+    assert said.endswith("the trial goes on from outer step 10")
+    with pytest.raises(
+        NoWholeCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was kept with other"
+    ):
+        newest_with(given, other, "hash", CPU)

@@ -12,7 +12,7 @@ from ray_distill.data.labelled_images import DataError
 from ray_distill.data.places import place_of
 from ray_distill.mlflow_uri import StoreError, ui_command
 from ray_distill.run_folder import RunFolder
-from ray_distill.search_journal import SearchFolder
+from ray_distill.search_folder import SearchFolder
 from ray_distill.tracking import Tracker, TrackingError
 from ray_distill.uris import holds_password, masked
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from ray_distill import lease, stored_run
 from ray_distill.cli import app
 from ray_distill.config import Config, ConfigError, load
-from ray_distill.config_search import load_search
 from ray_distill.lease import LEASE, Lease, LostLeaseError
 from ray_distill.run_folder import RunFolder
 from ray_distill.storage import Storage, StorageError
@@ -78,6 +77,8 @@ def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Pat
     storage.put("x/y", b"3")
     assert (storage.names(), storage.files("x"), storage.read("x/y")) == ({"x"}, ["x/y", "x/z/w"], b"3")
     assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["w", "y"]
+    inside = storage.inside("x")
+    assert (str(inside), inside.read("y")) == (f"{storage}/x", b"3")
     storage.delete("x")
     storage.delete("x")
     assert storage.names() == set()
@@ -265,9 +266,3 @@ def test_a_run_whose_record_is_not_on_this_machine_is_not_taken_up(config: Confi
     assert result.exit_code == 2, result.output
     assert f"MLflow at sqlite:///{lost}: there is no such file on this machine" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"here", "store"}
-
-
-def test_a_search_refuses_one() -> None:
-    """It would have no effect: trials are kept in the search's folder."""
-    with pytest.raises(ConfigError, match=r"base\.cluster\.storage: has no effect in a search"):
-        load_search(EXPERIMENTS / "search_window_digits.yaml", ["base.cluster.storage=s3://bucket/x"])

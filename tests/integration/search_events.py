@@ -3,7 +3,16 @@
 import json
 from typing import Any
 
-from ray_distill.search_journal import SearchFolder, SearchJournal, TrialLog
+from tiny import Bench
+
+from ray_distill.config_search import SearchConfig
+from ray_distill.outer_loop import Report, outer_loop
+from ray_distill.run_state import RunState
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import SearchJournal, TrialLog
+from ray_distill.search_run import values_of
+from ray_distill.search_trial import read_state
+from ray_distill.world import OneProcess
 
 
 def logs_of(folder: SearchFolder) -> dict[str, TrialLog]:
@@ -15,6 +24,21 @@ def events(folder: SearchFolder, kind: str) -> list[dict[str, Any]]:
     """The journal's lines of a kind; none before there is one."""
     lines = folder.journal.read_text().splitlines() if folder.journal.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, float]]]:
+    """What the outer loop alone gives with the configuration that a trial's way is written as, and its points."""
+    b, reports = Bench(search.around.config(values_of(search, log))), list[Report]()
+    start = RunState.start(b.initial, b.experiment.outer)
+    end = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), reports.append)
+    return end, [p.values for report in reports for p in report.points]
+
+
+def kept(search: SearchConfig, folder: SearchFolder, log: TrialLog) -> RunState:
+    """A trial's last state."""
+    assert log.checkpoint is not None
+    with folder.opened(log.checkpoint) as path:
+        return read_state(path, search.hash)[0]
 
 
 def well_under_way(folder: SearchFolder) -> bool:
@@ -33,12 +57,14 @@ class Interrupted:
         assert self._ended
         assert any(step > 0 for step in self._under_way.values())
 
-    def check_resumed(self, values: list[dict[str, Any]]) -> None:
-        """Asserts that all trials, with these values, are finished, and that no outer step was reported again."""
-        logs = logs_of(self._folder)
+    def check_resumed(self, values: list[dict[str, Any]], there: SearchFolder | None = None) -> None:
+        """Asserts that all trials, with these values, are finished, and that no outer step was reported again; `there`: in
+        another folder that the search went on in."""
+        folder = there or self._folder
+        logs = logs_of(folder)
         assert [log.values for log in logs.values()] == values
         assert {log.status for log in logs.values()} == {"finished"}
-        reports = events(self._folder, "report")[self._num_reports :]
+        reports = events(folder, "report")[self._num_reports :]
         assert not {e["trial"] for e in reports} & self._ended
         for name, step in self._under_way.items():
             assert min(e["outer_step"] for e in reports if e["trial"] == name) > step

@@ -16,7 +16,8 @@ from tiny_search import tiny_search
 from undisturbed import Undisturbed, status
 
 from ray_distill.config import Config
-from ray_distill.search_journal import SearchFolder, SearchJournal
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import SearchJournal
 from ray_distill.search_proposals import known
 
 pytestmark = pytest.mark.slow

@@ -2,38 +2,33 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from processes import descendants_named
-from search_events import Interrupted, events, logs_of, well_under_way
-from tiny import TINY, Bench
+from search_events import bare, events, kept, logs_of
+from tiny import TINY
 from tiny_search import SPACE, tiny_search
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
 from ray_distill.config import load
 from ray_distill.config_search import SearchConfig
-from ray_distill.outer_loop import Report, outer_loop
 from ray_distill.progress import silent
-from ray_distill.run_state import RunState, load_kept
 from ray_distill.search import SearchError
-from ray_distill.search_journal import SearchFolder, TrialLog
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_journal import TrialLog
 from ray_distill.search_proposals import known, number_of
 from ray_distill.search_run import Found, carry_out, values_of
-from ray_distill.search_trial import STATE
-from ray_distill.world import OneProcess
+from ray_distill.storage import Storage
+from ray_distill.stored_search import StoredSearch
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()", "search"]
-
 LOOK = [
     sys.executable,
     "-c",
@@ -74,20 +69,6 @@ def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = Fa
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
     data, began = build.development_data(search.config), time.monotonic()
     return carry_out(search, data, folder, uri, silent, resume=resume, began=began)
-
-
-def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, float]]]:
-    """What the outer loop alone gives with the configuration that a trial's way is written as, and its points."""
-    b, reports = Bench(search.around.config(values_of(search, log))), list[Report]()
-    start = RunState.start(b.initial, b.experiment.outer)
-    end = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), reports.append)
-    return end, [p.values for report in reports for p in report.points]
-
-
-def kept(search: SearchConfig, folder: SearchFolder, log: TrialLog) -> RunState:
-    """A trial's last state."""
-    assert log.checkpoint is not None
-    return load_kept(folder.path / log.checkpoint / STATE, search.hash).state
 
 
 def runs_of(found: Found) -> dict[str, str]:
@@ -267,72 +248,42 @@ def test_when_time_is_up_trials_are_left_where_they_are(tmp_path: Path) -> None:
     assert logs[found.rows[0].trial].status == "finished"
 
 
-def start(folder: Path, *arguments: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [*command, *arguments], cwd=folder, env=environment, start_new_session=True, **pipes
-    )
-
-
-def test_a_killed_search_goes_on(tmp_path: Path) -> None:
-    """SIGKILL for the driver and all that it started, when one trial has ended and others are under way; then
-    --resume: the same trials, those that had ended untouched, those under way from their checkpoints, and each
-    arrives at the D of a trial that nothing disturbed. A trial that was under way is not begun anew."""
-    base = TINY | {"outer": TINY["outer"] | {"steps": 150}}
-    search = tiny_search(base=base, scheduler={"name": "none"}, budget={"trials": 4})
-    (tmp_path / "search.yaml").write_text(search.to_yaml())
-    folder = SearchFolder(tmp_path / "s")
-    first = start(tmp_path, "search.yaml", "--out", "s")
-    deadline = time.monotonic() + 800
-    while not well_under_way(folder):
-        assert first.poll() is None, first.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    for pid in [first.pid, *descendants_named("", first.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    first.communicate()
-    interrupted = Interrupted(folder)
-
-    second = start(tmp_path, "search.yaml", "--out", "s", "--resume")
-    out, err = second.communicate(timeout=800)
-    assert second.returncode == 0, out + err
-    assert "Traceback" not in err
-    interrupted.check_resumed(known(search))
-    logs = logs_of(folder)
-    for log in logs.values():
-        end, _ = bare(search, log)
-        assert torch.equal(end.data.images_NCHW, kept(search, folder, log).data.images_NCHW)
-        assert [m.outer_step for m in log.curve] == list(range(5, 151, 5))
-
-
 def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: None) -> None:
     """Through Ray Train the base, which learns, ends with the D of one process to 1e-10; two trials that hardly move D
     are stopped, and the second of them begins, so the first has given its workers' cores back, which Train's cleaner
     sees to; there is a second cluster on the machine, in which it must not look. When the search has ended, nothing of its
-    trials is left: no actor, no placement group, no core that is not free."""
+    trials is left: no actor, no placement group, no core that is not free. Their checkpoints, and what the search remembers,
+    are in its storage."""
+    storage = tmp_path / "kept"
     search = tiny_search(
-        base=LEARNING,
+        base=LEARNING | {"cluster": {"storage": str(storage)}},
         space={"outer.lr": {"choice": [1e-8, 2e-8]}},
         scheduler={"name": "asha", "grace": 5, "reduction": 2},
         budget={"trials": 3},
         workers=2,
     )
     (tmp_path / "search.yaml").write_text(search.to_yaml())
-    command = start(tmp_path, "search.yaml", "--out", "s", command=LOOK)
+    command = subprocess.Popen(
+        [*LOOK, "search.yaml", "--out", "s"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
     out, err = command.communicate(timeout=800)
     assert command.returncode == 0, out + err
     left, free = json.loads((tmp_path / "left.json").read_text())
     assert left == ["_AutoscalingCoordinatorActor"]
     assert free
-    folder = SearchFolder(tmp_path / "s")
+    folder = SearchFolder(tmp_path / "s", StoredSearch(Storage.at(str(storage))))
     logs = logs_of(folder)
     assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
     assert [log.outer_step for log in logs.values()] == [20, 5, 5]
     end, _ = bare(search, logs["trial-000"])
     state = kept(search, folder, logs["trial-000"])
     torch.testing.assert_close(state.data.images_NCHW, end.data.images_NCHW, rtol=1e-10, atol=1e-12)
-    assert not list(folder.path.glob("tune/*/train"))
+    assert list(storage.glob("tune/*/trial-000/*/state.arrow"))
+    assert not list(storage.glob("tune/*/train"))
+    assert not (folder.path / "tune").exists()

@@ -1,4 +1,4 @@
-"""A run that is kept in an object store: moto's server, on loopback, which speaks S3's protocol."""
+"""A run, and a search, that are kept in an object store: moto's server, on loopback, which speaks S3's protocol."""
 
 import json
 import os
@@ -15,10 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+from mlflow import MlflowClient
 from processes import descendants_named
 from pyarrow import fs
-from tiny import tiny_config
+from search_events import Interrupted, bare, logs_of, well_under_way
+from tiny import TINY, tiny_config
+from tiny_search import tiny_search
 from undisturbed import Undisturbed
+
+from ray_distill.config import load
+from ray_distill.search_folder import SearchFolder
+from ray_distill.search_proposals import known
+from ray_distill.search_trial import read_state
 
 pytestmark = pytest.mark.slow
 BUCKET = "ray-distill-tests"
@@ -82,16 +91,35 @@ class Place:
         return max((int(step) for step in re.findall(rb"step_(\d+)", known)), default=0)
 
 
-def start(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, environment: dict[str, str], *arguments: str, verb: str = "distill"
+) -> subprocess.Popen[str]:
     left_out = ("AWS_", "MLFLOW_TRACKING_URI")
     return subprocess.Popen(
-        [*COMMAND, "distill", "tiny.yaml", *arguments],
+        [*COMMAND, verb, "tiny.yaml", *arguments],
         cwd=folder,
         env={k: v for k, v in os.environ.items() if not k.startswith(left_out)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for it and all that it started."""
+    for pid in [process.pid, *descendants_named("", process.pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def credentials(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": PLANTED,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp_path: Path) -> None:
@@ -109,11 +137,7 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
     place, store = Place(endpoint, "runs/tiny"), tmp_path / "mlflow.db"
     ray = Path(f"/tmp/rd-s3-{os.getpid()}")
     ray.mkdir()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": PLANTED,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_EC2_METADATA_DISABLED": "true",
+    environment = credentials(endpoint) | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
         "RAY_TMPDIR": str(ray),
     }
@@ -127,10 +151,7 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    for pid in [first.pid, *descendants_named("", first.pid)]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    first.communicate()
+    kill_all(first)
     assert 20 <= place.last_checkpoint() < 120
     assert {"config.yaml", "run.json", ".driver.json"} <= place.files().keys()
     identity = (tmp_path / "here" / "run.json").read_bytes()
@@ -165,6 +186,77 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
     assert PLANTED not in out + err
 
 
+def test_a_search_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp_path: Path) -> None:
+    """SIGKILL for the driver and all that it started, when one trial has ended and others are under way, and its folder is
+    lost. Another folder resumes from what is in the bucket: the same trials, those that had ended untouched, those under way
+    from their checkpoints, and each arrives at the D of a trial that nothing disturbed. MLflow has one run for each, with
+    each outer step once. In the end the bucket holds what the folder holds, the trials' checkpoints, and no secret."""
+    search = tiny_search(
+        base=TINY | {"outer": TINY["outer"] | {"steps": 100}},
+        scheduler={"name": "none"},
+        budget={"trials": 3},
+    )
+    (tmp_path / "tiny.yaml").write_text(search.to_yaml())
+    place, store = Place(endpoint, "searches/tiny"), tmp_path / "mlflow.db"
+    environment = credentials(endpoint) | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    kept_in = ("--set", f"base.cluster.storage={place.uri}")
+    here, there, known_of = (SearchFolder(tmp_path / name) for name in ("here", "there", "known"))
+    first = start(tmp_path, environment, "--out", "here", *kept_in, verb="search")
+    deadline = time.monotonic() + 400
+    while not well_under_way(here):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    kill_all(first)
+    identity = here.identity.read_bytes()
+    assert not (here.path / "tune").exists()
+    shutil.rmtree(here.path)
+    known_of.path.mkdir()
+    known_of.journal.write_bytes(place.files()["journal.jsonl"])
+    interrupted = Interrupted(known_of)
+
+    second = start(tmp_path, environment, "--out", "there", "--resume", *kept_in, verb="search")
+    out, err = second.communicate(timeout=400)
+    assert second.returncode == 0, out + err
+    assert f"kept in       {place.uri}" in out
+    assert "Traceback" not in err
+    assert there.identity.read_bytes() == identity
+    interrupted.check_resumed(known(search), there)
+    files = place.files()
+    for log in logs_of(there).values():
+        assert [m.outer_step for m in log.curve] == list(range(5, 101, 5))
+        assert log.checkpoint is not None
+        for name in ("state.arrow", "trial.json"):
+            (tmp_path / log.name).mkdir(exist_ok=True)
+            (tmp_path / log.name / name).write_bytes(files[f"{log.checkpoint}/{name}"])
+        state, _ = read_state(tmp_path / log.name, search.hash)
+        assert torch.equal(bare(search, log)[0].data.images_NCHW, state.data.images_NCHW)
+    check_record(store, json.loads(identity)["run_id"], list(logs_of(there)), 100)
+    local = {p.name: p.read_bytes() for p in there.path.iterdir() if p.is_file() and p.name != ".lock"}
+    local.pop("mlflow_journal.jsonl.said")
+    assert files.pop("mlflow_journal.jsonl") == b""
+    local.pop("mlflow_journal.jsonl")
+    assert {"best.yaml", "best.parquet", "summary.json", "leaderboard.md", "search.yaml"} <= local.keys()
+    assert {name: content for name, content in files.items() if not name.startswith("tune/")} == local
+    assert load(there.best).cluster.storage is None
+    assert not any(PLANTED.encode() in content for content in (*files.values(), *local.values()))
+    assert PLANTED not in out + err
+
+
+def check_record(store: Path, search: str, trials: list[str], last: int) -> None:
+    """Asserts that MLflow has one finished run for each trial below the search's, with each outer step once."""
+    client = MlflowClient(f"sqlite:///{store}")
+    parent = client.get_run(search)
+    assert parent.data.tags["storage"].startswith("s3://")
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{search}'")
+    assert sorted(run.info.run_name for run in runs) == trials
+    for run in (parent, *runs):
+        assert run.info.status == "FINISHED"
+    for run in runs:
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "outer_loss")]
+        assert sorted(steps) == list(range(1, last + 1))
+
+
 @pytest.mark.parametrize(
     ("uri", "environment", "says"),
     [
@@ -183,12 +275,7 @@ def test_a_store_that_cannot_be_used_is_told_at_once(
 ) -> None:
     """A bucket that is not there, no credentials, nobody at the endpoint: exit code 2, a line, nothing written."""
     (tmp_path / "tiny.yaml").write_text(tiny_config().to_yaml())
-    environment = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": PLANTED,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    } | environment
+    environment = credentials(endpoint) | environment
     place = uri.format(bucket=BUCKET)
     process = start(tmp_path, environment, "--out", "here", "--set", f"cluster.storage={place}")
     out, err = process.communicate(timeout=100)
