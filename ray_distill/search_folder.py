@@ -79,6 +79,10 @@ class SearchFolder:
             return self.stored.storage.for_ray(checkpoint)[0]
         return str((self.path / checkpoint).resolve())
 
+    def shown(self, checkpoint: str) -> str:
+        """The same for people."""
+        return f"{self.stored.storage}/{checkpoint}" if self.stored else str(self.path / checkpoint)
+
     @contextmanager
     def opened(self, checkpoint: str) -> Iterator[Path]:
         """A checkpoint's folder, to be read while the block lasts. Raises: StorageAwayError."""

@@ -49,14 +49,14 @@ def newest_whole(log: TrialLog, folder: SearchFolder, search_hash: str) -> tuple
     damaged: list[str] = []
     found = None
     for kept in reversed(log.kept):
-        try:
-            with folder.opened(kept.checkpoint) as path:
+        with folder.opened(kept.checkpoint) as path:
+            try:
                 read_state(path, search_hash)
-        except CheckpointError as e:
-            # Older ones that are not there were deleted, as they should be.
-            if not damaged or not isinstance(e.__cause__, FileNotFoundError):
-                damaged.append(f"{kept.checkpoint}: {e}")
-            continue
+            except CheckpointError as e:
+                # Older ones that are not there were deleted, as they should be.
+                if not damaged or not isinstance(e.__cause__, FileNotFoundError):
+                    damaged.append(str(e).replace(str(path), folder.shown(kept.checkpoint)))
+                continue
         found = kept
         break
     where = f"goes on from outer step {found.outer_step}" if found else "begins anew"

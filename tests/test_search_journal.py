@@ -60,6 +60,16 @@ def test_a_trial_that_goes_on_forgets_what_it_will_say_again(tmp_path: Path) -> 
     assert [m.outer_step for m in journal.logs["trial-001"].curve] == [5, 10]
 
 
+def test_a_trial_that_goes_back_without_a_word_says_again_what_came_after(tmp_path: Path) -> None:
+    """Its process was started again, from an older state than its last report: the curve ends with what it says now."""
+    journal = written(tmp_path / "j")
+    journal.write("report", **report("trial-001", 15, 0.5))
+    journal.write("report", **report("trial-001", 10, 0.4))
+    log = journal.logs["trial-001"]
+    assert [m.outer_step for m in log.curve] == [5, 10]
+    assert (log.outer_step, [kept.outer_step for kept in log.kept]) == (10, [5, 10])
+
+
 def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
     """From an exchange on, its values, curve and checkpoint are the parent's; with another inner step size, whose
     accuracies cannot be compared, the curve begins anew."""

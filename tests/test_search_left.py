@@ -19,6 +19,8 @@ from ray_distill.search_left import trials_left
 from ray_distill.search_proposals import Proposal
 from ray_distill.search_time import spent
 from ray_distill.search_trial import ABOUT, STATE, About
+from ray_distill.storage import Storage
+from ray_distill.stored_search import StoredSearch
 from ray_distill.whole_files import write_json
 
 LR = "outer.lr"
@@ -123,10 +125,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert (proposal.checkpoint, proposal.values) == (None, {LR: 0.1})
     assert (logs[NAME].curve, logs[NAME].outer_step, logs[NAME].status) == ([], 0, "running")
     ((_, said),) = listener.said
-    assert said.startswith(f"tune/attempt-1/{NAME}/checkpoint_000005: ")
+    assert said.startswith(str(state(folder, NAME, 5)))
     assert said.endswith(
         "was cut or altered after it was written: its digest does not fit; the trial begins anew"
     )
+
+
+def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
+    search: SearchConfig, folder: SearchFolder, tmp_path: Path
+) -> None:
+    """And not by that of the copy which was read."""
+    (tmp_path / "store").mkdir()
+    (folder.path / "tune").rename(tmp_path / "store" / "tune")
+    stored = SearchFolder(folder.path, StoredSearch(Storage.at(str(tmp_path / "store"))))
+    place = tmp_path / "store" / f"tune/attempt-1/{NAME}"
+    cut(place / "checkpoint_000015" / STATE)
+    (proposal,), logs, listener = resumed(search, stored)
+    assert (proposal.checkpoint, logs[NAME].outer_step) == (str(place / "checkpoint_000010"), 10)
+    assert listener.said[0][1].startswith(f"{place}/checkpoint_000015/{STATE} was cut or altered")
 
 
 def test_what_is_computed_again_counts_again(search: SearchConfig, folder: SearchFolder) -> None:

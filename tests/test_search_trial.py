@@ -181,6 +181,7 @@ def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_valu
     (state, _), said = newest_with(given, VALUES, "hash", CPU)
     assert state.outer_step == 10
     assert said.startswith("checkpoint_000002: ")
+    assert said.count("checkpoint_") == 2, said
     assert said.endswith("the trial goes on from outer step 10")
     with pytest.raises(
         NoWholeCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was kept with other"
