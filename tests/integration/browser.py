@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from mlflow_server import free_port
+from processes import free_port
 
 PATIENCE_S = 90.0
 """For a page on a busy machine."""

@@ -2,25 +2,21 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
-
-def free_port() -> int:
-    """A port of the loopback device that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from processes import free_port, wait_until
 
 
 class MlflowServer:
-    """Its artefacts lie in a folder, its store too or in a database; its address stays the same."""
+    """Its artefacts lie in a folder, its store too, in `mlflow.db`, or in a database; its address stays the same.
+
+    It lets everybody in, whatever the password.
+    """
 
     def __init__(self, folder: Path, store: str | None = None) -> None:
         self._folder, self._port = folder, free_port()
@@ -43,20 +39,14 @@ class MlflowServer:
             *("--artifacts-destination", str(self._folder / "artifacts")),
         ]
         with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 200
-        while not self._answers():
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+        wait_until(lambda: self._answers() or process.poll() is not None, "the MLflow server answers")
+        assert process.poll() is None, (self._folder / "server.log").read_text()
 
     def _answers(self) -> bool:
-        with (
-            suppress(URLError, ConnectionError, TimeoutError),
-            urlopen(f"{self.uri}/health", timeout=5) as answer,
-        ):
+        with suppress(OSError), urlopen(f"{self.uri}/health", timeout=5) as answer:
             return bool(answer.status == 200)
         return False
 
@@ -67,3 +57,14 @@ class MlflowServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+@contextmanager
+def mlflow_server(folder: Path, store: str | None = None) -> Iterator[MlflowServer]:
+    """One that runs as long as the block lasts, unless that stops it."""
+    server = MlflowServer(folder, store)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

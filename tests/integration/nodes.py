@@ -7,38 +7,19 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from processes import descendants_named
+from processes import descendants_named, free_port, wait_until
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
-def wait_until(true: Callable[[], bool], what: str, within_s: float = 240.0) -> float:
-    """Waits, asking five times a second; the seconds that it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < within_s, f"in vain: {what}"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 class Nodes:

@@ -1,10 +1,28 @@
-"""The processes that a test has started: those below it, to kill one of them; how far a run has come."""
+"""The processes that a test starts: a port for one, waiting for it, those below it, to kill one of them; how far a run has come."""
 
 import os
 import re
+import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+
+def free_port() -> int:
+    """A port of the loopback device that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(true: Callable[[], bool], what: str, within_s: float = 240.0) -> float:
+    """Waits, asking five times a second; the seconds that it took."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < within_s, f"in vain: {what}"
+        time.sleep(0.2)
+    return time.monotonic() - began
 
 
 def _parent(pid: int) -> int:
@@ -51,3 +69,8 @@ def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int)
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def steps_shown(said: str) -> list[int]:
+    """The outer steps that a distillation has named on its way, in order; not the beginning."""
+    return [int(step) for step in re.findall(r"distilling (\d+)/", said) if int(step) > 0]

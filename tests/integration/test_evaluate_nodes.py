@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from judged import dataset_of
-from nodes import Nodes, head_alone, wait_until
-from processes import descendants_named, wait_for_checkpoint
+from nodes import Nodes, head_alone
+from processes import descendants_named, wait_for_checkpoint, wait_until
 from tiny import tiny_config
 
 from ray_distill.config import parse

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from browser import Browser, browser, eventually, missing
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, mlflow_server
 
 from ray_distill.leaderboard import leaderboard
 from ray_distill.points import Point
@@ -59,9 +59,7 @@ def record_trial(tracking: SearchTracking, name: str) -> TrialRecord:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     """A search of four trials, and a server that shows it."""
     folder = tmp_path_factory.mktemp("search")
-    server = MlflowServer(folder)
-    server.start()
-    try:
+    with mlflow_server(folder) as server:
         open_store(server.uri, "searches")
         parent = open_run(server.uri, "searches", "window_digits", {"scheduler": "asha"}, {"kind": "search"})
         warnings: list[str] = []
@@ -72,8 +70,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         experiment = parent.client.get_run(parent.run_id).info.experiment_id
         nested = parent.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
         yield Recorded(server, experiment, parent.run_id, [run.info.run_id for run in nested])
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from mlflow_server import MlflowServer
+from mlflow_server import mlflow_server
 from postgres import binary, postgres, query
 from tiny import tiny_config
 from undisturbed import Undisturbed
@@ -31,25 +31,20 @@ def test_a_run_is_recorded_in_postgresql(tmp_path: Path) -> None:
     each measurement once and to the last bit; nothing lies in a file store beside the run."""
     config = tiny_config(outer={"steps": 20}, evaluation={"networks": ["mlp1"], "seeds": 1})
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
-    with postgres() as store:
-        server = MlflowServer(tmp_path, store)
-        server.start()
-        try:
-            command = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
-            subprocess.run(
-                [*command, "distill", "tiny.yaml", "--out", "run"],
-                cwd=tmp_path,
-                env=os.environ | {"MLFLOW_TRACKING_URI": server.uri},
-                check=True,
-                capture_output=True,
-                timeout=250,
-            )
-            Undisturbed(config).check(tmp_path / "run", partial(query, store))
-            tested = query(
-                store, "select run_uuid, value from metrics where key = 'test_accuracy/distilled/mlp1'"
-            )
-            assert len(dict(tested)) == len(tested) == 2, "the run's, and its evaluation's"
-            assert len({value for _, value in tested}) == 1
-        finally:
-            server.stop()
+    with postgres() as store, mlflow_server(tmp_path, store) as server:
+        command = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+        subprocess.run(
+            [*command, "distill", "tiny.yaml", "--out", "run"],
+            cwd=tmp_path,
+            env=os.environ | {"MLFLOW_TRACKING_URI": server.uri},
+            check=True,
+            capture_output=True,
+            timeout=250,
+        )
+        Undisturbed(config).check(tmp_path / "run", partial(query, store))
+        tested = query(
+            store, "select run_uuid, value from metrics where key = 'test_accuracy/distilled/mlp1'"
+        )
+        assert len(dict(tested)) == len(tested) == 2, "the run's, and its evaluation's"
+        assert len({value for _, value in tested}) == 1
     assert not (tmp_path / "run" / "mlflow.db").exists()

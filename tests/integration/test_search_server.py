@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from browser import eventually
-from mlflow_server import MlflowServer
+from mlflow_server import MlflowServer, mlflow_server
 
 from ray_distill.points import Point
 from ray_distill.search_tracking import SearchTracking
@@ -17,10 +17,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+    with mlflow_server(tmp_path) as server:
+        yield server
 
 
 def points(first: int, last: int) -> list[Point]:

@@ -1,16 +1,13 @@
 """A whole run beside a planted password, and the ports that it opens."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from mlflow_server import mlflow_server
 from processes import descendants_named
 from tiny import tiny_config
 
@@ -89,35 +86,6 @@ def test_workers_that_meet_listen_to_this_machine_alone(ray_cluster: None, tmp_p
     assert set(addresses) <= LOOPBACK
 
 
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """MLflow's own server on a free port; it lets everybody in, whatever the password."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        f"{folder}/artifacts",
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        try:
-            for _ in range(300):
-                with suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                    break
-                assert process.poll() is None, (folder / "server.log").read_text()
-                time.sleep(1)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 @pytest.mark.slow
 def test_a_password_of_the_store_is_left_nowhere(tmp_path: Path) -> None:
     """A run to its end, with MLflow's password in the environment: the word is in no file, of the run, of Ray or of
@@ -127,9 +95,10 @@ def test_a_password_of_the_store_is_left_nowhere(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     # Ray's sockets need a short path.
     ray = Path(f"/tmp/rd-{os.getpid()}")
-    with mlflow_server(tmp_path / "server") as port:
+    with mlflow_server(tmp_path / "server") as server:
+        at = server.uri.removeprefix("http://")
         environment = os.environ | {
-            "MLFLOW_TRACKING_URI": f"http://me:{PLANTED}@127.0.0.1:{port}",
+            "MLFLOW_TRACKING_URI": f"http://me:{PLANTED}@{at}",
             "RAY_TMPDIR": str(ray),
         }
         ray.mkdir()
@@ -143,7 +112,7 @@ def test_a_password_of_the_store_is_left_nowhere(tmp_path: Path) -> None:
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    assert f"open http://me:***@127.0.0.1:{port} in a browser" in done.stdout
+    assert f"open http://me:***@{at} in a browser" in done.stdout
     files = [path for folder in (tmp_path, ray) for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 30
     assert [str(path) for path in files if PLANTED.encode() in path.read_bytes()] == []

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from processes import descendants_named
+from processes import descendants_named, free_port
 from pyarrow import fs
 from search_events import Interrupted, bare, logs_of, well_under_way
 from tiny import TINY, tiny_config
@@ -38,9 +37,7 @@ COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with one bucket, which it keeps in memory."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     at = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("moto") / "server.log"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
