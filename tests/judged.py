@@ -1,5 +1,6 @@
 """Sets to judge, made of the tiny experiment, that tests share."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,8 +11,15 @@ from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.evaluate import SetAtHand, Shipped, judged_set
+from ray_distill.evaluate import SetAtHand, Shipped, judged_set, run_job
+from ray_distill.evaluation_course import Course
+from ray_distill.evaluation_jobs import lines_of
+from ray_distill.evaluation_journal import Journal
+from ray_distill.evaluation_records import Record
 from ray_distill.judged_sets import JudgedSet
+
+Number = tuple[str, str, int, int, float, float]
+"""Subject, network, index, inner steps, lr, test accuracy."""
 
 
 def dataset_of(config: Config, *, scale: float = 1.0) -> DistilledDataset:
@@ -54,3 +62,21 @@ def at_hand(judged: JudgedSet) -> SetAtHand:
     arrays = [x.numpy() for x in DistilledData(judged.dataset.images_NCHW, judged.dataset.labels_NK)]
     fetch = (partial(list, arrays), lambda: judged.dataset.preprocessing)
     return SetAtHand(Shipped(judged.config.to_dict(), judged.tickets, *fetch))
+
+
+def done_here(sets: list[JudgedSet]) -> list[Record]:
+    """Their evaluation without Ray: every job of its course, one by one."""
+    journal = Journal()
+    course = Course(lines_of(sets), journal, lambda done, said: None)
+    here = {judged.name: at_hand(judged) for judged in sets}
+    jobs = course.jobs()
+    for job in jobs:
+        jobs += course.done(job, run_job(here[job.line.subject.of_set], job))
+    return course.records()
+
+
+def numbers(records: Sequence[Record]) -> list[Number]:
+    """What does not depend on who did it, and when."""
+    return sorted(
+        (r.of.subject, r.of.network, r.of.index, r.inner_steps, r.lr, r.test_accuracy) for r in records
+    )

@@ -1,5 +1,7 @@
 """Parts of a run, for tests that drive Ray."""
 
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,3 +25,12 @@ def place(tmp_path: Path) -> Callable[[Config], tuple[RunFolder, Tracker]]:
         return folder, tracker
 
     return make
+
+
+@pytest.fixture
+def draw() -> random.Random:
+    """What draws the moment of a fault: from a seed that is printed, and taken from RAY_DISTILL_FAULT_SEED where that is
+    set."""
+    seed = int(os.environ.get("RAY_DISTILL_FAULT_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"RAY_DISTILL_FAULT_SEED={seed}")
+    return random.Random(seed)

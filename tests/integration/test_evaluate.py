@@ -5,13 +5,12 @@ import os
 import random
 import re
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from judged import at_hand, dataset_of, judged_of
+from judged import dataset_of, done_here, judged_of, numbers
 from mlflow import MlflowClient
 from processes import descendants_named
 from sklearn.datasets import load_digits
@@ -20,38 +19,16 @@ from typer.testing import CliRunner
 
 from ray_distill.cli import app
 from ray_distill.config import ConfigError
-from ray_distill.evaluate import evaluate, run_job
-from ray_distill.evaluation_course import Course
+from ray_distill.evaluate import evaluate
 from ray_distill.evaluation_jobs import jobs_for, lines_of
 from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Record
 from ray_distill.evaluation_rows import at_last_horizon
 from ray_distill.judge import evaluate_sets, judge
-from ray_distill.judged_sets import JudgedSet
 from ray_distill.progress import silent
 from ray_distill.robustness import squash
 from ray_distill.tracking import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-Number = tuple[str, str, int, int, float, float]
-
-
-def numbers(records: Sequence[Record]) -> list[Number]:
-    return sorted(
-        (r.of.subject, r.of.network, r.of.index, r.inner_steps, r.lr, r.test_accuracy) for r in records
-    )
-
-
-def done_here(sets: list[JudgedSet]) -> list[Number]:
-    """The table without Ray: every job of its course, one by one."""
-    journal = Journal()
-    course = Course(lines_of(sets), journal, lambda done, said: None)
-    here = {judged.name: at_hand(judged) for judged in sets}
-    jobs = course.jobs()
-    for job in jobs:
-        jobs += course.done(job, run_job(here[job.line.subject.of_set], job))
-    return numbers(course.records())
 
 
 def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
@@ -63,7 +40,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
         evaluation={"seeds": 3, "horizons": [10, 20], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
     )
     sets = [judged_of(config, "mine"), judged_of(config, "twice", scale=2.0)]
-    expected = done_here(sets)
+    expected = numbers(done_here(sets))
     assert {(name, network) for name, network, *_ in expected} == {
         *((name, network) for name in ("mine", "twice", "random_real") for network in ("convnet1", "mlp1")),
         ("whole_train", "convnet1"),

@@ -1,27 +1,28 @@
 """What may happen to a run on a cluster of two nodes, at a moment that a seed draws: the same D, the same record.
 
 In each: the artefact holds the D of the undisturbed run, bit for bit, and MLflow one run with each measurement once. The
-seed is printed, and taken from RAY_DISTILL_FAULT_SEED where that is set; the time to recover is printed too (pytest -rP). A
-driver that is killed, a store under a lock and Ctrl-C are in test_commands, a job that is stopped in test_jobs, evaluation
-actors that die in test_evaluate.
+seed is printed, and taken from RAY_DISTILL_FAULT_SEED where that is set; the time to recover is printed too (pytest -rP).
+Ctrl-C is in test_commands, a driver that is killed with all that it started in test_storage_s3, a job that is stopped in
+test_jobs, an evaluation that loses its node in test_evaluate_nodes.
 """
 
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from nodes import BIN, Nodes, cluster_of_two, free_port, wait_until
-from processes import descendants_named, last_checkpoint, wait_for_checkpoint
+from mlflow_server import mlflow_server
+from nodes import Nodes, cluster_of_two
+from processes import descendants_named, last_checkpoint, steps_shown, wait_for_checkpoint, wait_until
 from tiny import tiny_config
 from undisturbed import Undisturbed
 
@@ -35,7 +36,10 @@ SECTIONS = {
     "outer": {"steps": 160},
     "validation": {"every": 80},
     "checkpoint": {"every": EVERY},
-    "evaluation": {"networks": ["mlp1"], "seeds": 1, "random_real_draws": 1},
+    "evaluation": {
+        **{"networks": ["mlp1"], "seeds": 1, "baselines": []},
+        **{"random_real_draws": None, "whole_train_epochs": None},
+    },
     "cluster": {"num_workers": 2},
 }
 CONFIG = tiny_config(**SECTIONS)
@@ -50,13 +54,6 @@ def undisturbed() -> Undisturbed:
 def nodes() -> Iterator[tuple[Nodes, subprocess.Popen[bytes]]]:
     with cluster_of_two() as both:
         yield both
-
-
-@pytest.fixture
-def draw() -> random.Random:
-    seed = int(os.environ.get("RAY_DISTILL_FAULT_SEED") or random.SystemRandom().randrange(10**6))
-    print(f"RAY_DISTILL_FAULT_SEED={seed}")
-    return random.Random(seed)
 
 
 def started(
@@ -196,56 +193,6 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_there(
     undisturbed.check(folder, folder / "mlflow.db")
 
 
-class Server:
-    """An MLflow server on loopback with a sqlite store, which may go and come back."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._port = folder, free_port()
-        self.store = folder / "store.db"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self._port)),
-                *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.store}"),
-                *("--artifacts-destination", str(self._folder / "artifacts")),
-            ],
-            cwd=self._folder,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_until(self._answers, "the MLflow server answers")
-
-    def stop(self) -> None:
-        """SIGKILL for it and what it started."""
-        assert self._process is not None
-        for pid in [self._process.pid, *descendants_named("", self._process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-            return True
-        return False
-
-
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
 def test_the_mlflow_server_is_away(
     undisturbed: Undisturbed,
     nodes: tuple[Nodes, subprocess.Popen[bytes]],
@@ -263,7 +210,7 @@ def test_the_mlflow_server_is_away(
         # Each report waits for the store's refusal: so the run does not end before the server is back.
         often = tiny_config(**SECTIONS, tracking={"report_every": 1})
         disturbed(nodes[0], tmp_path / "here", draw, go_away, often, MLFLOW_TRACKING_URI=server.uri)
-        undisturbed.check(tmp_path / "here" / "run", server.store)
+        undisturbed.check(tmp_path / "here" / "run", tmp_path / "mlflow.db")
 
 
 @contextmanager
@@ -331,3 +278,98 @@ def test_the_disk_is_full(
             process.kill()
         assert process.returncode == 0, said
         undisturbed.check(out, store)
+
+
+@contextmanager
+def under_a_lock(store: Path) -> Iterator[None]:
+    """MLflow's sqlite store, so that nobody can read or write it."""
+    connection = sqlite3.connect(store, isolation_level=None, timeout=30)
+    connection.execute("begin exclusive")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def num_recorded(store: Path) -> int:
+    """Outer steps that MLflow has."""
+    with sqlite3.connect(store) as connection:
+        return int(connection.execute("select count(*) from metrics where key = 'outer_loss'").fetchone()[0])
+
+
+def kill_one_at_work(name: str) -> None:
+    """SIGKILL for a process below this one that does a task of this name, in the midst of it."""
+    killed = []
+
+    def kill() -> bool:
+        for pid in descendants_named(name):
+            os.kill(pid, signal.SIGSTOP)
+            if pid in descendants_named(name):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                break
+            os.kill(pid, signal.SIGCONT)
+        return bool(killed)
+
+    wait_until(kill, f"a {name} to kill")
+
+
+def test_the_driver_is_killed_and_in_the_end_an_evaluation_actor(
+    undisturbed: Undisturbed,
+    nodes: tuple[Nodes, subprocess.Popen[bytes]],
+    draw: random.Random,
+    tmp_path: Path,
+) -> None:
+    """SIGKILL for the driver, a client of a cluster that stays; --resume at once. MLflow's store is under a lock by then, and
+    eight reports waited for it, at whose patience of 20 s each the run would have stood still for minutes: they are in the
+    checkpoint. In the evaluation that ends the resumed run, at a moment in the first half of its results, an actor is
+    killed in the midst of a job: the table is that of the jobs done here one by one."""
+    cluster, folder = nodes[0], tmp_path / "here" / "run"
+    judging: dict[str, object] = {
+        "networks": ["mlp1"],
+        "seeds": 8,
+        "horizons": 500,
+        "baselines": ["random_real"],
+    }
+    judging |= {"random_real_draws": 8, "whole_train_epochs": None}
+    config = tiny_config(**SECTIONS | {"evaluation": judging})
+    store, records = folder / "mlflow.db", folder / "distilled.evaluation" / "records.jsonl"
+    process = started(cluster, tmp_path / "here", config)
+    try:
+        wait_for_checkpoint(process, folder, draw.randrange(EVERY, config.outer.steps // 2))
+        wait_until(lambda: num_recorded(store) > 0, "MLflow has some")
+        with under_a_lock(store):
+            at = last_checkpoint(folder) + 4 * EVERY
+            wait_until(lambda: last_checkpoint(folder) >= at, "the run goes on", within_s=100)
+            time.sleep(draw.random())
+            process.kill()
+            process.communicate()
+            at = last_checkpoint(folder)
+    finally:
+        process.kill()
+    assert num_recorded(store) <= at - 3 * EVERY, "the store was not away"
+    assert at < config.outer.steps, "the run was over before its driver was killed"
+
+    began = time.monotonic()
+    process = started(cluster, tmp_path / "here", config, "--resume")
+    try:
+        wait_until(lambda: last_checkpoint(folder) > at or process.poll() is not None, "it goes on")
+        print(f"killed after outer step {at}, recovered {time.monotonic() - began:.1f} s later")
+        num = draw.randrange(config.evaluation.seeds)
+        wait_until(
+            lambda: (
+                process.poll() is not None
+                or (records.exists() and len(records.read_text().splitlines()) >= num)
+            ),
+            f"{num} results",
+        )
+        kill_one_at_work("ray::_Retrainer.run")
+        out, err = process.communicate(timeout=280)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + err
+    assert "Traceback" not in err
+    assert steps_shown(out)[0] >= at, "it began anew"
+    assert "1 begun again after a loss" in out
+    undisturbed.check(folder, store)
+    undisturbed.check_evaluation(folder, store, config)

@@ -1,4 +1,4 @@
-"""The run that nothing disturbs, to hold others against: the bare loop, in this process."""
+"""The run that nothing disturbs, to hold others against: the bare loop and the bare jobs, in this process."""
 
 import json
 import sqlite3
@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judged import done_here, numbers
 from mlflow import MlflowClient
 from tiny import Bench
 
 from ray_distill.artifact import DistilledDataset
+from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config
+from ray_distill.evaluate import judged_set
+from ray_distill.evaluation_results import read_results
+from ray_distill.evaluation_rows import rows_of
+from ray_distill.judge import metric_name
 from ray_distill.outer_loop import outer_loop
+from ray_distill.run import DISTILLED
 from ray_distill.run_state import RunState
 from ray_distill.world import OneProcess
 
@@ -32,7 +39,7 @@ class Undisturbed:
     def __init__(self, config: Config) -> None:
         # Also where this is made by a fixture that comes before the one for each test.
         torch.set_num_threads(1)
-        b = Bench(config)
+        b = self._bench = Bench(config)
         self.points: list[tuple[str, int, float]] = []
         """(name, outer step, value) of all measurements, without seconds."""
 
@@ -69,6 +76,28 @@ class Undisturbed:
         names = {name for name, _, _ in self.points}
         assert runs == [(json.loads((folder / "run.json").read_text())["run_id"], "FINISHED")]
         assert sorted(row for row in rows if row[0] in names) == sorted(self.points)
+
+    def check_evaluation(self, folder: Path, store: Path | Query, config: Config) -> None:
+        """Asserts that the finished run in the folder has the table that this configuration gives for this D, bit for bit,
+        and that the store has one evaluation, FINISHED, below the run, with each mean once in both.
+
+        The configuration may differ from the run's own in how D is judged, at one horizon.
+        """
+        run_id = json.loads((folder / "run.json").read_text())["run_id"]
+        dataset = to_dataset(config, self._bench.data, self.end, run_id)
+        records = done_here([judged_set(DISTILLED, dataset, config, self._bench.data)])
+        found = read_results(folder / "distilled.evaluation" / "evaluation.json")
+        assert found.failures == []
+        assert numbers(found.records) == numbers(records)
+        ask = partial(_ask_sqlite, store) if isinstance(store, Path) else store
+        (judged,) = ask(
+            "select runs.run_uuid, status from runs join tags on tags.run_uuid = runs.run_uuid "
+            f"where tags.key = 'mlflow.parentRunId' and tags.value = '{run_id}'"
+        )
+        assert judged[1] == "FINISHED"
+        means = [(metric_name(row), row.inner_steps, row.mean) for row in rows_of(records)]
+        rows = ask("select run_uuid, key, step, value from metrics where key like 'test_accuracy/%'")
+        assert sorted(rows) == sorted((run, *mean) for run in (run_id, judged[0]) for mean in means)
 
 
 def status(folder: Path) -> str:
