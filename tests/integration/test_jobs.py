@@ -1,15 +1,17 @@
 """`ray job submit` on a cluster of two nodes with a token: as the README says it, each word of the command real."""
 
 import json
+import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from nodes import BIN, Nodes, cluster_of_two, wait_until
-from processes import last_checkpoint
+from nodes import BIN, Nodes, cluster_of_two
+from processes import last_checkpoint, steps_shown, wait_until
 from search_events import Interrupted, events, logs_of, well_under_way
 from tiny import TINY, tiny_config
 from tiny_search import tiny_search
@@ -96,19 +98,23 @@ def test_a_mistake_fails_the_job_with_one_message(nodes: Nodes, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Nodes, tmp_path: Path) -> None:
-    """`ray job stop` in mid-training, then the same with --resume: the first leaves a checkpoint, a run marked KILLED and
-    a line that says how to go on; the second ends with the D and the measurements of an undisturbed run, in the same
-    MLflow run. Then `evaluate` as a job, on the artefact."""
+def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
+    nodes: Nodes, draw: random.Random, tmp_path: Path
+) -> None:
+    """`ray job stop` at a moment in the first half of the training, then the same with --resume: the first leaves a
+    checkpoint, a run marked KILLED and a line that says how to go on; the second ends with the D and the measurements of an
+    undisturbed run, in the same MLflow run. Then `evaluate` as a job, on the artefact."""
     sections = {"outer": {"steps": 400}, "validation": {"every": 100}, "checkpoint": {"every": 10}}
     config, file = written(tmp_path, **sections)
     folder = tmp_path / "run"
     distill = ("distill", file, "--out", str(folder))
     assert submit(nodes, "first", *distill, wait=False).returncode == 0
+    at = draw.randrange(10, 200)
     wait_until(
-        lambda: last_checkpoint(folder) >= 20 or about(nodes, "first")["status"] == "FAILED",
-        "a checkpoint of the job",
+        lambda: last_checkpoint(folder) >= at or about(nodes, "first")["status"] == "FAILED",
+        f"the job comes to outer step {at}",
     )
+    time.sleep(draw.random())
     ray_job(nodes, "stop", "first")
     assert about(nodes, "first")["status"] == "STOPPED"
     *progress, advice = logs(nodes, "first")
@@ -116,12 +122,14 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Nodes, 
     assert "--resume" in advice
     assert any(line.startswith("distilling ") for line in progress)
     assert status(folder) == "KILLED"
-    assert last_checkpoint(folder) < 400
+    at = last_checkpoint(folder)
+    assert at < 400
 
     again = submit(nodes, "again", *distill, "--resume")
     assert again.returncode == 0, again.stdout + again.stderr
     assert about(nodes, "again")["status"] == "SUCCEEDED"
-    assert any(line.startswith("distilling 400/400") for line in logs(nodes, "again"))
+    shown = steps_shown("\n".join(logs(nodes, "again")))
+    assert (shown[0] >= at, shown[-1]) == (True, 400)
     Undisturbed(config).check(folder, folder / "mlflow.db")
 
     judged = submit(
