@@ -11,6 +11,9 @@ from ray_distill.config import Config
 from ray_distill.run_folder import RunFolder
 from ray_distill.tracking import Tracker, open_run
 
+# Whose asserts say what was found, as those of tests do.
+pytest.register_assert_rewrite("nodes", "processes", "search_events", "undisturbed")
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Callable[[Config], tuple[RunFolder, Tracker]]:

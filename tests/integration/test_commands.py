@@ -3,26 +3,17 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from mlflow import MlflowClient
 from PIL import Image
-from processes import descendants_named, last_checkpoint, wait_for_checkpoint
-from tiny import Bench, tiny_config
+from processes import wait_for_checkpoint
+from tiny import tiny_config
 
 from ray_distill.artifact import DistilledDataset
-from ray_distill.outer_loop import outer_loop
-from ray_distill.run_state import RunState
-from ray_distill.world import OneProcess
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
@@ -107,71 +98,6 @@ def test_the_demo_beats_random_real_images(tmp_path: Path) -> None:
     before = finish(start(tmp_path, "evaluate", "here/distilled.parquet", *options))
     assert "% busy" not in before
     assert "% busy" in said
-
-
-def logged_steps(folder: Path) -> list[int]:
-    with sqlite3.connect(folder / "mlflow.db") as store:
-        rows = store.execute("select step from metrics where key = 'outer_loss' order by step").fetchall()
-    return [step for (step,) in rows]
-
-
-@contextmanager
-def store_away(folder: Path) -> Iterator[None]:
-    """MLflow's sqlite store under a lock, so that nobody can read or write it."""
-    store = sqlite3.connect(folder / "mlflow.db", isolation_level=None, timeout=30)
-    store.execute("begin exclusive")
-    try:
-        yield
-    finally:
-        store.close()
-
-
-def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
-    """MLflow's store is under a lock: the run goes on, 10 reports further, which at 20 s for each, the store's own
-    patience, would take 200. SIGKILL for the driver and all that it started, with a checkpoint whose points the store has not got;
-    then --resume: the artefact holds the D of a run that was never disturbed, bit for bit, in the same MLflow run,
-    with each outer step once, those that nobody could record before the kill among them."""
-    sections = {
-        "outer": {"steps": 400},
-        "validation": {"every": 50},
-        "checkpoint": {"every": 10},
-        "tracking": {"report_every": 10},
-    }
-    config = tiny_config(**sections)
-    (tmp_path / "tiny.yaml").write_text(config.to_yaml())
-    folder = tmp_path / "run"
-    first = start(tmp_path, "distill", "tiny.yaml", "--out", "run")
-    wait_for_checkpoint(first, folder, 20)
-    while not logged_steps(folder):
-        time.sleep(0.1)
-    with store_away(folder):
-        wait_for_checkpoint(first, folder, last_checkpoint(folder) + 100)
-        # The controller too, which is no longer in the driver's process group.
-        for pid in [first.pid, *descendants_named("", first.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        first.communicate()
-    stopped_at = last_checkpoint(folder)
-    assert logged_steps(folder)[-1] <= stopped_at - 100, "the store was not away"
-    assert stopped_at < 400
-    identity = json.loads((folder / "run.json").read_text())
-
-    other = start(tmp_path, "distill", "tiny.yaml", "--out", "run", "--resume", "--set", "seed=5")
-    _, err = other.communicate(timeout=60)
-    assert other.returncode == 2
-    assert "another configuration" in err
-
-    finish(start(tmp_path, "distill", "tiny.yaml", "--out", "run", "--resume"))
-    b = Bench(config)
-    state = RunState.start(b.initial, b.experiment.outer)
-    expected = outer_loop(b.experiment, b.train, b.validation, state, OneProcess(), lambda _: None)
-    assert expected.best is not None
-    dataset = DistilledDataset.load(folder / "distilled.parquet")
-    assert torch.equal(dataset.images_NCHW, expected.best.data.images_NCHW.float())
-    assert dataset.provenance["validation_accuracy"] == expected.best.accuracy
-    assert logged_steps(folder) == list(range(1, 401))
-    assert json.loads((folder / "run.json").read_text()) == identity
-    assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == "tiny"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
