@@ -30,8 +30,9 @@ from ray_distill.core.distilled import (
 from ray_distill.core.metagradient import GroupEngine, adjoint_metagradients, one_by_one, segment_length
 from ray_distill.core.networks import ImageShape, Network
 from ray_distill.core.outer_optimizer import OuterOptimizer
+from ray_distill.core.passes import images_per_pass
 from ray_distill.core.rng import Stream
-from ray_distill.core.step_functions import StepFunctions, images_per_pass
+from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.data.decoding import Progress
 from ray_distill.data.preprocessing import Preprocessing

@@ -26,11 +26,11 @@ from ray_distill import build, build_settings
 from ray_distill.bench_work import seconds
 from ray_distill.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
+from ray_distill.core.passes import Batches
 from ray_distill.core.retrain import scores
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import integer_at
 from ray_distill.core.side_by_side import NetworkGroup
-from ray_distill.core.step_functions import Batches
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_steps
 from ray_distill.data.labelled_images import CHUNK_IMAGES

@@ -1,213 +1,35 @@
-"""The arithmetic of one inner step, as pure functions of tensors: the gradient and the second-order product.
+"""The arithmetic of one inner step: the gradient and the second-order product of a network's cross entropy.
 
-Both work on passes: the batch is cut into equal parts whose contributions are added up. The inner loss is
-a sum over images, so this is exact; it keeps a pass's maps in the cache of a CPU, where a batch of 100 takes
-half the time, and bounds the memory of large real batches. The functions themselves take labels that are
-already divided by the batch size, and sum; so a part that is filled up with rows of zero labels gives the right
-sum too, and one shape is enough for everything that is compiled.
+What is differentiated takes labels that are already divided by the batch size, and sums; so a batch can be cut into
+passes (`passes`), and each of the two is one function of tensors (`derivatives`), compiled or not. A network that
+joins the images of a batch is compiled for each size of batch.
 
-A network with batch norm joins the images of a batch: its loss is no such sum. It takes every batch whole, and
-is compiled for each size of batch.
-
-The second-order product comes in two forms with the same value: "reverse" differentiates the scalar
-<lam, grad_theta l> once more; "forward" takes the tangent of grad_{(theta, D)} l along lam in theta.
-
-Axes: R replicas, which are computed at once and do not meet: the derivative of the sum of their losses is,
-replica by replica, that of its own.
+Axes: R replicas, which are computed at once and do not meet.
 """
 
-import importlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ray_distill.core.derivatives import (
+    GradientOfSum,
+    Losses,
+    ProductOfSum,
+    forward_product_as_function,
+    gradient_as_function,
+    gradient_by_tape,
+    product_by_tape,
+    reverse_product_as_function,
+)
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.networks import ImageShape, Network
+from ray_distill.core.networks import Network
+from ray_distill.core.passes import Batches, equal_part, in_parts
 from ray_distill.core.side_by_side import NetworkGroup
 
 PRODUCTS = ("reverse", "forward")
-
-Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(theta_RP, images_RBCHW, scaled labels_RBK) -> loss_R; no replica's loss depends on another's arguments."""
-GradientOfSum = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(theta_RP, images, scaled labels) -> (grad_RP, loss_R)."""
-ProductOfSum = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(theta_RP, images, scaled labels, lam_RP) -> (Hessian product [R, P], d images, d scaled labels)."""
-
-
-class Batches(NamedTuple):
-    """A batch for each of R replicas, all of one size."""
-
-    images_RBCHW: Tensor
-    labels_RBK: Tensor
-
-    @classmethod
-    def stack(cls, batches: Sequence[DistilledData]) -> "Batches":
-        """One batch for each replica, in order."""
-        return cls(*(stacked(parts) for parts in zip(*batches, strict=True)))
-
-    def each(self) -> list[DistilledData]:
-        """The batches, replica by replica."""
-        return [DistilledData(*batch) for batch in zip(*self, strict=True)]
-
-
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape along a new first axis; without a copy if it is one."""
-    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
-
-
-def cross_entropy(network: Network, theta_P: Tensor, batch: DistilledData) -> Tensor:
-    """Mean over the batch of -sum_k labels_BK log softmax(logits)_BK; labels are target probabilities."""
-    return F.cross_entropy(network(theta_P, batch.images_NCHW), batch.labels_NK)
-
-
-def gradient_by_tape(loss: Losses) -> GradientOfSum:
-    """The gradient by autograd's tape: the quickest way without a compiler."""
-
-    def gradient(theta_RP: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            theta_RP = theta_RP.detach().requires_grad_()
-            loss_R = loss(theta_RP, images, labels)
-            (grad_RP,) = torch.autograd.grad(loss_R.sum(), theta_RP)
-        return grad_RP, loss_R.detach()
-
-    return gradient
-
-
-def product_by_tape(loss: Losses) -> ProductOfSum:
-    """Reverse over reverse by autograd's tape."""
-
-    def product(
-        theta_RP: Tensor, images: Tensor, labels: Tensor, lam_RP: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            theta_RP, images, labels = (x.detach().requires_grad_() for x in (theta_RP, images, labels))
-            value = loss(theta_RP, images, labels).sum()
-            (grad_RP,) = torch.autograd.grad(value, theta_RP, create_graph=True)
-            hessian_RP, d_images, d_labels = torch.autograd.grad(grad_RP, (theta_RP, images, labels), lam_RP)
-        return hessian_RP, d_images, d_labels
-
-    return product
-
-
-def gradient_as_function(loss: Losses) -> GradientOfSum:
-    """The gradient as a function that torch.compile takes whole."""
-
-    def gradient(theta_RP: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        def total(theta_RP: Tensor) -> tuple[Tensor, Tensor]:
-            loss_R = loss(theta_RP, images, labels)
-            return loss_R.sum(), loss_R
-
-        result: tuple[Tensor, Tensor] = torch.func.grad(total, has_aux=True)(theta_RP)
-        return result
-
-    return gradient
-
-
-def reverse_product_as_function(loss: Losses) -> ProductOfSum:
-    """Reverse over reverse, as a function that torch.compile takes whole."""
-
-    def total(theta_RP: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return loss(theta_RP, images, labels).sum()
-
-    def product(
-        theta_RP: Tensor, images: Tensor, labels: Tensor, lam_RP: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def slope(theta_RP: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-            grad_RP: Tensor = torch.func.grad(total)(theta_RP, images, labels)
-            return grad_RP.flatten() @ lam_RP.flatten()
-
-        result: tuple[Tensor, Tensor, Tensor] = torch.func.grad(slope, argnums=(0, 1, 2))(
-            theta_RP, images, labels
-        )
-        return result
-
-    return product
-
-
-def forward_product_as_function(loss: Losses) -> ProductOfSum:
-    """Forward over reverse: the derivative of grad_{(theta, D)} l at theta along lam."""
-    # torch compiles its own forward-mode rules with its own deprecated torch.jit.script at this import.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-    def total(theta_RP: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        return loss(theta_RP, images, labels).sum()
-
-    def product(
-        theta_RP: Tensor, images: Tensor, labels: Tensor, lam_RP: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def gradients(theta_RP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            grads: tuple[Tensor, Tensor, Tensor] = torch.func.grad(total, argnums=(0, 1, 2))(
-                theta_RP, images, labels
-            )
-            return grads
-
-        tangents: tuple[Tensor, Tensor, Tensor] = torch.func.jvp(gradients, (theta_RP,), (lam_RP,))[1]
-        return tangents
-
-    return product
-
-
-_MAP_BYTES = {"cpu": 6 * 2**20, "cuda": 512 * 2**20}
-"""How large the largest map of a pass should be: what a CPU's caches hold; on a GPU, enough to fill it."""
-
-
-def images_per_pass(
-    network: Network,
-    image_shape: ImageShape,
-    batch: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    replicas: int = 1,
-) -> int | None:
-    """A good size of the passes over batches of `batch` images: equal parts, of maps that the cache holds.
-
-    None, which is the whole batch, for a network that joins images.
-
-    Args:
-        replicas: how many are computed at once, each on so many images.
-    """
-    if network.joins_images:
-        return None
-    return cached_size(network, image_shape, batch, dtype, device, replicas)
-
-
-def cached_size(
-    network: Network,
-    image_shape: ImageShape,
-    batch: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    replicas: int = 1,
-) -> int:
-    """The size of equal parts of a batch whose largest maps the cache holds."""
-    bytes_per_image = replicas * network.largest_map(image_shape) * dtype.itemsize
-    return equal_part(batch, max(1, _MAP_BYTES.get(device.type, batch * bytes_per_image) // bytes_per_image))
-
-
-def equal_part(batch: int, most: int) -> int:
-    """The size of equal parts of a batch, at most `most`: a divisor of it if there is a near one."""
-    divisor = max(d for d in range(1, min(batch, most) + 1) if batch % d == 0)
-    return divisor if 2 * divisor >= min(batch, most) else -(-batch // -(-batch // most))
-
-
-def _parts(batches: Batches, size: int, fill: bool) -> Iterator[tuple[Batches, int]]:
-    """The batches in parts of `size`, the last one filled up with zeros if asked; and how many rows are real."""
-    for part in zip(*(x.split(size, dim=1) for x in batches), strict=True):
-        rows = part[0].shape[1]
-        if not fill:
-            yield Batches(*part), rows
-            continue
-        filled = (torch.cat([x, x.new_zeros(len(x), size - rows, *x.shape[2:])], dim=1) for x in part)
-        # What is compiled is compiled for strides too.
-        yield Batches(*(x.contiguous() for x in (part if rows == size else filled))), rows
 
 
 def _keep_results(graphed: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
@@ -330,7 +152,7 @@ class StepFunctions:
         scaled = Batches(batches.images_RBCHW.detach(), batches.labels_RBK.detach() / count)
         most = self.images_per_pass or count
         size = most if self.compiled else equal_part(count, most)
-        return _parts(scaled, size, fill=self.compiled)
+        return in_parts(scaled, size, fill=self.compiled)
 
     def gradients(self, theta_RP: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
         """grad_theta of the mean cross entropy at constant batch, and the loss: [R, P] and [R], off the tape."""

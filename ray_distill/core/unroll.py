@@ -16,8 +16,9 @@ from ray_distill.core import augment
 from ray_distill.core.distilled import DistilledData, TrainingSet, inner_batches, random_batches
 from ray_distill.core.inner_optimizer import InnerOptimizer, InnerState
 from ray_distill.core.networks import Network
+from ray_distill.core.passes import Batches, stacked
 from ray_distill.core.rng import Stream
-from ray_distill.core.step_functions import Batches, StepFunctions, stacked
+from ray_distill.core.step_functions import StepFunctions
 
 
 @dataclass(frozen=True, kw_only=True)
