@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ray_distill import artifact, checkpoint
+from ray_distill import artifact_file, checkpoint
 from ray_distill.artifact import DistilledDataset
 from ray_distill.config import Config, load
 from ray_distill.core.distilled import DistilledData
@@ -149,7 +149,7 @@ def forge_artifact(draw: random.Random, good: Path, target: Path) -> None:
     without = {k: v for k, v in header.items() if k != "digest"}
     if "digest" in header and draw.random() < 0.9:
         try:
-            header["digest"] = artifact._digest(
+            header["digest"] = artifact_file._digest(
                 without, [images.to_numpy().tobytes(), labels.to_numpy().tobytes(), payload]
             )
         except ValueError:
