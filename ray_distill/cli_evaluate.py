@@ -191,7 +191,7 @@ def _evaluate(
 
     def prepare() -> "list[JudgedSet]":
         from ray_distill.judge import prepare_sets
-        from ray_distill.tracking import open_store
+        from ray_distill.mlflow_store import open_store
 
         prepared = prepare_sets(datasets, configs, bar)
         open_store(uri, configs[0].tracking.experiment)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_distill import build, tracking
+from ray_distill import build
 from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import check_budget
 from ray_distill.config import Config, ConfigError, apply_overrides, parse
@@ -29,11 +29,12 @@ from ray_distill.evaluation_references import remember as remember_references
 from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
 from ray_distill.judged_sets import JudgedSet
+from ray_distill.mlflow_store import TrackingError, open_store
 from ray_distill.mlflow_uri import StoreError
 from ray_distill.pool import PoolReport
 from ray_distill.progress import Bar, percent, silent
 from ray_distill.robustness import Robustness, robustness_of
-from ray_distill.tracking import PARENT_TAG, Tracker, TrackingError, open_run, recorded
+from ray_distill.tracking import PARENT_TAG, Tracker, open_run, recorded
 from ray_distill.uris import masked
 
 JUDGING = (
@@ -308,7 +309,7 @@ def evaluate_sets(
     prepared = prepare_sets(sets, configs, bar)
     store = None
     if uri is not None:
-        tracking.open_store(uri, configs[0].tracking.experiment)
+        open_store(uri, configs[0].tracking.experiment)
         store = (uri, parent_of(sets.values(), uri))
     with cluster():
         return judge(prepared, bar, folder, store)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_distill import build, pictures, tracking
+from ray_distill import build, pictures
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config, ConfigError
@@ -29,6 +29,7 @@ from ray_distill.judge import (
     tell,
     with_test_images,
 )
+from ray_distill.mlflow_store import open_store
 from ray_distill.progress import Bar, percent
 from ray_distill.reach import check_reached
 from ray_distill.run_folder import RunFolder
@@ -62,14 +63,14 @@ def prepare(config: Config, uri: str, bar: Bar) -> DevelopmentData:
     check_test_source(config)
     data = _development(config, bar)
     check_evaluation(config, data)
-    tracking.open_store(uri, config.tracking.experiment)
+    open_store(uri, config.tracking.experiment)
     return data
 
 
 def prepare_development(config: Config, uri: str, bar: Bar) -> DevelopmentData:
     """As `prepare`, for work that has no evaluation: whether there is a test split is not looked at."""
     data = _development(config, bar)
-    tracking.open_store(uri, config.tracking.experiment)
+    open_store(uri, config.tracking.experiment)
     return data
 
 

@@ -1,4 +1,4 @@
-"""The record of a run in MLflow. The only module that imports mlflow.
+"""The record of a run in MLflow.
 
 Everything goes through `MlflowClient` with an explicit tracking URI and run id, never through MLflow's
 process-wide state, so that any process may add to a run: the driver, Ray Train's controller, evaluation.
@@ -6,7 +6,6 @@ What is logged twice is kept once: a run that was resumed computes the very same
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.errors import FailedError, first_line
-from ray_distill.mlflow_uri import StoreError, sqlite_file
+from ray_distill.mlflow_store import TrackingError, client_of, experiment_id, import_mlflow, open_store, store
+from ray_distill.mlflow_uri import StoreError
 from ray_distill.points import Point
-from ray_distill.recording import AwayError
-from ray_distill.uris import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,60 +29,14 @@ WITNESS = "seconds_per_outer_step"
 MAX_METRICS = 900
 """Metrics in one call; MLflow takes 1000, and a point's metrics stay together."""
 
-
-class TrackingError(FailedError):
-    """The store does not take what a run has to say. The results on disk do not depend on it."""
-
-
-class StoreAwayError(TrackingError, AwayError):
-    """For now: the store is locked, or not there."""
-
-
 DAMAGED_TAG = "damaged_checkpoints"
 """Of a run that went on from an older checkpoint than its last: why."""
-
-REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE")
-"""MLflow's error codes of a store that has understood, and would answer the same again."""
 
 TRIAL_TAG = "ray_distill.trial"
 """The tag by which a search finds a trial's run again."""
 
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own, which nests one run under another."""
-
-
-def _import_mlflow() -> Any:
-    """MLflow, without usage reports, migration logs, and minutes of retries when a server is away."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # It prints the server's URI with the password in it.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    import mlflow
-
-    # After the import, which sets levels of its own.
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It prints the whole trace of what it raises, and we say it in a line.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    return mlflow
-
-
-@contextmanager
-def _store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
-    """What MLflow and its database raise becomes one error of ours: StoreAwayError for a TrackingError that
-    may be none later."""
-    _import_mlflow()
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    # A database whose driver is not installed is an ImportError.
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
-        if error is TrackingError and getattr(e, "error_code", None) not in REFUSALS:
-            error = StoreAwayError
-        raise error(masked(f"MLflow at {uri}: {first_line(e)}")) from e
 
 
 @dataclass(frozen=True)
@@ -99,7 +50,7 @@ class Tracker:
     @cached_property
     def client(self) -> "MlflowClient":
         """MLflow's client, made in the process that first needs it. Raises: whatever MLflow does."""
-        client: MlflowClient = _import_mlflow().MlflowClient(self.uri)
+        client: MlflowClient = import_mlflow().MlflowClient(self.uri)
         return client
 
     def __reduce__(self) -> tuple[type["Tracker"], tuple[str, str]]:
@@ -118,7 +69,7 @@ class Tracker:
         Returns: the last outer step that the store has. Raises: TrackingError.
         """
         try:
-            with _store(self.uri):
+            with store(self.uri):
                 by_step = {p.outer_step: p for p in points if p.outer_step > self._logged[0]}
                 new = [by_step[step] for step in sorted(by_step)]
                 while new:
@@ -140,14 +91,14 @@ class Tracker:
 
         Raises: TrackingError.
         """
-        with _store(self.uri):
+        with store(self.uri):
             self.client.log_batch(self.run_id, metrics=_metrics([point]))
 
     def points(self, names: Sequence[str]) -> list[Point]:
         """What `log_points` has added, as far as it has these names, in order. Raises: TrackingError."""
         values: dict[int, dict[str, float]] = {}
         ended: dict[int, float] = {}
-        with _store(self.uri):
+        with store(self.uri):
             for name in names:
                 for m in self.client.get_metric_history(self.run_id, name):
                     values.setdefault(m.step, {})[name] = m.value
@@ -164,7 +115,7 @@ class Tracker:
 
         client = self.client
         now, metrics, there = int(time.time() * 1000), [], dict[str, set[tuple[int, float]]]()
-        with _store(self.uri):
+        with store(self.uri):
             for name, step, value in values:
                 if name not in there:
                     history = client.get_metric_history(self.run_id, name)
@@ -175,19 +126,19 @@ class Tracker:
 
     def set_tag(self, key: str, value: str) -> None:
         """A word about the run. Raises: TrackingError."""
-        with _store(self.uri):
+        with store(self.uri):
             self.client.set_tag(self.run_id, key, value)
 
     def log_image(self, image: "Image.Image", key: str, outer_step: int) -> None:
         """A picture in a series over outer steps. Raises: TrackingError."""
-        with _store(self.uri):
+        with store(self.uri):
             self.client.log_image(self.run_id, image, key=key, step=outer_step)
 
     def log_file(self, path: Path) -> None:
         """A file as an artefact of the run; one of its name is replaced. Raises: TrackingError."""
         if not path.is_file():
             raise TrackingError(f"{path}: is not there any more, and cannot be logged")
-        with _store(self.uri):
+        with store(self.uri):
             self.client.log_artifact(self.run_id, str(path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -196,7 +147,7 @@ class Tracker:
         Raises: TrackingError.
         """
         columns = {key: [row[key] for row in rows] for key in rows[0]}
-        with _store(self.uri):
+        with store(self.uri):
             if name in {artifact.path for artifact in self.client.list_artifacts(self.run_id)}:
                 # MLflow would append to a table that is there.
                 whole = {"columns": list(columns), "data": [list(row.values()) for row in rows]}
@@ -206,7 +157,7 @@ class Tracker:
 
     def has_run(self) -> bool:
         """Whether the store knows the run. Raises: StoreError if it cannot be asked."""
-        with _store(self.uri, StoreError):
+        with store(self.uri, StoreError):
             from mlflow.exceptions import MlflowException
 
             try:
@@ -219,13 +170,13 @@ class Tracker:
 
     def reopen(self) -> None:
         """Mark the run as going on again. Raises: TrackingError."""
-        with _store(self.uri):
+        with store(self.uri):
             self.client.update_run(self.run_id, status="RUNNING")
 
     def finish(self, status: str, ended_unix_s: float | None = None) -> None:
         """End the run: FINISHED, FAILED or KILLED; now, or when it is said to have ended. Raises: TrackingError."""
         ended_ms = None if ended_unix_s is None else int(ended_unix_s * 1000)
-        with _store(self.uri):
+        with store(self.uri):
             self.client.set_terminated(self.run_id, status, ended_ms)
 
     def open_trial(self, name: str, values: Mapping[str, Any], began_unix_s: float) -> "Tracker":
@@ -233,7 +184,7 @@ class Tracker:
 
         Values that it has no parameter for become parameters. Raises: TrackingError.
         """
-        with _store(self.uri):
+        with store(self.uri):
             from mlflow.entities import Param
 
             experiment = self.client.get_run(self.run_id).info.experiment_id
@@ -255,31 +206,6 @@ def _metrics(points: Sequence[Point]) -> "list[Metric]":
     return [Metric(n, v, int(p.unix_s * 1000), p.outer_step) for p in points for n, v in p.values.items()]
 
 
-def _client(uri: str) -> "MlflowClient":
-    mlflow = _import_mlflow()
-    with _store(uri, StoreError):
-        client: MlflowClient = mlflow.MlflowClient(uri)
-        return client
-
-
-def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
-    """The experiment's id; made if there is none, with its artefacts beside a sqlite store."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        file = sqlite_file(uri)
-        location = str(file.parent / "mlartifacts" / name) if file is not None else None
-        try:
-            return client.create_experiment(name, artifact_location=location)
-        except MlflowException:
-            # Another process may have made it in between; if not, the error is real.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested plain data as `a.b` -> text, as MLflow's parameters want it."""
     flat: dict[str, str] = {}
@@ -292,25 +218,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def open_store(uri: str, experiment: str) -> None:
-    """Open the store, or make it, with the experiment in it: what takes seconds. Raises: StoreError."""
-    if (file := sqlite_file(uri)) is not None:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise StoreError(f"MLflow at {uri}: the folder cannot be made ({e})") from e
-    client = _client(uri)
-    with _store(uri, StoreError):
-        _experiment_id(client, uri, experiment)
-
-
 def try_store(uri: str) -> None:
     """Write a run into the store and delete it again. Raises: StoreError, TrackingError."""
     open_store(uri, "ray_distill-doctor")
     tracker = open_run(uri, "ray_distill-doctor", "doctor", {"written": True}, {})
     tracker.log_metrics([("written", 0, 1.0)])
     tracker.finish("FINISHED")
-    with _store(uri):
+    with store(uri):
         tracker.client.delete_run(tracker.run_id)
 
 
@@ -318,11 +232,11 @@ def open_run(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Tracker:
     """A new run with its parameters in a store that is open (`open_store`). Raises: StoreError."""
-    client = _client(uri)
+    client = client_of(uri)
     from mlflow.entities import Param
 
-    with _store(uri, StoreError):
-        run = client.create_run(_experiment_id(client, uri, experiment), run_name=name, tags=dict(tags))
+    with store(uri, StoreError):
+        run = client.create_run(experiment_id(client, uri, experiment), run_name=name, tags=dict(tags))
         client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in flatten(params).items()])
     return Tracker(uri, run.info.run_id)
 

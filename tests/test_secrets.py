@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill import tracking
 from ray_distill.config import ConfigError, load, parse
 from ray_distill.config_search import load_search
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.places import place_of
+from ray_distill.mlflow_store import TrackingError, open_store
 from ray_distill.mlflow_uri import StoreError, ui_command
 from ray_distill.run_folder import RunFolder
 from ray_distill.search_folder import SearchFolder
-from ray_distill.tracking import Tracker, TrackingError
+from ray_distill.tracking import Tracker
 from ray_distill.uris import holds_password, masked
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -112,7 +112,7 @@ def test_what_mlflow_says_of_a_store_that_is_away_is_masked() -> None:
             ask()
         assert "geheim" not in str(caught.value)
     with pytest.raises(StoreError) as caught_open:
-        tracking.open_store("mysql://me:geheim@127.0.0.1:9/x", "tests")
+        open_store("mysql://me:geheim@127.0.0.1:9/x", "tests")
     assert "geheim" not in str(caught_open.value)
 
 
