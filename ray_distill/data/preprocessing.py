@@ -1,4 +1,4 @@
-"""Preprocessing of real images: nothing, per-channel normalisation, or ZCA whitening; fitted on train.
+"""Preprocessing of real images: nothing, per-channel normalisation, or ZCA (`whitening`); fitted on train.
 
 Each kind is a frozen value with the same interface, so that a run, an artefact and an evaluation apply
 the very same numbers:
@@ -10,39 +10,21 @@ the very same numbers:
     describe()                -> one line for people
     to_record()               -> (plain data, float32 tensors); `preprocessing_from_record` undoes it
     kind                      -> "none" | "normalise" | "zca"
-
-ZCA as the paper's authors have it: each image loses its own mean and is scaled to unit L2 norm, giving
-the rows x of X; the covariance is X^T X / n = U diag(s) U^T, not centred again; with eps = shrinkage *
-mean(s), the whitening matrix is W = U diag(s + eps)^(-1/2) U^T, and an image becomes x W. There is no
-per-channel normalisation after it. A whitened image has the mean squared norm sum_i s_i / (s_i + eps):
-for CIFAR-10 and shrinkage 0.1 the norms are about 25.6.
-
-Only W is kept, in float32: every use, before saving and after loading, multiplies by the same numbers. U
-and s would take as much room and leave W to be recomputed, with other roundings on another machine; the
-inverse is well conditioned (W's condition number is at most sqrt(1 + s_max / eps), under 100 for CIFAR)
-and is computed when a picture is first wanted.
-
-Legend: D = C * H * W, the numbers of one image. W takes 4 D^2 bytes: 38 MB for 3x32x32, 604 MB for 3x64x64.
-What fitting needs is told in `whitening_memory`; pictures need one more of 8 D^2 bytes, and W's inverse.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_distill.data.labelled_images import CHUNK_IMAGES, DataError
+from ray_distill.data.labelled_images import DataError
+from ray_distill.data.whitening import ZcaWhitening, fit_whitening, whitening_from_record
 
 KINDS = ("none", "normalise", "zca")
 
 Record = tuple[dict[str, Any], dict[str, Tensor]]
-
-_SMALLEST_NORM = 1e-3
-"""Less than one grey level of 255 in one pixel: an image under it is constant, but for rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,82 +101,6 @@ class Normalisation:
             )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ZcaWhitening:
-    """Unit-norm images times the whitening matrix of the training images (see the module)."""
-
-    whiten_DD: Tensor
-    image_shape: tuple[int, int, int]
-    shrinkage: float
-    brightness: float
-    """Mean over the training images of their own means."""
-    contrast: float
-    """Mean over the training images of the norm that the scaling to 1 took away."""
-
-    kind = "zca"
-
-    def apply(self, images_NCHW: Tensor) -> Tensor:
-        """Whitened float32 images. A constant image becomes 0. Raises: ValueError for another shape."""
-        self.check_shape(images_NCHW)
-        whiten_DD = self.whiten_DD.to(images_NCHW.device)
-        whitened = torch.empty(images_NCHW.shape, dtype=torch.float32, device=images_NCHW.device)
-        for out, chunk in zip(whitened.split(CHUNK_IMAGES), images_NCHW.split(CHUNK_IMAGES), strict=True):
-            unit_ND, _, _ = _unit_images(chunk.to(torch.float32))
-            out.copy_((unit_ND @ whiten_DD).view(chunk.shape))
-        return whitened
-
-    def unclamped_pixels(self, images_NCHW: Tensor) -> Tensor:
-        """The inverse of the whitening, given brightness and contrast of a training image.
-
-        What whitening took from each image, its mean and its norm, is lost, and a distilled image never
-        had them. So each image is scaled to the mean norm of the training images and moved to their
-        mean brightness: a real image comes back as itself but for brightness and contrast,
-        and a distilled one looks as strong as a real one whatever norm it drifted to. Stretching from the
-        darkest to the brightest pixel instead would let one outlier wash a picture out.
-        Raises: ValueError for another shape.
-        """
-        self.check_shape(images_NCHW)
-        unwhiten_DD = self._unwhiten_DD.to(images_NCHW.device)
-        pixels = images_NCHW.to(torch.float32).flatten(1) @ unwhiten_DD
-        scale = self.contrast / pixels.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        stretched: Tensor = pixels * scale + self.brightness
-        return stretched.view(images_NCHW.shape)
-
-    def to_pixels(self, images_NCHW: Tensor) -> Tensor:
-        """`unclamped_pixels`, clamped to [0, 1]."""
-        return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
-
-    def describe(self) -> str:
-        """One line for people."""
-        return (
-            "zca: each image minus its own mean, scaled to unit norm, times the whitening matrix of the "
-            f"training images (shrinkage {self.shrinkage}); no normalisation after it"
-        )
-
-    def to_record(self) -> Record:
-        """Plain data and tensors to keep."""
-        description = {
-            "kind": self.kind,
-            "image_shape": list(self.image_shape),
-            "shrinkage": self.shrinkage,
-            "brightness": self.brightness,
-            "contrast": self.contrast,
-        }
-        return description, {"whiten_DD": self.whiten_DD}
-
-    @cached_property
-    def _unwhiten_DD(self) -> Tensor:
-        inverse: Tensor = torch.linalg.inv(self.whiten_DD.to(torch.float64))
-        return inverse.to(torch.float32)
-
-    def check_shape(self, images_NCHW: Tensor) -> None:
-        """Raises: ValueError for images that this was not fitted for."""
-        if tuple(images_NCHW.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"images of shape {list(images_NCHW.shape)} for a whitening of {list(self.image_shape)} images"
-            )
-
-
 Preprocessing = NoPreprocessing | Normalisation | ZcaWhitening
 
 
@@ -214,7 +120,7 @@ def fit_preprocessing(kind: str, pixel_chunks: Iterable[Tensor], *, zca_shrinkag
         case "normalise":
             return _fit_normalisation(pixel_chunks)
         case "zca":
-            return _fit_zca(pixel_chunks, zca_shrinkage)
+            return fit_whitening(pixel_chunks, zca_shrinkage)
     raise ValueError(f"unknown preprocessing {kind!r}; known: {', '.join(KINDS)}")
 
 
@@ -235,26 +141,9 @@ def preprocessing_from_record(description: Mapping[str, Any], tensors: Mapping[s
                 raise ValueError("a normalisation needs a mean and a positive std for each channel")
             return Normalisation(mean_C=mean_C, std_C=std_C)
         case "zca":
-            return _zca_from_record(description, tensors["whiten_DD"])
+            return whitening_from_record(description, tensors["whiten_DD"])
         case unknown:
             raise ValueError(f"unknown preprocessing {unknown!r}; known: {', '.join(KINDS)}")
-
-
-def _zca_from_record(description: Mapping[str, Any], whiten_DD: Tensor) -> ZcaWhitening:
-    channels, height, width = description["image_shape"]
-    if not all(type(side) is int and side > 0 for side in (channels, height, width)):
-        raise ValueError(f"images of the shape {description['image_shape']}")
-    numbers = {name: description[name] for name in ("shrinkage", "brightness", "contrast")}
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers.values()):
-        raise ValueError(f"a whitening with {numbers}, which must be finite numbers")
-    size = channels * height * width
-    if whiten_DD.shape != (size, size):
-        raise ValueError(f"a whitening matrix of shape {list(whiten_DD.shape)} for images of {size} numbers")
-    return ZcaWhitening(
-        whiten_DD=whiten_DD,
-        image_shape=(channels, height, width),
-        **{name: float(number) for name, number in numbers.items()},
-    )
 
 
 def _fit_normalisation(pixel_chunks: Iterable[Tensor]) -> Normalisation:
@@ -273,50 +162,3 @@ def _fit_normalisation(pixel_chunks: Iterable[Tensor]) -> Normalisation:
     if bool((variance_C < 1e-12).any()):
         raise DataError("a channel has one value in all training images; use the preprocessing none")
     return Normalisation(mean_C=mean_C.to(torch.float32), std_C=variance_C.sqrt().to(torch.float32))
-
-
-def _fit_zca(pixel_chunks: Iterable[Tensor], shrinkage: float) -> ZcaWhitening:
-    # Removing its own mean from each image makes the covariance singular: without shrinkage W is infinite.
-    if not 0.0 < shrinkage < float("inf"):
-        raise ValueError(f"zca_shrinkage is {shrinkage}; it must be above 0")
-    count, brightness, contrast = 0, 0.0, 0.0
-    covariance_DD: Tensor | None = None
-    image_shape = (0, 0, 0)
-    for chunk in pixel_chunks:
-        unit_ND, means_N, norms_N = _unit_images(chunk.to(torch.float64))
-        if covariance_DD is None:
-            image_shape = (chunk.shape[1], chunk.shape[2], chunk.shape[3])
-            covariance_DD = torch.zeros(unit_ND.shape[1], unit_ND.shape[1], dtype=torch.float64)
-        covariance_DD.addmm_(unit_ND.T, unit_ND)
-        count += len(chunk)
-        brightness += float(means_N.sum())
-        contrast += float(norms_N.sum())
-    if covariance_DD is None:
-        raise DataError("there is no training image to fit the whitening on")
-    return ZcaWhitening(
-        whiten_DD=_whitening_matrix(covariance_DD.div_(count), shrinkage),
-        image_shape=image_shape,
-        shrinkage=shrinkage,
-        brightness=brightness / count,
-        contrast=contrast / count,
-    )
-
-
-def _whitening_matrix(covariance_DD: Tensor, shrinkage: float) -> Tensor:
-    """U diag(s + eps)^(-1/2) U^T in float32. Raises: DataError if all training images are constant."""
-    eigenvalues_D, vectors_DD = torch.linalg.eigh(covariance_DD)
-    eigenvalues_D = eigenvalues_D.clamp_min(0.0)
-    eps = shrinkage * eigenvalues_D.mean()
-    if float(eigenvalues_D.max()) < 1e-12:
-        raise DataError("every training image is constant; use the preprocessing none")
-    whiten_DD: Tensor = (vectors_DD * (eigenvalues_D + eps).rsqrt()) @ vectors_DD.T
-    return whiten_DD.to(torch.float32)
-
-
-def _unit_images(images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images without their own mean, scaled to unit norm, [N, D]; those means [N] and norms [N]."""
-    flat_ND = images_NCHW.flatten(1)
-    means_N = flat_ND.mean(dim=1)
-    centred_ND = flat_ND - means_N[:, None]
-    norms_N = centred_ND.norm(dim=1)
-    return centred_ND / norms_N.clamp_min(_SMALLEST_NORM)[:, None], means_N, norms_N

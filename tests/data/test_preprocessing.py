@@ -11,10 +11,10 @@ from ray_distill.data.preprocessing import (
     KINDS,
     NoPreprocessing,
     Normalisation,
-    ZcaWhitening,
     fit_preprocessing,
     preprocessing_from_record,
 )
+from ray_distill.data.whitening import ZcaWhitening
 
 
 def real_images(num_images: int, shape: tuple[int, int, int] = (3, 2, 2), seed: int = 0) -> Tensor:
