@@ -5,8 +5,6 @@ Runs alone too, where there is only torch (`python -m ray_distill.bench_metagrad
 """
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,6 +29,7 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagradient
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
+from ray_distill.process_memory import peak_bytes
 
 ERROR_WINDOW = Window(10, 3)
 """Where engines are compared with float64: past the first steps, where Adam is close to a sign function and
@@ -86,18 +85,13 @@ def flops_per_window_step(work: Work) -> int:
     return 3 * work.ipc * int(counter.get_total_flops())
 
 
-def _peak_bytes(work: Work) -> int:
-    if work.device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def measure(work: Work, name: str) -> tuple[dict[str, Any], torch.Tensor]:
     """One engine, in this process: its record without the error, and its metagradient of ERROR_WINDOW."""
     spec = ENGINES[name]
     settle(work, spec)
     rate = matmul_flops_per_second(work, spec)
-    before = _peak_bytes(work)
+    cuda = work.device == "cuda"
+    before = peak_bytes(cuda)
     run, length, burn_in = prepare(work, spec), work.window_length, work.burn_in
     began = time.perf_counter()
     gradient = run(ERROR_WINDOW).grad.images_NCHW.double().cpu()
@@ -115,7 +109,7 @@ def measure(work: Work, name: str) -> tuple[dict[str, Any], torch.Tensor]:
         "seconds_per_window_step": per_window_step,
         "seconds_per_inner_step": (later - one) / burn_in if burn_in else None,
         "seconds_per_outer_step": outer,
-        "peak_bytes": _peak_bytes(work),
+        "peak_bytes": peak_bytes(cuda),
         "bytes_before": before,
         "matmul_flops_per_second": rate,
         "fraction_of_matmul_rate": flops_per_window_step(work) / per_window_step / rate,

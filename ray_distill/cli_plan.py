@@ -49,7 +49,8 @@ def plan(
     with errors("nothing was written"):
         from ray_distill.plan import GIB, probe
         from ray_distill.plan_fit import record, setting_to_lower
-        from ray_distill.plan_probe import device_of, memory_of
+        from ray_distill.plan_probe import device_of
+        from ray_distill.process_memory import memory_of
         from ray_distill.whole_files import write_json
 
         if json_file is not None:

@@ -4,20 +4,14 @@ A probe calls the functions that a worker calls, at the run's own shapes, on noi
 the inner training and few passes over a real batch, since those take equally long each, so what a
 whole window, a whole real batch or a whole validation takes is extrapolated in `plan`; memory is measured
 at the sizes at which the run needs it, but for a window's states, whose bytes are known.
-
-Bytes are what a process has resident: at its peak, less what it had before the work. On a GPU: what torch
-allocated there.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,10 +30,10 @@ from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_s
 from ray_distill.data.labelled_images import CHUNK_IMAGES
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
-from ray_distill.data.whitening_memory import machine_bytes
 from ray_distill.errors import FailedError
 from ray_distill.outer_loop import Experiment, draw_real_batch, inner_at
 from ray_distill.plan_images import RealImages
+from ray_distill.process_memory import Growth
 
 ENOUGH_S = 2.0
 """How long a measurement goes on, or one call of what takes longer."""
@@ -127,7 +121,7 @@ def probe_steps(setting: Setting) -> StepProbe:
     inner, per_pass = inner_at(experiment, 0), _per_pass(experiment)
     draws = _draws(experiment, data, setting.at_once, 3)
     real = [_noise(setting, data, per_pass) for _ in draws]
-    memory = _Memory(data)
+    memory = Growth(data.images_NCHW.is_cuda)
     compile_s, failed = 0.0, ""
     if setting.compiled:
         began = time.perf_counter()
@@ -161,7 +155,7 @@ def probe_batch(setting: Setting) -> BatchProbe:
     experiment, data = _prepared(setting)
     inner, images = inner_at(experiment, 0), setting.images
     train = _real_images(setting, data, images.num_train)
-    memory = _Memory(data)
+    memory = Growth(data.images_NCHW.is_cuda)
     began = time.perf_counter()
     draws = _draws(experiment, data, setting.at_once, _longest_unroll(experiment))
     real = [draw_real_batch(experiment, train, 0, r) for r in range(setting.at_once)]
@@ -190,12 +184,12 @@ def probe_validation(setting: Setting) -> ValidationProbe:
 
     experiment, data = _prepared(setting)
     network = NetworkGroup(experiment.inner.network, 1)
-    libraries = _Memory(data).before
+    libraries = Growth(data.images_NCHW.is_cuda).before
     count = min(CHUNK_IMAGES, setting.images.num_validation)
     held_out = _real_images(setting, data, count)
     (draws,) = _draws(experiment, data, 1, 1)
     theta_RP, statistics = draws.theta_P[None], network.initial_statistics(draws.theta_P)
-    memory = _Memory(data)
+    memory = Growth(data.images_NCHW.is_cuda)
     with torch.no_grad():
         (score_s,) = median_s(
             data, lambda: scores(network, theta_RP, statistics, held_out.batches()), warm=False
@@ -290,37 +284,3 @@ def _noise(setting: Setting, data: DistilledData, count: int) -> DistilledData:
 def _wait(data: DistilledData) -> None:
     if data.images_NCHW.is_cuda:
         torch.cuda.synchronize()
-
-
-class _Memory:
-    """The memory of this process, or of its GPU, from here on."""
-
-    def __init__(self, data: DistilledData) -> None:
-        self._cuda = data.images_NCHW.is_cuda
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-        self.before = torch.cuda.memory_allocated() if self._cuda else resident_bytes("VmRSS")
-
-    def grown(self) -> int:
-        """How far the peak since the start of the process lies above what was there before."""
-        peak = torch.cuda.max_memory_allocated() if self._cuda else resident_bytes("VmHWM")
-        return max(0, peak - self.before)
-
-
-def resident_bytes(which: str) -> int:
-    """What this process has in memory: `VmRSS` now, `VmHWM` at its peak. Where there is no /proc: the peak."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        # Not on Linux, where this would be the peak of the process that started this one, if that was higher.
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    (line,) = (line for line in lines if line.startswith(which))
-    return 1024 * int(line.split()[1])
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of the GPU; of this machine, or what it allows a container that this runs in."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return machine_bytes()

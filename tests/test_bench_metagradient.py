@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from ray_distill import bench_metagradient, bench_replicas, bench_seeds
 from ray_distill.bench_command import image_shape
 from ray_distill.bench_metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench_work import ENGINES, Work, problem, seconds
+from ray_distill.bench_work import ENGINES, Work, in_own_process, problem, seconds
 from ray_distill.cli import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import MistakeError
+from ray_distill.process_memory import peak_bytes
 
 TINY = Work(
     device="cpu",
@@ -255,3 +256,9 @@ def test_it_runs_where_there_is_only_torch(
     done = subprocess.run(wrong, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --threads")
+
+
+def test_the_peak_of_a_process_is_its_own() -> None:
+    """Not that of the process that started it, which holds 400 MB more of touched pages: `getrusage` would give those."""
+    held = torch.ones(100_000_000)
+    assert in_own_process(peak_bytes, False) < peak_bytes(False) - 3 * held.numel()
