@@ -11,11 +11,12 @@ from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.evaluate import SetAtHand, Shipped, judged_set, run_job
+from ray_distill.evaluate import judged_set
 from ray_distill.evaluation_course import Course
 from ray_distill.evaluation_jobs import lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
+from ray_distill.evaluation_work import SetAtHand, Shipped, run_job
 from ray_distill.judged_sets import JudgedSet
 
 Number = tuple[str, str, int, int, float, float]
