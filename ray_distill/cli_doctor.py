@@ -10,7 +10,7 @@ from ray_distill.errors import FailedError
 from ray_distill.terminal import check_target, errors, stdout
 
 if TYPE_CHECKING:
-    from ray_distill.doctor import Finding
+    from ray_distill.doctor_machine import Finding
 
 TICKS = {
     "good": ("[green]✓[/green]", "ok"),

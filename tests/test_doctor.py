@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ray_distill import doctor
 from ray_distill.cli import app
 from ray_distill.cli_doctor import table
-from ray_distill.doctor import Finding
+from ray_distill.doctor_machine import Finding
 from ray_distill.patience import in_time
 
 
