@@ -163,7 +163,7 @@ def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, Dist
 def _judging_part(statement: "Stated", overrides: list[str]) -> list[str]:
     """What a configuration says of this machine and its stores, which no set carries with it, and the overrides that
     are about judging; the others are in the set by now."""
-    from ray_distill.judge import is_judging
+    from ray_distill.config_judging import is_judging
 
     config = statement.config
     here = {
@@ -184,7 +184,7 @@ def _evaluate(
     folder: Path,
     beside: Path,
 ) -> "Evaluation":
-    from ray_distill.judge import judging_configs
+    from ray_distill.config_judging import judging_configs
 
     configs = judging_configs([dataset.config for dataset in datasets.values()], options, overrides)
     uri = _store(configs[0].tracking.uri, beside)
