@@ -83,6 +83,14 @@ def test_rows_are_those_of_the_data_and_not_of_the_file() -> None:
     assert torch.equal(k_means_centres(data, 2, 1).images_NCHW, k_means_centres(copied, 2, 1).images_NCHW)
 
 
+def test_images_come_in_chunks_of_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven images two at a time the same are chosen as of all at once."""
+    data = real(random_values(14, 3), [0, 1] * 7)
+    expected = herding_rows(data, 5)
+    monkeypatch.setattr("ray_distill.baselines.CHUNK_IMAGES", 2)
+    assert torch.equal(herding_rows(data, 5), expected)
+
+
 def test_one_centre_is_the_class_mean() -> None:
     values = random_values(9, 4)
     centres = k_means_centres(real(values, [0, 1, 2] * 3), 1, seed=1)

@@ -12,7 +12,7 @@ import pytest
 
 from ray_distill.evaluation_records import Failure, Record, Retraining
 from ray_distill.evaluation_results import ResultsError, markdown, read_results, write_results
-from ray_distill.evaluation_rows import at_last_horizon, half_width, label, rows_of
+from ray_distill.evaluation_rows import at_last_horizon, half_width, in_order, label, rows_of
 
 
 def of(subject: str = "mine", network: str = "convnet3", index: int = 0, **other: Any) -> Retraining:
@@ -107,6 +107,11 @@ def test_distilled_sets_come_first_and_the_order_of_arrival_does_not_matter() ->
         ("resnet18", 100),
         ("convnet3", 50),
         ("convnet3", 100),
+    ]
+    of_one = [r for r in in_order(records).records if (r.of.subject, r.of.network) == ("z first", "resnet18")]
+    assert [(r.inner_steps, r.of.index) for r in of_one if r.of.kind == "distilled"] == [
+        *((50, index) for index in range(3)),
+        *((100, index) for index in range(3)),
     ]
     first, rest = records[:13], records[13:]
     random.Random(1).shuffle(rest)

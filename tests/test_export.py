@@ -160,6 +160,50 @@ def test_grey_images_and_odd_class_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [("cat ", "dog"), ("cat", "Cat"), (".cat", "dog")],
+    ids=["a space at its end", "case alone", "hidden"],
+)
+def test_names_that_are_no_folders_everywhere_give_numbers(tmp_path: Path, odd: tuple[str, ...]) -> None:
+    """Eleven of each: numbers of classes and images are filled up with zeros, so that names sort as numbers do."""
+    names = (*odd, *(f"class {i}" for i in range(9)))
+    grey = make_world(tmp_path, "none", (1, 2, 2))
+    dataset = set_of(
+        grey, images_NCHW=torch.rand(11, 1, 2, 2), labels_NK=torch.eye(11), class_names=names, protocol={}
+    )
+    code = export(dataset, "png", tmp_path / "set").code
+    found = sorted(str(p.relative_to(tmp_path / "set")) for p in (tmp_path / "set").rglob("*.png"))
+    assert found == [f"{k:02}/{k:02}.png" for k in range(11)]
+    assert code[-1].endswith("00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ..")
+
+
+def test_a_disk_that_is_full_leaves_nothing(
+    worlds: dict[str, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third picture cannot be written: no folder, and no temporary one."""
+    write, written = Path.write_bytes, list[Path]()
+
+    def full(self: Path, data: bytes) -> int:
+        written.append(self)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(set_of(worlds["none"]), "png", tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_bring_no_preprocessing_along(worlds: dict[str, World], tmp_path: Path) -> None:
+    """Whoever found its matrix beside pixels would take them for whitened."""
+    for space in ("pixels", "whitened"):
+        export(set_of(worlds["zca"]), "npz", tmp_path / f"{space}.npz", space)
+        with np.load(tmp_path / f"{space}.npz", allow_pickle=False) as arrays:
+            assert ("preprocessing_whiten_DD" in arrays.files) == (space == "whitened")
+
+
+@pytest.mark.parametrize(
     ("form", "name", "space", "says"),
     [
         ("npz", "taken.npz", None, "exists; nothing was written"),

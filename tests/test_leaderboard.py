@@ -61,6 +61,25 @@ def test_people_read_percent() -> None:
     assert markdown([]) == "no trials\n"
 
 
+def test_a_heading_is_as_short_as_it_may_be() -> None:
+    """The last word of a key that no other key has; both keys whole where they share it. Columns are in the order in
+    which keys first appear, not in that of their letters."""
+    keys = {"outer.lr": 0.1, "inner.lr": 0.2, "data.image_size": 8}
+    table = terminal_table(leaderboard([trial("a", [0.5], **keys)]))
+    shown = [str(column.header) for column in table.columns]
+    assert shown[2:5] == ["outer.\nlr", "inner.\nlr", "image_\nsize"]
+
+
+def test_values_are_shown_as_they_are_written() -> None:
+    """As in YAML; a bar in a value does not end its cell."""
+    values = {"a": True, "b": None, "c": "x|y", "d": 0.000123456}
+    assert (
+        markdown(leaderboard([trial("t", [0.5], **values)]))
+        .splitlines()[2]
+        .startswith("| 1 | t | true | none | x\\|y | 0.0001235 |")
+    )
+
+
 def test_programs_read_numbers(tmp_path: Path) -> None:
     """Parquet and JSON hold the same rows, in their own types; a key with ints, text and none is JSON text."""
     mixed = [

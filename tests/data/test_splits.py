@@ -12,7 +12,8 @@ from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Normalisation, Preprocessing, fit_preprocessing
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
-from ray_distill.data.splits import DevelopmentData, prepare_development, stratified_split
+from ray_distill.data.splits import DevelopmentData, prepare_development
+from ray_distill.data.strata import balanced_rows, stratified_split
 
 STREAM = Stream(seed=3, name="test split")
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"
@@ -101,6 +102,30 @@ def test_without_a_fraction_validation_is_empty() -> None:
     data = prepare_digits("zca", fraction=0.0)
     assert len(whole(data.train)[0]) == 1438
     assert whole(data.validation)[0].shape == (0, 1, 8, 8)
+
+
+def test_who_gives_one_more_is_drawn_too() -> None:
+    """Ten classes of three, 15 rows: one of each, and a second of five classes, which by chance are others each time
+    (that one class is in none of 20 draws has a chance of 1e-5 in all). Ten rows are one of each; nine are too few."""
+    labels = torch.arange(30) // 3
+    seen = set[int]()
+    for seed in range(20):
+        counts = torch.bincount(labels[balanced_rows(labels, 15, Stream(seed=seed, name="limit"))])
+        assert sorted(counts.tolist()) == [1] * 5 + [2] * 5
+        seen |= set((counts == 2).nonzero().flatten().tolist())
+    assert seen == set(range(10))
+    assert labels[balanced_rows(labels, 10, STREAM)].tolist() == list(range(10))
+    with pytest.raises(DataError, match=r"10 classes \(found 9\)"):
+        balanced_rows(labels, 9, STREAM)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("normalise", 2), ("zca", 3)])
+def test_the_files_that_data_take_are_named_once(kind: str, count: int) -> None:
+    """Pixels and what was fitted; whitened images are a third file, all else is drawn from the pixels."""
+    data = prepare_digits(kind)
+    assert len(set(data.files)) == len(data.files) == count
+    assert {data.ticket.pixels, data.ticket.drawn} <= set(data.files)
+    assert all(path.is_file() for path in data.files)
 
 
 def deviation_from_train(data: DevelopmentData) -> float:
