@@ -20,6 +20,11 @@ def described(grads_RD: Tensor, profile: Tensor | None = None) -> dict[str, floa
     return diagnostics.describe(grads_RD.mean(dim=0), grads_RD.square().sum(dim=1), profile)
 
 
+def test_a_variance_is_never_below_zero() -> None:
+    """Of two equal replicas, whose mean's norm came out too large by a rounding."""
+    assert diagnostics.variance(1.0 + 1e-12, torch.ones(2, dtype=torch.float64)) == 0.0
+
+
 def test_variance_is_that_of_the_replicas() -> None:
     """torch's unbiased variance over replicas, summed over the entries."""
     grads = metagradients(5)

@@ -81,6 +81,17 @@ def test_the_first_step_never_clips(norm: float, data: DistilledData) -> None:
     assert report.clip_ema == state.clip_ema == pytest.approx(norm, rel=1e-12)
 
 
+def test_what_is_no_spike_by_the_updated_average_is_left_alone(data: DistilledData) -> None:
+    """Norms 1 and 2.1: above twice the average before it, 2, and below twice its own, 2 (0.9 + 0.21) = 2.22. Scaled
+    to that, it would grow."""
+    optimizer = OuterOptimizer(lr=Constant(1e-2))
+    grads = [with_norm(1.0), with_norm(2.1, 1)]
+    history, _ = follow(optimizer, data, grads)
+    assert not history[1][1].clipped
+    expected = torch_adam(optimizer, data.images_NCHW, [g.images_NCHW for g in grads])
+    torch.testing.assert_close(history[1][0].images_NCHW, expected[1], rtol=1e-12, atol=1e-12)
+
+
 def test_a_spike_is_clipped_to_twice_the_updated_average(data: DistilledData) -> None:
     """Norms 1, 10, 3: averages 1, .9 + 1 = 1.9, 1.71 + .3 = 2.01.
 

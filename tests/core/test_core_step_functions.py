@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.networks import Network
-from ray_distill.core.passes import equal_part
+from ray_distill.core.networks import Network, NetworkSpec, build_network
+from ray_distill.core.passes import equal_part, images_per_pass
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 
@@ -104,6 +104,15 @@ def test_passes_add_up_to_the_whole_batch(
 def test_parts_are_nearly_equal(batch: int, most: int, size: int) -> None:
     """A divisor of the batch of at least half the most; 97 is prime: nine parts of 11 (the last of 9)."""
     assert equal_part(batch, most) == size
+
+
+def test_replicas_share_the_cache() -> None:
+    """Maps of 128 x 32 x 32 float32 are 512 KB an image: 12 fill the 6 MB of one replica, 3 those of each of four. The
+    divisors of 100 below them are 10 and 2."""
+    network = build_network(NetworkSpec(name="convnet3", width=128), (3, 32, 32), 10)
+    cpu = torch.device("cpu")
+    assert images_per_pass(network, (3, 32, 32), 100, torch.float32, cpu) == 10
+    assert images_per_pass(network, (3, 32, 32), 100, torch.float32, cpu, replicas=4) == 2
 
 
 def test_an_unknown_form_is_refused(make_case: Callable) -> None:

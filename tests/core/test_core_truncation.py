@@ -36,6 +36,20 @@ def test_window_end_counts_burn_in_and_window() -> None:
     assert Window(start=7, length=5).end == 12
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RBPTT(unroll_length=Constant(1000)),
+        RaTBPTT(unroll_length=Constant(1000), window_length=Constant(5)),
+    ],
+    ids=["r-bptt", "rat-bptt"],
+)
+def test_all_replicas_have_one_window(rule: Drawn) -> None:
+    """Whatever replica the stream stands at."""
+    of_replicas = [Stream(seed=8, name="window", outer_step=3, replica=r) for r in range(4)]
+    assert {rule.draw(stream) for stream in of_replicas} == {rule.draw(STREAM.at(outer_step=3))}
+
+
 def test_bptt_and_t_bptt_are_fixed() -> None:
     assert set(windows(BPTT(unroll_length=Constant(20)), 5)) == {Window(0, 20)}
     assert set(windows(TBPTT(unroll_length=Constant(20), window_length=Constant(6)), 5)) == {Window(14, 6)}

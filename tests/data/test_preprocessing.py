@@ -161,6 +161,11 @@ def test_records_that_no_preprocessing_has() -> None:
         preprocessing_from_record({"kind": "pca"}, {})
     with pytest.raises(ValueError, match="whitening matrix of shape"):
         preprocessing_from_record({**description, "image_shape": [3, 2, 3]}, tensors)
+    with pytest.raises(ValueError, match="images of the shape"):
+        # As many numbers as in 3x2x2 images.
+        preprocessing_from_record({**description, "image_shape": [3, -2, -2]}, tensors)
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        preprocessing_from_record({**description, "contrast": float("inf")}, tensors)
     with pytest.raises(ValueError, match="not finite float32"):
         preprocessing_from_record(description, {"whiten_DD": tensors["whiten_DD"].double()})
     with pytest.raises(ValueError, match="not finite float32"):
