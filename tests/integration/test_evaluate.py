@@ -24,9 +24,9 @@ from ray_distill.evaluation_jobs import jobs_for, lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_rows import at_last_horizon
 from ray_distill.judge import evaluate_sets, judge
+from ray_distill.mlflow_store import open_store
 from ray_distill.progress import silent
 from ray_distill.robustness import squash
-from ray_distill.tracking import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -12,11 +12,12 @@ from browser import Browser, browser, eventually, missing
 from mlflow_server import MlflowServer, mlflow_server
 
 from ray_distill.leaderboard import leaderboard
+from ray_distill.mlflow_store import open_store
 from ray_distill.points import Point
 from ray_distill.search_pictures import save_all
 from ray_distill.search_records import Measured, TrialRecord, Value
 from ray_distill.search_tracking import SearchTracking, recorded_search
-from ray_distill.tracking import open_run, open_store
+from ray_distill.tracking import open_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 

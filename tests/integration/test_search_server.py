@@ -8,9 +8,10 @@ import pytest
 from browser import eventually
 from mlflow_server import MlflowServer, mlflow_server
 
+from ray_distill.mlflow_store import open_store
 from ray_distill.points import Point
 from ray_distill.search_tracking import SearchTracking
-from ray_distill.tracking import Tracker, open_run, open_store
+from ray_distill.tracking import Tracker, open_run
 
 pytestmark = pytest.mark.slow
 
