@@ -104,6 +104,18 @@ def test_the_base_in_the_space() -> None:
     assert search.around.config(values) == search.config
 
 
+@pytest.mark.parametrize("many", ["inner.lr", "outer.lr"])
+def test_of_many_corners_a_part_is_tried_in_which_no_key_stays_at_one_end(many: str) -> None:
+    """1,200 values of one key and 2 of another are 2,400 corners, of which at most 600 are tried. Every fourth would have the
+    key that changes fastest at one of its ends alone, whichever of the two that is."""
+    few = {"inner.lr": "outer.lr", "outer.lr": "inner.lr"}[many]
+    of_many = {"choice": [n / 10_000 for n in range(1, 1201)]}
+    corners = list(tiny_search(space={few: {"choice": [0.01, 0.02]}, many: of_many}).around.corners())
+    assert 300 < len(corners) <= 600
+    assert {values[few] for values in corners} == {0.01, 0.02}
+    assert len({values[many] for values in corners}) > 300
+
+
 def refused(over: Mapping[str, Any]) -> str:
     with pytest.raises(ConfigError) as e:
         tiny_search(**over)
@@ -141,6 +153,10 @@ def refused(over: Mapping[str, Any]) -> str:
                 }
             },
             "depend on each other",
+        ),
+        (
+            {"space": SPACE | {"truncation.window_length": {"randint": [3, "truncation.unroll_length"]}}},
+            "space.truncation.window_length.randint: is empty in a trial where it is 3 to 2",
         ),
         ({"base": TINY | {"outer": {"steps": 0}}}, "base.outer.steps"),
         (

@@ -60,3 +60,16 @@ def test_what_is_kept_grows(mine: JudgedSet, tmp_path: Path) -> None:
     recall(tmp_path, [line], journal)
     assert journal.of(line) == found(line)
     assert [path.name for path in (tmp_path / "references").iterdir()] == [f"{line.fingerprint}.jsonl"]
+
+
+def test_trials_of_other_step_sizes_are_others(mine: JudgedSet, tmp_path: Path) -> None:
+    """Two evaluations that tried one step size each, with the same network: both are known."""
+    line = next(line for line in lines_of([mine]) if line.subject.kind == "whole_train")
+    tried = [LrTrial(line.retraining(0), lr, line.horizons[-1], 0.25) for lr in (0.1, 0.2)]
+    for trial in tried:
+        journal = Journal()
+        journal.add(line, [trial])
+        remember(tmp_path, [line], journal)
+    journal = Journal()
+    recall(tmp_path, [line], journal)
+    assert journal.of(line) == tried
