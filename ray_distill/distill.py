@@ -6,6 +6,7 @@ passes it on to MLflow and to the progress bar.
 """
 
 import logging
+import os
 import tempfile
 import threading
 from concurrent.futures import Future, wait
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ray_distill import kept_checkpoints
-from ray_distill.cluster import go_first, require
+from ray_distill.cluster import go_first, in_environment, require
 from ray_distill.config import Config, parse
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError, is_full
@@ -43,6 +44,11 @@ logger = logging.getLogger(__name__)
 TAKE_STOCK_EVERY_S = 20.0
 """How often an elastic run looks whether nodes have come; Ray itself counts them as often. Growing costs a restart from
 the last checkpoint, so nodes that come together should be taken together."""
+PLACED_WITHIN_S = 25.0
+"""How long an elastic run waits until its workers have their places, before it looks again how many there are: more than it
+takes Ray to notice that a node was lost, and less than the 60 s of other runs, which wait for what is to come."""
+_PLACED_WITHIN = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Train's own name for it."""
 TRAIN_RUN = "run"
 """The name of Ray Train's run inside the run's folder: the pair is what Train resumes by."""
 
@@ -201,6 +207,13 @@ def scaling_of(config: Config) -> ray.train.ScalingConfig:
     )
 
 
+def placed_within(config: Config) -> dict[str, str]:
+    """The environment in which a trainer waits as long for its workers' places as the run wants; the user's is left."""
+    if config.cluster.min_workers is None or _PLACED_WITHIN in os.environ:
+        return {}
+    return {_PLACED_WITHIN: f"{PLACED_WITHIN_S:g}"}
+
+
 def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: Any) -> TorchTrainer:
     fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
@@ -284,7 +297,7 @@ def train(
     if trouble := kept_checkpoints.put_right(*folder.train_for_ray(), TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
-        with closing(RunRecording(tracker, board)) as recording:
+        with closing(RunRecording(tracker, board)) as recording, in_environment(placed_within(config)):
             result = _fit(trainer, recording, folder, update)
     except ray.train.WorkerGroupError as e:
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e

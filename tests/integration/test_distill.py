@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.train.v2._internal.constants import (
+    DEFAULT_WORKER_GROUP_START_TIMEOUT_S,
+    WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
+)
 from tiny import Bench, tiny_config, tiny_data
 from typer.testing import CliRunner
 
 from ray_distill.cli import app
 from ray_distill.config import Config, ConfigError
-from ray_distill.distill import check_cluster, train
+from ray_distill.distill import check_cluster, placed_within, train
 from ray_distill.outer_loop import outer_loop, outer_step
 from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState, load_kept
@@ -63,6 +67,19 @@ def test_too_few_cpus_are_refused_at_once(place: Place) -> None:
     with pytest.raises(ConfigError, match="need 3 CPUs, the cluster has 2"):
         train(config, tiny_data(config), folder, tracker, lambda done, said: None)
     check_cluster(tiny_config(replicas=3, cluster={"num_workers": 3, "min_workers": 2}))
+
+
+def test_an_elastic_run_waits_less_for_what_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has another number of workers to try; other runs wait for what is to come, as long as Train does; what the user
+    has set holds for all."""
+    fixed = tiny_config(cluster={"num_workers": 2})
+    elastic = tiny_config(cluster={"num_workers": 2, "min_workers": 1})
+    assert placed_within(fixed) == {}
+    ((name, seconds),) = placed_within(elastic).items()
+    assert name == WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+    assert 20 < float(seconds) < DEFAULT_WORKER_GROUP_START_TIMEOUT_S
+    monkeypatch.setenv(name, "7")
+    assert placed_within(elastic) == {}
 
 
 @pytest.mark.slow

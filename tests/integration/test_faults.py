@@ -198,9 +198,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_there(
         assert last_checkpoint(folder) < CONFIG.outer.steps
         print(f"alone {alone_s:.1f} s after the loss, grown after 21 + {grown_s:.1f} s")
 
-    # Until Ray has taken stock, Train tries to place two workers on one node, and waits so long for it: by default 60 s.
-    in_vain = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
-    disturbed(cluster, tmp_path / "here", draw, come_and_go, elastic, code=LOOKS_OFTEN, **in_vain)
+    disturbed(cluster, tmp_path / "here", draw, come_and_go, elastic, code=LOOKS_OFTEN)
     undisturbed.check(folder, folder / "mlflow.db")
 
 
