@@ -41,8 +41,13 @@ def test_a_signal_is_an_exit_code_and_an_advice(
     number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """128 + the signal's number, as shells have it."""
-    with pytest.raises(typer.Exit) as ended, errors("go on like this"):
-        os.kill(os.getpid(), number)
+    # What a shell starts in the background ignores Ctrl-C, these tests too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(typer.Exit) as ended, errors("go on like this"):
+            os.kill(os.getpid(), number)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == code == 128 + number
     assert capsys.readouterr().err == "stopped; go on like this\n"
 
