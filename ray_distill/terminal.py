@@ -64,10 +64,11 @@ PreparedT = TypeVar("PreparedT")
 @contextmanager
 def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -> Iterator[PreparedT]:
     """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
+    # Two threads that import Ray at a time may each find what the other has half done.
+    from ray_distill.cluster import cluster
+
     with ThreadPoolExecutor(1) as side:
         preparing = side.submit(prepare)
-        from ray_distill.cluster import cluster
-
         with cluster(dashboard=dashboard):
             yield preparing.result()
 
