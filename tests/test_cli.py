@@ -1,7 +1,5 @@
 """The command line: mistakes are one message and exit code 2 with nothing written; help and dry runs."""
 
-import importlib.util
-import json
 import re
 import shlex
 import subprocess
@@ -238,16 +236,3 @@ def test_every_link_of_a_readme_leads_somewhere(path: Path) -> None:
         if heading:
             heads = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
             assert heading in {head.lower().replace(" ", "-") for head in heads}, link
-
-
-def test_the_readme_shows_what_was_measured() -> None:
-    """The table in the README is the one that its script makes of the committed summary."""
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "experiments" / "readme_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    summary = json.loads((ROOT / "experiments" / "results" / "demo" / "summary.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert script.with_table(readme, summary) == readme
-    assert f"{100 * summary['networks']['convnet2']['mean']:.1f}" in readme

@@ -1,6 +1,7 @@
 """The experiments of the paper's public code: each file says what its command line says."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -121,6 +122,14 @@ def script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    """The table in the README is the one that its script makes of the committed summary."""
+    summary = json.loads((ROOT / "experiments" / "results" / "demo" / "summary.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert script().with_table(readme, summary) == readme
+    assert f"{100 * summary['networks']['convnet2']['mean']:.1f}" in readme
 
 
 def test_the_guide_lists_every_experiment() -> None:
