@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ray_distill.bench_command import alone, report
-from ray_distill.bench_work import ENGINES, Work, in_own_process, parser, problem, seconds, settle, works
+from ray_distill.bench_work import ENGINES, Work, parser, problem, settle, works
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
@@ -20,6 +20,7 @@ from ray_distill.core.metagradient import (
 )
 from ray_distill.core.truncation import Window
 from ray_distill.errors import MistakeError
+from ray_distill.timing import in_own_process, seconds
 
 CHOICES = [name for name, spec in ENGINES.items() if not spec.higher]
 

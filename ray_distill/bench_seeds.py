@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.bench_command import alone, check, parser, report
-from ray_distill.bench_work import NUM_CLASSES, device_name, in_own_process, seconds
+from ray_distill.bench_work import NUM_CLASSES
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot
 from ray_distill.core.inner_optimizer import Adam
@@ -25,6 +25,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.errors import MistakeError
+from ray_distill.timing import device_name, in_own_process, seconds
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 AUGMENTATION = Augmentation(("flip", "rotate"))

@@ -4,12 +4,7 @@ Needs torch alone: these benches also run where nothing else is installed.
 """
 
 import argparse
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +18,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
 from ray_distill.errors import MistakeError
+from ray_distill.timing import device_name
 
 NUM_CLASSES = 10
 
@@ -111,18 +107,6 @@ class Work:
         }
 
 
-def device_name(device: str) -> str:
-    """The GPU's name; of the processor, as much as the system tells."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "cpu"
-
-
 class Problem(NamedTuple):
     """The metagradient's arguments, for each of some replicas; those of the first n are the same whatever n."""
 
@@ -179,30 +163,6 @@ def settle(work: Work, spec: EngineSpec) -> None:
     """Make this process compute as the work and the engine want it: threads, and TF32 or not."""
     torch.set_num_threads(work.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
-
-
-def seconds(device: str, *runs: Callable[[], object], repeats: int) -> list[float]:
-    """The median time of each of some calls; they take turns, so that a machine that slows down slows all."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, taken in zip(runs, times, strict=True):
-            _wait(device)
-            began = time.perf_counter()
-            run()
-            _wait(device)
-            taken.append(time.perf_counter() - began)
-    return [statistics.median(taken) for taken in times]
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
-    """The function's result from a fresh process, so that no engine pays for another's memory."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:

@@ -77,7 +77,7 @@ def _say(probed: "Probed", lever: "Lever | None") -> None:
 
 def _measured(probed: "Probed") -> list[str]:
     """What was run here, and what it took."""
-    from ray_distill.bench_work import device_name
+    from ray_distill.timing import device_name
 
     config, images, group = probed.config, probed.images, probed.groups[1]
     shape, batch = "x".join(map(str, images.shape)), config.outer.batch_size

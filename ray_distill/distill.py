@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ray_distill import kept_checkpoints
+from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.cluster import go_first, in_environment, require
 from ray_distill.config import Config, parse
 from ray_distill.data.splits import DevelopmentData
@@ -30,7 +31,7 @@ from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import KeptRun, RunState, keep, load_kept
+from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
 from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import Distributed, OneProcess, World

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.core import augment, diagnostics
-from ray_distill.core.distilled import DistilledData
+from ray_distill.core.distilled import DistilledData, RealDataset
 from ray_distill.core.metagradient import GroupEngine, Metagradient
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.retrain import Score, retrain
@@ -22,7 +22,6 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Schedule, integer_at
 from ray_distill.core.truncation import CurriculumState, ForwardCurriculum, Truncation, Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
-from ray_distill.data.real_data import RealData
 from ray_distill.points import Point
 from ray_distill.run_state import Best, RunState
 from ray_distill.world import World
@@ -119,7 +118,9 @@ def scheduled_values(experiment: Experiment, outer_step: int) -> dict[str, float
     }
 
 
-def draw_real_batch(experiment: Experiment, train: RealData, outer_step: int, replica: int) -> DistilledData:
+def draw_real_batch(
+    experiment: Experiment, train: RealDataset, outer_step: int, replica: int
+) -> DistilledData:
     """A replica's batch of real training images, without replacement, augmented."""
 
     def stream(name: str) -> Stream:
@@ -134,7 +135,7 @@ def draw_real_batch(experiment: Experiment, train: RealData, outer_step: int, re
 
 def replica_metagradients(
     experiment: Experiment,
-    train: RealData,
+    train: RealDataset,
     data: DistilledData,
     window: Window,
     outer_step: int,
@@ -171,7 +172,7 @@ def _summary(one: Metagradient, replica: int, replicas: int) -> Tensor:
 
 def mean_metagradient(
     experiment: Experiment,
-    train: RealData,
+    train: RealDataset,
     data: DistilledData,
     window: Window,
     outer_step: int,
@@ -196,7 +197,7 @@ def mean_metagradient(
 
 
 def outer_step(
-    experiment: Experiment, train: RealData, state: RunState, world: World
+    experiment: Experiment, train: RealDataset, state: RunState, world: World
 ) -> tuple[RunState, dict[str, float]]:
     """One outer step: window, metagradients, mean, finite?, clip and Adam. All ranks return the same.
 
@@ -243,7 +244,7 @@ def label_values(labels_NK: Tensor, metagradient_norm: float) -> dict[str, float
     }
 
 
-def validate(experiment: Experiment, validation: RealData, state: RunState, world: World) -> Score:
+def validate(experiment: Experiment, validation: RealDataset, state: RunState, world: World) -> Score:
     """Mean validation score of fresh networks trained on D; shared out over the ranks like replicas."""
     n = experiment.validation.num_networks
     scores = torch.zeros(n, len(Score._fields), dtype=torch.float64)
@@ -269,8 +270,8 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def outer_loop(
     experiment: Experiment,
-    train: RealData,
-    validation: RealData,
+    train: RealDataset,
+    validation: RealDataset,
     state: RunState,
     world: World,
     on_report: Callable[[Report], None],

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ray_distill import build, build_settings
-from ray_distill.bench_work import seconds
 from ray_distill.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
 from ray_distill.core.passes import Batches
@@ -34,6 +33,7 @@ from ray_distill.errors import FailedError
 from ray_distill.outer_loop import Experiment, draw_real_batch, inner_at
 from ray_distill.plan_images import RealImages
 from ray_distill.process_memory import Growth
+from ray_distill.timing import seconds
 
 ENOUGH_S = 2.0
 """How long a measurement goes on, or one call of what takes longer."""

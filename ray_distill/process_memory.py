@@ -4,13 +4,15 @@ Bytes are what a process has resident: at its peak, less what it had before the 
 allocated there.
 """
 
+import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
 
-from ray_distill.data.whitening_memory import machine_bytes
+_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of the container that this process may run in."""
 
 
 class Growth:
@@ -49,3 +51,13 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
     return machine_bytes()
+
+
+def machine_bytes() -> int:
+    """The memory of this machine, or of the container if that may use less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in _LIMIT_FILES:
+        path = Path(name)
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)

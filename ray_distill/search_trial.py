@@ -20,13 +20,13 @@ from pyarrow.fs import FileSelector
 from ray import tune
 
 from ray_distill import build_settings
-from ray_distill.checkpoint import CheckpointError
+from ray_distill.checkpoint import CheckpointError, keep, load_kept
 from ray_distill.config import parse
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.kept_checkpoints import NoWholeCheckpointError, newest_read
 from ray_distill.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
 from ray_distill.points import Point
-from ray_distill.run_state import RunState, keep, load_kept
+from ray_distill.run_state import RunState
 from ray_distill.search_records import Value
 from ray_distill.whole_files import write_json
 from ray_distill.workplace import Workplace, open_workplace

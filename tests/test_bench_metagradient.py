@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from ray_distill import bench_metagradient, bench_replicas, bench_seeds
 from ray_distill.bench_command import image_shape
 from ray_distill.bench_metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench_work import ENGINES, Work, in_own_process, problem, seconds
+from ray_distill.bench_work import ENGINES, Work, problem
 from ray_distill.cli import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import MistakeError
 from ray_distill.process_memory import peak_bytes
+from ray_distill.timing import in_own_process, seconds
 
 TINY = Work(
     device="cpu",

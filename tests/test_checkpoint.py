@@ -7,12 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_distill.checkpoint import FORMAT, CheckpointError, _digest, load, save
+from ray_distill.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    _digest,
+    from_record,
+    keep,
+    load,
+    load_kept,
+    save,
+    to_record,
+)
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.points import Point
-from ray_distill.run_state import Best, RunState, keep, load_kept
+from ray_distill.run_state import Best, RunState
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7,
@@ -115,17 +125,17 @@ def test_a_state_that_lost_the_moments_of_its_labels_is_refused() -> None:
     """Learnt labels do not go on with fresh moments."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
     state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0))
-    tensors, record = state.to_record()
-    assert RunState.from_record(tensors, record).outer.labels is not None
+    tensors, record = to_record(state)
+    assert from_record(tensors, record).outer.labels is not None
     del tensors["outer_label_v"]
     with pytest.raises(CheckpointError, match="lacks 'outer_label_v'"):
-        RunState.from_record(tensors, record)
+        from_record(tensors, record)
 
 
 def test_a_state_that_lacks_something_is_refused() -> None:
     """A record without the clip average is no state."""
     with pytest.raises(CheckpointError, match="lacks"):
-        RunState.from_record({}, {"best": None})
+        from_record({}, {"best": None})
 
 
 @pytest.mark.parametrize(
@@ -157,12 +167,10 @@ def test_a_state_that_no_run_has_come_to_is_refused(
     state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0)).judge(
         Best(data, 0, 0.25)
     )
-    tensors, record = state.to_record()
-    assert RunState.from_record(tensors, record).best is not None
+    tensors, record = to_record(state)
+    assert from_record(tensors, record).best is not None
     with pytest.raises(CheckpointError, match="the checkpoint"):
-        RunState.from_record(
-            tensors | ({tensor: value} if tensor else {}), record | ({entry: value} if entry else {})
-        )  # type: ignore[dict-item]
+        from_record(tensors | ({tensor: value} if tensor else {}), record | ({entry: value} if entry else {}))  # type: ignore[dict-item]
 
 
 def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -> None:
@@ -173,7 +181,7 @@ def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -
     keep(tmp_path / "c.arrow", "abc", state, points)
     kept = load_kept(tmp_path / "c.arrow", "abc")
     assert kept.unrecorded == points
-    assert kept.state.to_record()[1] == state.to_record()[1]
+    assert to_record(kept.state)[1] == to_record(state)[1]
     assert torch.equal(kept.state.data.images_NCHW, data.images_NCHW)
     with pytest.raises(CheckpointError, match="another configuration"):
         load_kept(tmp_path / "c.arrow", "abd")
@@ -185,7 +193,7 @@ def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -
 def test_what_is_no_point_is_refused(forged: object, tmp_path: Path) -> None:
     """Whatever stands in the place of the points: a CheckpointError, and nothing else."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
-    tensors, record = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).to_record()
+    tensors, record = to_record(RunState.start(data, OuterOptimizer(lr=Constant(1.0))))
     save(tmp_path / "c.arrow", tensors, record | {"config_hash": "abc", "unrecorded": forged})
     with pytest.raises(CheckpointError, match="not points"):
         load_kept(tmp_path / "c.arrow", "abc")

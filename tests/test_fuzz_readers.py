@@ -23,6 +23,7 @@ import torch
 
 from ray_distill import artifact_file, checkpoint
 from ray_distill.artifact import DistilledDataset
+from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.config import Config, load
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
@@ -34,7 +35,7 @@ from ray_distill.data.preprocessing_file import load_preprocessing, save_preproc
 from ray_distill.errors import FailedError, MistakeError
 from ray_distill.points import Point
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import Best, KeptRun, RunState, keep, load_kept
+from ray_distill.run_state import Best, RunState
 from ray_distill.tracking import Tracker
 
 SEED = int(os.environ.get("RAY_DISTILL_FUZZ_SEED", "0"))

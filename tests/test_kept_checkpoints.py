@@ -9,13 +9,14 @@ import torch
 from ray.train import Checkpoint
 from torch import Tensor
 
+from ray_distill.checkpoint import keep
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.kept_checkpoints import BOOK, NoWholeCheckpointError, name_of, newest_whole, put_right
 from ray_distill.points import Point
 from ray_distill.recorder import CHECKPOINT_FILE
-from ray_distill.run_state import RunState, keep
+from ray_distill.run_state import RunState
 from ray_distill.world import OneProcess
 
 CPU = torch.device("cpu")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ray_distill import build, checkpoint
 from ray_distill import outer_loop as loop
+from ray_distill.checkpoint import from_record, to_record
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
@@ -51,7 +52,7 @@ def run(b: Bench, state: RunState | None = None, reports: list[Report] | None = 
 
 def same(a: RunState, b: RunState) -> bool:
     """Bit-equal tensors and equal records."""
-    (ta, ra), (tb, rb) = a.to_record(), b.to_record()
+    (ta, ra), (tb, rb) = to_record(a), to_record(b)
     return ra == rb and ta.keys() == tb.keys() and all(torch.equal(ta[k], tb[k]) for k in ta)
 
 
@@ -91,8 +92,8 @@ def test_twenty_steps_are_some_and_the_rest_from_a_checkpoint(
     stopped = outer_loop(
         half, b.train, b.validation, RunState.start(b.initial, half.outer), OneProcess(), lambda _: None
     )
-    checkpoint.save(tmp_path / "state.arrow", *stopped.to_record())
-    resumed = run(b, RunState.from_record(*checkpoint.load(tmp_path / "state.arrow")))
+    checkpoint.save(tmp_path / "state.arrow", *to_record(stopped))
+    resumed = run(b, from_record(*checkpoint.load(tmp_path / "state.arrow")))
     assert straight.outer_step == resumed.outer_step == 20
     assert same(straight, resumed)
     assert not torch.equal(straight.data.images_NCHW, stopped.data.images_NCHW)
@@ -420,7 +421,7 @@ def test_hard_labels_stay_and_cost_a_checkpoint_nothing(bench: Make) -> None:
     reports: list[Report] = []
     end = run(b, reports=reports)
     assert torch.equal(end.data.labels_NK, b.initial.labels_NK)
-    tensors, _ = end.to_record()
+    tensors, _ = to_record(end)
     assert set(tensors) == {"images", "labels", "outer_m", "outer_v", "best_images", "best_labels"}
     assert not [name for r in reports for p in r.points for name in p.values if "label" in name]
 

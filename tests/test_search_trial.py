@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import Bench, tiny_config, tiny_data
 
+from ray_distill.checkpoint import to_record
 from ray_distill.config import Config
 from ray_distill.kept_checkpoints import NoWholeCheckpointError
 from ray_distill.outer_loop import outer_loop
@@ -93,7 +94,7 @@ def test_a_trial_tells_of_each_validation_and_goes_on_bit_for_bit(tmp_path: Path
     bare = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), lambda _: None)
     state, about = taken_up(read_state(second.at(20), "hash"), place_of(config), VALUES)
     assert torch.equal(state.data.images_NCHW, bare.data.images_NCHW)
-    assert state.to_record()[1] == bare.to_record()[1]
+    assert to_record(state)[1] == to_record(bare)[1]
     assert about.lineage == [(0, VALUES)]
     assert about.told == {key: value for key, value in second.said[-1].items() if key != "points"}
 

@@ -3,7 +3,7 @@
 Images of one class lie together: image i of class k is row k * ipc + i.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -65,6 +65,13 @@ class TrainingSet(Protocol):
 
     def rows(self, rows_N: Tensor) -> DistilledData:
         """The images and labels at these rows."""
+
+
+class RealDataset(TrainingSet, Protocol):
+    """Real images that the outer loss and a validation are computed on."""
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images [n, C, H, W] and their classes [n], a few at a time."""
 
 
 def class_labels(num_classes: int, ipc: int, device: torch.device) -> Tensor:

@@ -6,31 +6,17 @@ decomposition works in, and chunks of images: MATRICES of 8 D^2 bytes (5.5 were 
 """
 
 import math
-import os
-from pathlib import Path
 
 from ray_distill.data.labelled_images import DataError
+from ray_distill.process_memory import machine_bytes
 
 MATRICES = 6
 WORTH_SAYING_BYTES = 2**30
-
-_LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of the container that this process may run in."""
 
 
 def fitting_bytes(image_shape: tuple[int, int, int]) -> int:
     """The most memory that fitting a whitening of such images takes at a time."""
     return MATRICES * 8 * math.prod(image_shape) ** 2
-
-
-def machine_bytes() -> int:
-    """The memory of this machine, or of the container if that may use less."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in _LIMIT_FILES:
-        path = Path(name)
-        if path.exists() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
-    return min(limits)
 
 
 def said(image_shape: tuple[int, int, int]) -> str:

@@ -24,6 +24,7 @@ from ray_distill.data.real_data import RealData
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import prepare_development, redeem_development
+from ray_distill.process_memory import machine_bytes
 
 SLOW_BUILD = """
 import sys, time
@@ -332,7 +333,7 @@ def test_a_whitening_that_does_not_fit_into_memory_is_refused(monkeypatch: pytes
 def test_the_memory_of_this_machine_is_known() -> None:
     """At most what the operating system has, and more than this process."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 2**27 < whitening_memory.machine_bytes() <= physical
+    assert 2**27 < machine_bytes() <= physical
 
 
 def test_whitened_in_parts_is_whitened(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from ray.train.v2._internal.constants import (
 from tiny import Bench, tiny_config, tiny_data
 from typer.testing import CliRunner
 
+from ray_distill.checkpoint import load_kept, to_record
 from ray_distill.cli import app
 from ray_distill.config import Config, ConfigError
 from ray_distill.distill import check_cluster, placed_within, train
 from ray_distill.outer_loop import outer_loop, outer_step
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState, load_kept
+from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
 from ray_distill.world import OneProcess
 
@@ -55,7 +56,7 @@ def test_one_worker_is_the_bare_loop_and_two_workers_agree(place: Place) -> None
             step for step in (3, 5) if any(f"step%{step}" in p or f"step+{step}" in p for p in images)
         } == {3, 5}
     assert torch.equal(ends[1].data.images_NCHW, expected.data.images_NCHW)
-    assert ends[1].to_record()[1] == expected.to_record()[1]
+    assert to_record(ends[1])[1] == to_record(expected)[1]
     torch.testing.assert_close(ends[2].data.images_NCHW, expected.data.images_NCHW, rtol=1e-10, atol=1e-12)
 
 
@@ -160,7 +161,7 @@ def test_a_run_whose_checkpoints_were_damaged_goes_on_from_one_that_was_not(
         cut(damaged)
         again = once_more()
         assert torch.equal(again.data.images_NCHW, first.data.images_NCHW)
-        assert again.to_record()[1] == first.to_record()[1]
+        assert to_record(again)[1] == to_record(first)[1]
         assert history(tracker, "outer_loss") == losses
         assert str(damaged) in caplog.text
         assert listed() == lists

@@ -26,8 +26,8 @@ from processes import descendants_named, last_checkpoint, steps_shown, wait_for_
 from tiny import tiny_config
 from undisturbed import Undisturbed
 
+from ray_distill.checkpoint import load_kept
 from ray_distill.config import Config
-from ray_distill.run_state import load_kept
 
 pytestmark = pytest.mark.slow
 EVERY = 10
