@@ -44,7 +44,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bench() -> Callable[..., Any]:
     """(sections) -> the built tiny experiment."""
-    from tiny import Bench, tiny_config
+    from tests.helpers.tiny import Bench, tiny_config
 
     return lambda **sections: Bench(tiny_config(**sections))
 

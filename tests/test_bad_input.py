@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import Result
-from judged import grey_set
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,6 +27,7 @@ from ray_distill.cli import app
 from ray_distill.held_folder import held
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
+from tests.helpers.evaluated_sets import grey_set
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))
 FORWARD = "rule: forward, unroll_length: 40, window_length: 12"

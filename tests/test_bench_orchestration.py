@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config
 from typer.testing import CliRunner
 
 from ray_distill.bench_orchestration import (
@@ -22,6 +21,7 @@ from ray_distill.cli import app
 from ray_distill.core.distilled import DistilledData
 from ray_distill.errors import FailedError
 from ray_distill.points import Point
+from tests.helpers.tiny import tiny_config
 
 runner = CliRunner()
 

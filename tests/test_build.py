@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Bench, tiny_config
 from torch import nn
 
 from ray_distill import build, build_networks, build_pace
@@ -17,6 +16,7 @@ from ray_distill.core.networks import ImageShape, Network, NetworkSpec
 from ray_distill.outer_loop import draw_real_batch
 from ray_distill.progress import Update
 from ray_distill.run import prepare
+from tests.helpers.tiny import Bench, tiny_config
 
 GREY, COLOUR = (1, 8, 8), (3, 8, 8)
 

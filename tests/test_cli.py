@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from judged import grey_set
 from typer.testing import CliRunner
 
 import ray_distill
@@ -20,6 +19,7 @@ from ray_distill.cli import app, demo_config
 from ray_distill.config import ConfigError, parse
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
+from tests.helpers.evaluated_sets import grey_set
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits_ipc1.yaml")

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_search import tiny_search
 from typer.testing import CliRunner
 
 from ray_distill.cli import app
@@ -15,6 +14,7 @@ from ray_distill.search_folder import SearchFolder
 from ray_distill.search_proposals import known
 from ray_distill.search_run import claimed
 from ray_distill.tracking import Tracker
+from tests.helpers.tiny_search import tiny_search
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY
-from tiny_search import SPACE, tiny_search
 
 from ray_distill.config import ConfigError
 from ray_distill.config_search import SearchConfig, load_search
 from ray_distill.config_truncation import RatBpttConfig
 from ray_distill.core.rng import Stream
 from ray_distill.search_space import TOP
+from tests.helpers.tiny import TINY
+from tests.helpers.tiny_search import SPACE, tiny_search
 
 WIDE: dict[str, Any] = {
     "truncation.rule": {"choice": ["bptt", "t-bptt", "r-bptt", "rat-bptt"]},

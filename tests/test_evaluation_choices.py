@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from judged import judged_of
-from tiny import tiny_config
 
 from ray_distill.evaluation_choices import CHOSEN, Choice, Choices, Chosen, Order
 from ray_distill.evaluation_course import Course
@@ -13,6 +11,8 @@ from ray_distill.evaluation_jobs import Job, LrTrial, lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
 from ray_distill.judged_sets import JudgedSet
+from tests.helpers.evaluated_sets import judged_of
+from tests.helpers.tiny import tiny_config
 
 EVALUATION = {
     "horizons": [3],

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from judged import at_hand, judged_of
-from tiny import tiny_config
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.core.distilled import DistilledData
@@ -32,6 +30,8 @@ from ray_distill.evaluation_records import Record
 from ray_distill.evaluation_work import SetAtHand, run_job
 from ray_distill.journal import JournalError
 from ray_distill.judged_sets import JudgedSet
+from tests.helpers.evaluated_sets import at_hand, judged_of
+from tests.helpers.tiny import tiny_config
 
 Do = Callable[[Job], Sequence[Record] | Sequence[LrTrial]]
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from judged import judged_of
-from tiny import tiny_config
 
 from ray_distill.evaluation_jobs import Line, LrTrial, lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
 from ray_distill.evaluation_references import recall, remember
 from ray_distill.judged_sets import JudgedSet
+from tests.helpers.evaluated_sets import judged_of
+from tests.helpers.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from exchanged import CLASSES, World, make_world, set_of
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ from ray_distill.cli import app
 from ray_distill.errors import MistakeError
 from ray_distill.export import export
 from ray_distill.foreign_sets import Stated, read_set
+from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 
 runner = CliRunner()
 

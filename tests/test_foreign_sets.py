@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from exchanged import CLASSES, World, make_world, set_of
 from PIL import Image
 
 from ray_distill import build
@@ -22,6 +21,7 @@ from ray_distill.config import ConfigError, load, parse
 from ray_distill.data.labelled_images import DataError
 from ray_distill.foreign_labels import class_of
 from ray_distill.foreign_sets import Stated, read_set
+from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
 from torch import Tensor
 
 from ray_distill import distill, kept_checkpoints
@@ -17,6 +16,7 @@ from ray_distill.kept_checkpoints import Found, NoRoomError
 from ray_distill.outer_loop import Report
 from ray_distill.points import Point
 from ray_distill.run_state import RunState
+from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()
 STATE = RunState.start(

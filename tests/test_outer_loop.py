@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import Bench, whole
 from torch import Tensor
 
 from ray_distill import build, checkpoint
@@ -39,6 +38,7 @@ from ray_distill.outer_loop import (
 )
 from ray_distill.run_state import Best, RunState
 from ray_distill.world import OneProcess
+from tests.helpers.tiny import Bench, whole
 
 Make = Callable[..., Bench]
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.hub_files import encode, write_images
-from tiny import Bench, tiny_config
 from typer.testing import CliRunner
 
 from ray_distill import build, build_settings, plan_images
@@ -28,6 +26,8 @@ from ray_distill.plan_fit import record, setting_to_lower
 from ray_distill.plan_images import RealImages, named, real_images
 from ray_distill.plan_probe import BatchProbe, Setting, StepProbe, ValidationProbe, in_own_process
 from ray_distill.plan_unroll import mean_steps, replayed_steps, states_kept
+from tests.helpers.hub_files import encode, write_images
+from tests.helpers.tiny import Bench, tiny_config
 
 Make = Callable[..., Bench]
 GIB = 2**30

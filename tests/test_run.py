@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from tiny import tiny_config
-
 from ray_distill.evaluation_rows import Row
 from ray_distill.run import summary
+from tests.helpers.tiny import tiny_config
 
 
 def row(mean: float, kind: Any = "distilled", treatment: Any = "own", network: str = "convnet1") -> Row:

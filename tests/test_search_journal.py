@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_search import tiny_search
 
 from ray_distill.config import ConfigError
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_records import Measured
 from ray_distill.tracking import Tracker
+from tests.helpers.tiny_search import tiny_search
 
 
 def report(name: str, step: int, accuracy: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_search import tiny_search
 
 from ray_distill.checkpoint import keep
 from ray_distill.config_search import SearchConfig
@@ -23,6 +22,7 @@ from ray_distill.search_trial import ABOUT, STATE, About
 from ray_distill.storage import Storage
 from ray_distill.stored_search import StoredSearch
 from ray_distill.whole_files import write_json
+from tests.helpers.tiny_search import tiny_search
 
 LR = "outer.lr"
 NAME = "trial-000"

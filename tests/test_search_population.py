@@ -4,10 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_search import tiny_search
 
 from ray_distill.search_population import Population
 from ray_distill.search_proposals import known, trial_name
+from tests.helpers.tiny_search import tiny_search
 
 SEARCH = tiny_search(scheduler={"name": "pbt", "every": 5, "replaced": 0.5}, budget={"trials": 3})
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Bench, tiny_config, tiny_data
 
 from ray_distill.checkpoint import to_record
 from ray_distill.config import Config
@@ -16,6 +15,7 @@ from ray_distill.run_state import RunState
 from ray_distill.search_trial import ABOUT, STATE, About, distil, newest_with, read_state, taken_up
 from ray_distill.workplace import Workplace, open_workplace
 from ray_distill.world import OneProcess
+from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 CPU = torch.device("cpu")
 VALUES = {"outer.lr": 0.01, "inner.lr": 1e-3}

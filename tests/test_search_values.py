@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from tiny import TINY
-from tiny_search import SPACE, tiny_search
-
 from ray_distill.config_search import SearchConfig
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_optuna import Sampler
 from ray_distill.search_population import explored, scheduled
 from ray_distill.search_proposals import known, number_of, trial_name, uniform
+from tests.helpers.tiny import TINY
+from tests.helpers.tiny_search import SPACE, tiny_search
 
 
 def test_trials_are_a_function_of_the_file() -> None:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from tiny_search import tiny_search
 from typer.testing import CliRunner
 
 from ray_distill import lease, search_run, stored_search
@@ -19,6 +18,7 @@ from ray_distill.search_run import claimed
 from ray_distill.storage import Storage, StorageAwayError, StorageError
 from ray_distill.stored_search import StoredSearch
 from ray_distill.tracking import Tracker
+from tests.helpers.tiny_search import tiny_search
 
 TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
 SEARCH = tiny_search()

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from source_files import class_folders, grey
-from tiny import whole
 
 from ray_distill.data import whitening_memory
 from ray_distill.data.arrow_images import Spool, open_images
@@ -25,6 +23,8 @@ from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import prepare_development, redeem_development
 from ray_distill.process_memory import machine_bytes
+from tests.helpers.source_files import class_folders, grey
+from tests.helpers.tiny import whole
 
 SLOW_BUILD = """
 import sys, time
@@ -103,7 +103,7 @@ def test_the_same_is_prepared_once_and_something_else_anew(tmp_path: Path) -> No
     another file; a touched file is decoded again, but its digest, and with it the whitening, is the same."""
     class_folders(tmp_path / "set", 0, side=6)
     rng = np.random.default_rng(0)
-    from hub_files import encode
+    from tests.helpers.hub_files import encode
 
     for path in (tmp_path / "set").rglob("*.png"):
         path.write_bytes(encode(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)))
@@ -231,7 +231,7 @@ def test_a_ticket_opens_the_same_images(kind: str, tmp_path: Path) -> None:
         validation_fraction=0.34,
     )
     for path, value in zip(sorted((tmp_path / "set").rglob("*.png")), range(6), strict=True):
-        from hub_files import encode
+        from tests.helpers.hub_files import encode
 
         path.write_bytes(encode(np.random.default_rng(value).integers(0, 256, (4, 4, 3), dtype=np.uint8)))
     data = prepare_development(spec)
@@ -299,7 +299,7 @@ def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
 
 def test_greys_before_the_first_colour_are_spread(tmp_path: Path) -> None:
     """700 grey images, more than a chunk, and then a red one: all have three channels, none is lost."""
-    from hub_files import encode, write_images
+    from tests.helpers.hub_files import encode, write_images
 
     greys = [encode(image) for image in grey(100, 2, 0)] * 7
     red = encode(np.array([[[255, 0, 0]] * 2] * 2, np.uint8))

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import source_files
 import torch
-from hub_files import encode, write_images
-from source_files import BIRDS, SOURCES, WNIDS, class_folders, picture
 
 from ray_distill import config_data
 from ray_distill.data import cifar_files, held_out, idx_files, sources
@@ -23,6 +20,9 @@ from ray_distill.data.held_out import check_test, load_test
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
+from tests.helpers import source_files
+from tests.helpers.hub_files import encode, write_images
+from tests.helpers.source_files import BIRDS, SOURCES, WNIDS, class_folders, picture
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ray_distill"
 

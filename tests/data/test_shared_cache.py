@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_files import encode
-from source_files import class_folders
-from tiny import whole
 
 from ray_distill.data import prepared
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import DevelopmentData, prepare_development, redeem_development
+from tests.helpers.hub_files import encode
+from tests.helpers.source_files import class_folders
+from tests.helpers.tiny import whole
 
 
 def pictures(folder: Path) -> None:

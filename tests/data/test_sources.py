@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_files import encode, plain_images, write_images
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
+from tests.helpers.hub_files import encode, plain_images, write_images
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ray_distill"
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"

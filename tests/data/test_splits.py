@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import whole
 
 from ray_distill.core.rng import Stream
 from ray_distill.data import prepared
@@ -14,6 +13,7 @@ from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import DevelopmentData, prepare_development
 from ray_distill.data.strata import balanced_rows, stratified_split
+from tests.helpers.tiny import whole
 
 STREAM = Stream(seed=3, name="test split")
 CIFAR10 = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10"

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import descendants_named
-from tiny import tiny_config
+
+from tests.helpers.processes import descendants_named
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()", "bench"]

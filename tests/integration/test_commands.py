@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
-from processes import wait_for_checkpoint
-from tiny import tiny_config
 
 from ray_distill.artifact import DistilledDataset
+from tests.helpers.processes import wait_for_checkpoint
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]

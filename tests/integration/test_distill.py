@@ -12,7 +12,6 @@ from ray.train.v2._internal.constants import (
     DEFAULT_WORKER_GROUP_START_TIMEOUT_S,
     WORKER_GROUP_START_TIMEOUT_S_ENV_VAR,
 )
-from tiny import Bench, tiny_config, tiny_data
 from typer.testing import CliRunner
 
 from ray_distill.checkpoint import load_kept, to_record
@@ -24,6 +23,7 @@ from ray_distill.run_folder import RunFolder
 from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
 from ray_distill.world import OneProcess
+from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 Place = Callable[[Config], tuple[RunFolder, Tracker]]
 pytestmark = pytest.mark.usefixtures("ray_cluster")

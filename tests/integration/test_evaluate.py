@@ -10,11 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from judged import dataset_of, done_here, judged_of, numbers
 from mlflow import MlflowClient
-from processes import descendants_named
 from sklearn.datasets import load_digits
-from tiny import tiny_config
 from typer.testing import CliRunner
 
 from ray_distill.cli import app
@@ -27,6 +24,9 @@ from ray_distill.judge import evaluate_sets, judge
 from ray_distill.mlflow_store import open_store
 from ray_distill.progress import silent
 from ray_distill.robustness import squash
+from tests.helpers.evaluated_sets import dataset_of, done_here, judged_of, numbers
+from tests.helpers.processes import descendants_named
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from judged import dataset_of
-from nodes import Nodes, head_alone
-from processes import descendants_named, wait_for_checkpoint, wait_until
-from tiny import tiny_config
 
 from ray_distill.config import parse
 from ray_distill.evaluation_results import read_results
+from tests.helpers.evaluated_sets import dataset_of
+from tests.helpers.nodes import Nodes, head_alone
+from tests.helpers.processes import descendants_named, wait_for_checkpoint, wait_until
+from tests.helpers.tiny import tiny_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CONFIG = tiny_config(evaluation={"horizons": [100, 300], "seeds": 4, "random_real_draws": 4})

@@ -20,14 +20,20 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import mlflow_server
-from nodes import Nodes, cluster_of_two
-from processes import descendants_named, last_checkpoint, steps_shown, wait_for_checkpoint, wait_until
-from tiny import tiny_config
-from undisturbed import Undisturbed
 
 from ray_distill.checkpoint import load_kept
 from ray_distill.config import Config
+from tests.helpers.mlflow_server import mlflow_server
+from tests.helpers.nodes import Nodes, cluster_of_two
+from tests.helpers.processes import (
+    descendants_named,
+    last_checkpoint,
+    steps_shown,
+    wait_for_checkpoint,
+    wait_until,
+)
+from tests.helpers.tiny import tiny_config
+from tests.helpers.undisturbed import Undisturbed
 
 pytestmark = pytest.mark.slow
 EVERY = 10

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from nodes import BIN, Nodes, cluster_of_two
-from processes import last_checkpoint, steps_shown, wait_until
-from search_events import Interrupted, events, logs_of, well_under_way
-from tiny import TINY, tiny_config
-from tiny_search import tiny_search
-from undisturbed import Undisturbed, status
 
 from ray_distill.config import Config
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_proposals import known
+from tests.helpers.nodes import BIN, Nodes, cluster_of_two
+from tests.helpers.processes import last_checkpoint, steps_shown, wait_until
+from tests.helpers.search_events import Interrupted, events, logs_of, well_under_way
+from tests.helpers.tiny import TINY, tiny_config
+from tests.helpers.tiny_search import tiny_search
+from tests.helpers.undisturbed import Undisturbed, status
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from browser import Browser, browser, eventually, missing
-from mlflow_server import MlflowServer, mlflow_server
 
 from ray_distill.leaderboard import leaderboard
 from ray_distill.mlflow_store import open_store
@@ -18,6 +16,8 @@ from ray_distill.search_pictures import save_all
 from ray_distill.search_records import Measured, TrialRecord, Value
 from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.tracking import open_run
+from tests.helpers.browser import Browser, browser, eventually, missing
+from tests.helpers.mlflow_server import MlflowServer, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 

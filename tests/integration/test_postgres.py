@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from mlflow_server import mlflow_server
-from postgres import binary, postgres, query
-from tiny import tiny_config
-from undisturbed import Undisturbed
+
+from tests.helpers.mlflow_server import mlflow_server
+from tests.helpers.postgres import binary, postgres, query
+from tests.helpers.tiny import tiny_config
+from tests.helpers.undisturbed import Undisturbed
 
 pytestmark = [
     pytest.mark.slow,

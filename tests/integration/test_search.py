@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from processes import descendants_named
-from search_events import bare, events, kept, logs_of
-from tiny import TINY
-from tiny_search import SPACE, tiny_search
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
@@ -27,6 +23,10 @@ from ray_distill.search_proposals import known, number_of
 from ray_distill.search_run import Found, carry_out, values_of
 from ray_distill.storage import Storage
 from ray_distill.stored_search import StoredSearch
+from tests.helpers.processes import descendants_named
+from tests.helpers.search_events import bare, events, kept, logs_of
+from tests.helpers.tiny import TINY
+from tests.helpers.tiny_search import SPACE, tiny_search
 
 pytestmark = pytest.mark.slow
 LOOK = [

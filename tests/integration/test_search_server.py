@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import eventually
-from mlflow_server import MlflowServer, mlflow_server
 
 from ray_distill.mlflow_store import open_store
 from ray_distill.points import Point
 from ray_distill.search_tracking import SearchTracking
 from ray_distill.tracking import Tracker, open_run
+from tests.helpers.browser import eventually
+from tests.helpers.mlflow_server import MlflowServer, mlflow_server
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mlflow_server import mlflow_server
-from processes import descendants_named
-from tiny import tiny_config
+
+from tests.helpers.mlflow_server import mlflow_server
+from tests.helpers.processes import descendants_named
+from tests.helpers.tiny import tiny_config
 
 PLANTED = "geheimwort"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.hub_files import encode, write_images
 
 from ray_distill import build, build_settings
 from ray_distill.artifact import DistilledDataset
@@ -25,6 +24,7 @@ from ray_distill.outer_loop import Report, outer_loop
 from ray_distill.points import Point
 from ray_distill.run_state import RunState
 from ray_distill.world import OneProcess
+from tests.helpers.hub_files import encode, write_images
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

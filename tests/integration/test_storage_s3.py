@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from processes import descendants_named, free_port
 from pyarrow import fs
-from search_events import Interrupted, bare, logs_of, well_under_way
-from tiny import TINY, tiny_config
-from tiny_search import tiny_search
-from undisturbed import Undisturbed
 
 from ray_distill.config import load
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_proposals import known
 from ray_distill.search_trial import read_state
+from tests.helpers.processes import descendants_named, free_port
+from tests.helpers.search_events import Interrupted, bare, logs_of, well_under_way
+from tests.helpers.tiny import TINY, tiny_config
+from tests.helpers.tiny_search import tiny_search
+from tests.helpers.undisturbed import Undisturbed
 
 pytestmark = pytest.mark.slow
 BUCKET = "ray-distill-tests"

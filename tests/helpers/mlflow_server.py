@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
-from processes import free_port, wait_until
+from tests.helpers.processes import free_port, wait_until
 
 
 class MlflowServer:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from tiny import Bench
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
@@ -18,6 +17,7 @@ from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Record
 from ray_distill.evaluation_work import SetAtHand, Shipped, run_job
 from ray_distill.judged_sets import JudgedSet
+from tests.helpers.tiny import Bench
 
 Number = tuple[str, str, int, int, float, float]
 """Subject, network, index, inner steps, lr, test accuracy."""

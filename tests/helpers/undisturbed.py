@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judged import done_here, numbers
 from mlflow import MlflowClient
-from tiny import Bench
 
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
@@ -23,6 +21,8 @@ from ray_distill.outer_loop import outer_loop
 from ray_distill.run import DISTILLED
 from ray_distill.run_state import RunState
 from ray_distill.world import OneProcess
+from tests.helpers.evaluated_sets import done_here, numbers
+from tests.helpers.tiny import Bench
 
 Query = Callable[[str], list[tuple[Any, ...]]]
 """SQL -> rows."""

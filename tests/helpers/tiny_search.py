@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from tiny import TINY
-
 from ray_distill.config_search import SearchConfig, parse_search
+from tests.helpers.tiny import TINY
 
 SPACE = {
     "truncation.unroll_length": {"randint": [2, 8]},

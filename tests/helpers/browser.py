@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from processes import free_port
+from tests.helpers.processes import free_port
 
 PATIENCE_S = 90.0
 """For a page on a busy machine."""

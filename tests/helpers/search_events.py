@@ -3,8 +3,6 @@
 import json
 from typing import Any
 
-from tiny import Bench
-
 from ray_distill.config_search import SearchConfig
 from ray_distill.outer_loop import Report, outer_loop
 from ray_distill.run_state import RunState
@@ -13,6 +11,7 @@ from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_run import values_of
 from ray_distill.search_trial import read_state
 from ray_distill.world import OneProcess
+from tests.helpers.tiny import Bench
 
 
 def logs_of(folder: SearchFolder) -> dict[str, TrialLog]:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tiny import tiny_config
 from torch import Tensor
 
 from ray_distill import build
@@ -13,6 +12,7 @@ from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.protocol import protocol_of
+from tests.helpers.tiny import tiny_config
 
 CLASSES = ("cat", "dog", "owl")
 SHAPE = (3, 4, 6)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from processes import free_port
+from tests.helpers.processes import free_port
 
 USER = "ray_distill"
 

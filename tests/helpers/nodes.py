@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from processes import descendants_named, free_port, wait_until
+from tests.helpers.processes import descendants_named, free_port, wait_until
 
 BIN = Path(sys.executable).parent
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hub_files import encode, write_images
 from numpy.typing import NDArray
+
+from tests.helpers.hub_files import encode, write_images
 
 Array = NDArray[np.uint8]
 
