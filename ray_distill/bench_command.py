@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ray_distill.core.networks import ImageShape
+from ray_distill.core.networks.network import ImageShape
 from ray_distill.errors import MistakeError
 from ray_distill.whole_files import write_json
 

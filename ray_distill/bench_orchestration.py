@@ -23,8 +23,8 @@ from ray_distill import config as configuration
 from ray_distill.bench_process import MeasuredRun, measured
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
 from ray_distill.errors import FailedError, MistakeError
-from ray_distill.points import Point
 from ray_distill.progress import Update
 
 CALIBRATION_STEPS = 8

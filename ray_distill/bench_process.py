@@ -22,11 +22,11 @@ from ray_distill import build, checkpoint
 from ray_distill import config as configuration
 from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.distributed import OneProcess
+from ray_distill.core.metrics import Point
+from ray_distill.core.outer_loop import Report, outer_loop
+from ray_distill.core.state import RunState
 from ray_distill.errors import FailedError, MistakeError
-from ray_distill.outer_loop import Report, outer_loop
-from ray_distill.points import Point
-from ray_distill.run_state import RunState
-from ray_distill.world import OneProcess
 
 SECONDS = ("seconds_per_outer_step", "seconds_per_validation")
 """What is read of a run's points."""

@@ -18,8 +18,8 @@ from ray_distill.bench_work import NUM_CLASSES
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot
 from ray_distill.core.inner_optimizer import Adam
-from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
-from ray_distill.core.passes import images_per_pass
+from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.core.retrain import Score, retrain_group
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions

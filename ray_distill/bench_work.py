@@ -12,8 +12,8 @@ import torch
 from ray_distill import bench_command
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot, unit_noise
 from ray_distill.core.inner_optimizer import Adam
-from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
-from ray_distill.core.passes import images_per_pass
+from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner

@@ -28,9 +28,10 @@ from ray_distill.core.distilled import (
     one_hot,
 )
 from ray_distill.core.metagradient import GroupEngine, adjoint_metagradients, one_by_one, segment_length
-from ray_distill.core.networks import ImageShape, Network
+from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.networks.network import ImageShape, Network
+from ray_distill.core.outer_loop import Cadence, Experiment, Validation
 from ray_distill.core.outer_optimizer import OuterOptimizer
-from ray_distill.core.passes import images_per_pass
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerProblem
@@ -38,7 +39,6 @@ from ray_distill.data.decoding import Progress
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData, prepare_development
-from ray_distill.outer_loop import Cadence, Experiment, Validation
 
 
 def engine(config: Config) -> GroupEngine:

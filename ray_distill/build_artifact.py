@@ -4,9 +4,9 @@ import torch
 
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.config import Config
+from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.protocol import protocol_of
-from ray_distill.run_state import RunState
 
 
 def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: str) -> DistilledDataset:

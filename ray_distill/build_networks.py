@@ -7,8 +7,8 @@ a ConvNet is the published one.
 
 from ray_distill.config import Config, ConfigError
 from ray_distill.config_network import TORCHVISION
-from ray_distill.core.network_names import FAMILIES, parse_name
-from ray_distill.core.networks import ImageShape, Network, NetworkSpec, build_network
+from ray_distill.core.networks.names import FAMILIES, parse_name
+from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 
 
 def _kin(name: str) -> str:

@@ -9,8 +9,8 @@ import torch
 from ray_distill.build_networks import network_for
 from ray_distill.build_settings import device_of, inner_batch_size, truncation
 from ray_distill.config import Config, ConfigError
-from ray_distill.core.networks import ImageShape, Network
-from ray_distill.core.side_by_side import check_side_by_side
+from ray_distill.core.networks.group import check_side_by_side
+from ray_distill.core.networks.network import ImageShape, Network
 
 EAGER_FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
 """Rough, for one device: what decides whether a compiler's minute is worth while, from the configuration

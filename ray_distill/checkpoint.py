@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import Moments, OuterState
+from ray_distill.core.state import Best, RunState
 from ray_distill.core.truncation import CurriculumState
 from ray_distill.errors import FailedError
-from ray_distill.points import Point
-from ray_distill.run_state import Best, RunState
 from ray_distill.whole_files import written_whole
 
 FORMAT = b"ray_distill checkpoint 1"

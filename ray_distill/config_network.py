@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from ray_distill.config_strict import Section, Size, earlier, refuse
-from ray_distill.core.network_names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
+from ray_distill.core.networks.names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
 
 TORCHVISION = "torchvision:"
 """What the names of torchvision's classifiers begin with."""

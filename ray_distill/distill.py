@@ -21,20 +21,20 @@ from ray_distill import kept_checkpoints
 from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.cluster import go_first, in_environment, require
 from ray_distill.config import Config, parse
+from ray_distill.core.distributed import Distributed, OneProcess, World
+from ray_distill.core.metrics import Point
+from ray_distill.core.outer_loop import NonFiniteError, Report, outer_loop
+from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError, is_full
 from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
-from ray_distill.outer_loop import NonFiniteError, Report, outer_loop
-from ray_distill.points import Point
 from ray_distill.process_group import GroupConfig
 from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
 from ray_distill.workplace import Workplace, open_workplace
-from ray_distill.world import Distributed, OneProcess, World
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
 import ray.exceptions

@@ -14,7 +14,7 @@ from ray_distill.artifact import DistilledDataset
 from ray_distill.build_networks import network_for
 from ray_distill.config import Config
 from ray_distill.core.distilled import one_hot
-from ray_distill.core.networks import ImageShape, Network
+from ray_distill.core.networks.network import ImageShape, Network
 from ray_distill.data.splits import Ticket
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ray_distill.build_data import data_spec
 from ray_distill.config import Config
-from ray_distill.core.networks import ImageShape
+from ray_distill.core.networks.network import ImageShape
 from ray_distill.data.decoding import Broken, decoded
 from ray_distill.data.sources import development_listing
 

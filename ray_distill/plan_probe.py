@@ -19,18 +19,18 @@ import torch
 from ray_distill import build, build_settings
 from ray_distill.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
-from ray_distill.core.passes import Batches
+from ray_distill.core.microbatches import Batches
+from ray_distill.core.networks.group import NetworkGroup
+from ray_distill.core.outer_loop import Experiment, draw_real_batch, inner_at
 from ray_distill.core.retrain import scores
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import integer_at
-from ray_distill.core.side_by_side import NetworkGroup
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_steps
 from ray_distill.data.labelled_images import CHUNK_IMAGES
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
 from ray_distill.errors import FailedError
-from ray_distill.outer_loop import Experiment, draw_real_batch, inner_at
 from ray_distill.plan_images import RealImages
 from ray_distill.process_memory import Growth
 from ray_distill.timing import seconds

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ray_distill.points import Point
+from ray_distill.core.metrics import Point
 
 
 class Posted(NamedTuple):

@@ -16,7 +16,7 @@ import ray
 import ray.exceptions
 import ray.train
 
-from ray_distill.points import Point
+from ray_distill.core.metrics import Point
 from ray_distill.progress import Update
 from ray_distill.progress_board import Posted
 from ray_distill.recording import Recording

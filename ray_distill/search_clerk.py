@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from ray import tune
 
 from ray_distill.config_search import SearchConfig
-from ray_distill.points import Point
+from ray_distill.core.metrics import Point
 from ray_distill.search_files import TUNE
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_population import Exchange

@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_distill.core.metrics import Point
 from ray_distill.journal import Entry, Journal
 from ray_distill.leaderboard import LeaderboardRow, markdown
-from ray_distill.points import Point
 from ray_distill.recording import Recording
 from ray_distill.search_records import Value
 from ray_distill.search_time import SearchTime

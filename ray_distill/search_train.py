@@ -24,13 +24,13 @@ from ray.util.queue import Empty, Queue
 
 from ray_distill.cluster import go_first
 from ray_distill.config import Config, parse
+from ray_distill.core.distributed import Distributed, OneProcess, World
+from ray_distill.core.state import RunState
 from ray_distill.distill import quiet_reports, scaling_of, worker_device
 from ray_distill.kept_checkpoints import NoWholeCheckpointError, booked, newest_read
 from ray_distill.process_group import GroupConfig
-from ray_distill.run_state import RunState
 from ray_distill.search_trial import About, distil, given_checkpoint, read_state, say_again, taken_up
 from ray_distill.workplace import Workplace, open_workplace
-from ray_distill.world import Distributed, OneProcess, World
 
 
 def train_worker(setup: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
-from ray_distill.core.networks import ImageShape, Network
+from ray_distill.core.networks.network import ImageShape, Network
 
 SMALL = 64
 """Images up to this side get the stem for small images."""

@@ -13,13 +13,13 @@ import torch
 
 from ray_distill import build, build_settings
 from ray_distill.config import Config
+from ray_distill.core.distributed import World
+from ray_distill.core.outer_loop import Experiment
+from ray_distill.core.state import RunState
 from ray_distill.core.unroll import draw_inner, inner_batch
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import Ticket, redeem_development
-from ray_distill.outer_loop import Experiment
-from ray_distill.run_state import RunState
-from ray_distill.world import World
 
 
 @dataclass(frozen=True, eq=False)

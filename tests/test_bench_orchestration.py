@@ -19,8 +19,8 @@ from ray_distill.bench_orchestration import (
 )
 from ray_distill.cli import app
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
 from ray_distill.errors import FailedError
-from ray_distill.points import Point
 from tests.helpers.tiny import tiny_config
 
 runner = CliRunner()

@@ -12,8 +12,8 @@ from ray_distill import build, build_networks, build_pace
 from ray_distill.config import ConfigError
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.inner_optimizer import SGD, Adam
-from ray_distill.core.networks import ImageShape, Network, NetworkSpec
-from ray_distill.outer_loop import draw_real_batch
+from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec
+from ray_distill.core.outer_loop import draw_real_batch
 from ray_distill.progress import Update
 from ray_distill.run import prepare
 from tests.helpers.tiny import Bench, tiny_config

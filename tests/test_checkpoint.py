@@ -19,10 +19,10 @@ from ray_distill.checkpoint import (
     to_record,
 )
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
-from ray_distill.points import Point
-from ray_distill.run_state import Best, RunState
+from ray_distill.core.state import Best, RunState
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7,

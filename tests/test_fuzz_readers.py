@@ -26,16 +26,16 @@ from ray_distill.artifact import DistilledDataset
 from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.config import Config, load
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
+from ray_distill.core.state import Best, RunState
 from ray_distill.data.arrow_images import Spool, open_images
 from ray_distill.data.labelled_images import LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
 from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
 from ray_distill.errors import FailedError, MistakeError
-from ray_distill.points import Point
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import Best, RunState
 from ray_distill.tracking import Tracker
 
 SEED = int(os.environ.get("RAY_DISTILL_FUZZ_SEED", "0"))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ray_distill import distill, kept_checkpoints
 from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
+from ray_distill.core.outer_loop import Report
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
+from ray_distill.core.state import RunState
 from ray_distill.kept_checkpoints import Found, NoRoomError
-from ray_distill.outer_loop import Report
-from ray_distill.points import Point
-from ray_distill.run_state import RunState
 from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from ray_distill import build, checkpoint
-from ray_distill import outer_loop as loop
 from ray_distill.checkpoint import from_record, to_record
+from ray_distill.core import outer_loop as loop
+from ray_distill.core.distributed import OneProcess
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
     adjoint_metagradients,
     one_by_one,
 )
-from ray_distill.core.retrain import Score, retrain
-from ray_distill.core.truncation import CurriculumState
-from ray_distill.core.unroll import InnerDraws, draw_inner
-from ray_distill.outer_loop import (
+from ray_distill.core.outer_loop import (
     NonFiniteError,
     Report,
     draw_real_batch,
@@ -36,8 +34,10 @@ from ray_distill.outer_loop import (
     scheduled_values,
     validate,
 )
-from ray_distill.run_state import Best, RunState
-from ray_distill.world import OneProcess
+from ray_distill.core.retrain import Score, retrain
+from ray_distill.core.state import Best, RunState
+from ray_distill.core.truncation import CurriculumState
+from ray_distill.core.unroll import InnerDraws, draw_inner
 from tests.helpers.tiny import Bench, whole
 
 Make = Callable[..., Bench]
@@ -385,7 +385,7 @@ def test_the_curriculum_moves_with_the_validation_loss(bench: Make, monkeypatch:
     losses = iter([3.0, 2.0, 2.0, 2.0, 9.0, 9.0, 9.0, 5.0, 5.0, 5.0])
     accuracies = iter(range(10))
     monkeypatch.setattr(
-        "ray_distill.outer_loop.validate", lambda *_: Score(next(accuracies) / 10, next(losses))
+        "ray_distill.core.outer_loop.validate", lambda *_: Score(next(accuracies) / 10, next(losses))
     )
     reports: list[Report] = []
     run(b, reports=reports)

@@ -15,12 +15,12 @@ from ray_distill.cli import app
 from ray_distill.cli_plan import _limits, _table
 from ray_distill.config import Config
 from ray_distill.core.metagradient import adjoint_metagradients
+from ray_distill.core.outer_loop import draw_real_batch
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Constant, Linear
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Window
 from ray_distill.core.unroll import draw_inner, initial_state, run_window
 from ray_distill.errors import FailedError
-from ray_distill.outer_loop import draw_real_batch
 from ray_distill.plan import Group, Probed, num_validations, row, rows
 from ray_distill.plan_fit import record, setting_to_lower
 from ray_distill.plan_images import RealImages, named, real_images

@@ -1,6 +1,6 @@
 """The board between a run's controller and its driver: no report lost, none taken twice."""
 
-from ray_distill.points import Point
+from ray_distill.core.metrics import Point
 from ray_distill.progress_board import Posted, _ProgressBoard
 
 

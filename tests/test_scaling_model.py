@@ -82,9 +82,9 @@ def test_the_same_groups_go_to_the_same_ranks_as_in_a_run(model: Any, bench: Cal
 
 def test_what_is_summed_is_what_a_run_sums(model: Any, bench: Callable[..., Any]) -> None:
     """The bytes of the one tensor that the outer loop hands to its world."""
-    from ray_distill.outer_loop import outer_step
-    from ray_distill.run_state import RunState
-    from ray_distill.world import OneProcess
+    from ray_distill.core.distributed import OneProcess
+    from ray_distill.core.outer_loop import outer_step
+    from ray_distill.core.state import RunState
 
     summed: list[int] = []
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ray_distill import recording
+from ray_distill.core.metrics import Point
 from ray_distill.leaderboard import leaderboard
-from ray_distill.points import Point
 from ray_distill.search_records import Measured, TrialRecord
 from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search

@@ -9,12 +9,12 @@ import torch
 
 from ray_distill.checkpoint import to_record
 from ray_distill.config import Config
+from ray_distill.core.distributed import OneProcess
+from ray_distill.core.outer_loop import outer_loop
+from ray_distill.core.state import RunState
 from ray_distill.kept_checkpoints import NoWholeCheckpointError
-from ray_distill.outer_loop import outer_loop
-from ray_distill.run_state import RunState
 from ray_distill.search_trial import ABOUT, STATE, About, distil, newest_with, read_state, taken_up
 from ray_distill.workplace import Workplace, open_workplace
-from ray_distill.world import OneProcess
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 CPU = torch.device("cpu")

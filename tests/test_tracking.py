@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ray_distill.core.metrics import Point
 from ray_distill.mlflow_store import StoreAwayError, TrackingError, open_store
 from ray_distill.mlflow_uri import StoreError, store_uri, ui_command
-from ray_distill.points import Point
 from ray_distill.tracking import Tracker, flatten, open_run, recorded
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from ray_distill.core import augment
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.inner_optimizer import StateAdjoint, zero_moments
-from ray_distill.core.passes import Batches
+from ray_distill.core.microbatches import Batches
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import (
     InnerDraws,

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from ray_distill.core.distilled import TrainingSet
 from ray_distill.core.inner_optimizer import InnerState
-from ray_distill.core.passes import cached_size
-from ray_distill.core.side_by_side import NetworkGroup, RunningStatistics
+from ray_distill.core.microbatches import cached_size
+from ray_distill.core.networks.group import NetworkGroup, RunningStatistics
 from ray_distill.core.unroll import (
     InnerDraws,
     InnerProblem,

@@ -25,9 +25,9 @@ from ray_distill.core.derivatives import (
     reverse_product_as_function,
 )
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.networks import Network
-from ray_distill.core.passes import Batches, equal_part, in_parts
-from ray_distill.core.side_by_side import NetworkGroup
+from ray_distill.core.microbatches import Batches, equal_part, in_parts
+from ray_distill.core.networks.group import NetworkGroup
+from ray_distill.core.networks.network import Network
 
 PRODUCTS = ("reverse", "forward")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from ray_distill.core import augment
 from ray_distill.core.distilled import DistilledData, TrainingSet, inner_batches, random_batches
 from ray_distill.core.inner_optimizer import InnerOptimizer, InnerState
-from ray_distill.core.networks import Network
-from ray_distill.core.passes import Batches, stacked
+from ray_distill.core.microbatches import Batches, stacked
+from ray_distill.core.networks.network import Network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 

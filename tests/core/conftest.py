@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ray_distill.core.augment import Augmentation, Mode
 from ray_distill.core.distilled import DistilledData, noise, unit_noise
 from ray_distill.core.inner_optimizer import Adam, InnerOptimizer
-from ray_distill.core.networks import Network, NetworkSpec, build_network
+from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner

@@ -4,13 +4,13 @@ import json
 from typing import Any
 
 from ray_distill.config_search import SearchConfig
-from ray_distill.outer_loop import Report, outer_loop
-from ray_distill.run_state import RunState
+from ray_distill.core.distributed import OneProcess
+from ray_distill.core.outer_loop import Report, outer_loop
+from ray_distill.core.state import RunState
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_run import values_of
 from ray_distill.search_trial import read_state
-from ray_distill.world import OneProcess
 from tests.helpers.tiny import Bench
 
 

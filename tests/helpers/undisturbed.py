@@ -13,14 +13,14 @@ from mlflow import MlflowClient
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
 from ray_distill.config import Config
+from ray_distill.core.distributed import OneProcess
+from ray_distill.core.outer_loop import outer_loop
+from ray_distill.core.state import RunState
 from ray_distill.evaluate import judged_set
 from ray_distill.evaluation_results import read_results
 from ray_distill.evaluation_rows import rows_of
 from ray_distill.judge import metric_name
-from ray_distill.outer_loop import outer_loop
 from ray_distill.run import DISTILLED
-from ray_distill.run_state import RunState
-from ray_distill.world import OneProcess
 from tests.helpers.evaluated_sets import done_here, numbers
 from tests.helpers.tiny import Bench
 

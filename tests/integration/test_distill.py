@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from ray_distill.checkpoint import load_kept, to_record
 from ray_distill.cli import app
 from ray_distill.config import Config, ConfigError
+from ray_distill.core.distributed import OneProcess
+from ray_distill.core.outer_loop import outer_loop, outer_step
+from ray_distill.core.state import RunState
 from ray_distill.distill import check_cluster, placed_within, train
-from ray_distill.outer_loop import outer_loop, outer_step
 from ray_distill.run_folder import RunFolder
-from ray_distill.run_state import RunState
 from ray_distill.tracking import Tracker
-from ray_distill.world import OneProcess
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 Place = Callable[[Config], tuple[RunFolder, Tracker]]

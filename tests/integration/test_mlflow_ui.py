@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
+from ray_distill.core.metrics import Point
 from ray_distill.leaderboard import leaderboard
 from ray_distill.mlflow_store import open_store
-from ray_distill.points import Point
 from ray_distill.search_pictures import save_all
 from ray_distill.search_records import Measured, TrialRecord, Value
 from ray_distill.search_tracking import SearchTracking, recorded_search

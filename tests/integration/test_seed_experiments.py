@@ -19,11 +19,11 @@ from ray_distill import build, build_settings
 from ray_distill.artifact import DistilledDataset
 from ray_distill.config import Config, load, parse
 from ray_distill.core.distilled import class_labels, one_hot
+from ray_distill.core.distributed import OneProcess
+from ray_distill.core.metrics import Point
+from ray_distill.core.outer_loop import Report, outer_loop
+from ray_distill.core.state import RunState
 from ray_distill.data.preprocessing import Preprocessing
-from ray_distill.outer_loop import Report, outer_loop
-from ray_distill.points import Point
-from ray_distill.run_state import RunState
-from ray_distill.world import OneProcess
 from tests.helpers.hub_files import encode, write_images
 
 pytestmark = pytest.mark.slow

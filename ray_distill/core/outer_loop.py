@@ -15,16 +15,16 @@ from torch import Tensor
 
 from ray_distill.core import augment, diagnostics
 from ray_distill.core.distilled import DistilledData, RealDataset
+from ray_distill.core.distributed import World
 from ray_distill.core.metagradient import GroupEngine, Metagradient
+from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.retrain import Score, retrain
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Schedule, integer_at
+from ray_distill.core.state import Best, RunState
 from ray_distill.core.truncation import CurriculumState, ForwardCurriculum, Truncation, Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
-from ray_distill.points import Point
-from ray_distill.run_state import Best, RunState
-from ray_distill.world import World
 
 
 class NonFiniteError(ArithmeticError):

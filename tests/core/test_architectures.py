@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.network_names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
-from ray_distill.core.networks import BUILDERS, Network, NetworkSpec, build_network
+from ray_distill.core.networks.names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
+from ray_distill.core.networks.network import BUILDERS, Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 

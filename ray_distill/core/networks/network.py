@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_distill.core.alexnet_vgg import alexnet, vgg
-from ray_distill.core.convnet import convnet, mlp
-from ray_distill.core.network_names import FAMILIES, parse_name
-from ray_distill.core.resnet import resnet
+from ray_distill.core.networks.alexnet_vgg import alexnet, vgg
+from ray_distill.core.networks.convnet import convnet, mlp
+from ray_distill.core.networks.names import FAMILIES, parse_name
+from ray_distill.core.networks.resnet import resnet
 from ray_distill.core.rng import Stream
 
 ImageShape = tuple[int, int, int]

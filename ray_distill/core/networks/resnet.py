@@ -7,7 +7,7 @@ width 64 with batch norm, ResNet18 is the network that CIFAR-10's tables call by
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_distill.core.normed_convolution import MapShape, head, normed_convolution
+from ray_distill.core.networks.layers import MapShape, head, normed_convolution
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """In each of the four stages."""

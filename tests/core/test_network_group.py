@@ -11,11 +11,11 @@ from ray_distill.core.augment import OPERATIONS
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.inner_optimizer import SGD, Adam
 from ray_distill.core.metagradient import Metagradient, adjoint_metagradient, adjoint_metagradients
-from ray_distill.core.network_names import ACTIVATIONS, FAMILIES, NORMS, POOLINGS
-from ray_distill.core.networks import Network, NetworkSpec, build_network
-from ray_distill.core.passes import Batches
+from ray_distill.core.microbatches import Batches
+from ray_distill.core.networks.group import NetworkGroup, check_side_by_side
+from ray_distill.core.networks.names import ACTIVATIONS, FAMILIES, NORMS, POOLINGS
+from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
-from ray_distill.core.side_by_side import NetworkGroup, check_side_by_side
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerDraws

@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from ray_distill.core.normed_convolution import MapShape, first_padding, halved, head, normed_convolution
+from ray_distill.core.networks.layers import MapShape, first_padding, halved, head, normed_convolution
 
 
 def activation_layer(name: str) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_distill.core.networks import Network, NetworkSpec, build_network
+from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 
 STREAM = Stream(seed=3, name="init")

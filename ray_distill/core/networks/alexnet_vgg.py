@@ -6,7 +6,7 @@ sizes that dataset condensation compares on: a norm after each convolution, no h
 
 from torch import nn
 
-from ray_distill.core.normed_convolution import MapShape, first_padding, halved, head, normed_convolution
+from ray_distill.core.networks.layers import MapShape, first_padding, halved, head, normed_convolution
 
 
 def alexnet(image_shape: MapShape, num_classes: int, *, width: int, norm: str) -> nn.Module:

@@ -10,10 +10,10 @@ from torch import nn
 from ray_distill.core.augment import OPERATIONS
 from ray_distill.core.distilled import DistilledData, one_hot, random_batches
 from ray_distill.core.inner_optimizer import SGD, Adam
-from ray_distill.core.networks import NetworkSpec, build_network
+from ray_distill.core.networks.group import NetworkGroup
+from ray_distill.core.networks.network import NetworkSpec, build_network
 from ray_distill.core.retrain import retrain, retrain_group, scores, train_steps
 from ray_distill.core.rng import Stream
-from ray_distill.core.side_by_side import NetworkGroup
 from ray_distill.core.unroll import draw_inner, initial_state, run_steps
 
 STREAM = Stream(seed=4, name="batches")

@@ -12,11 +12,11 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.higher_reference import higher_metagradient
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.metagradient import adjoint_metagradient
-from ray_distill.core.networks import Network, NetworkSpec, build_network
-from ray_distill.core.passes import images_per_pass
+from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.networks.group import NetworkGroup
+from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.retrain import retrain, scores, train_steps
 from ray_distill.core.rng import Stream
-from ray_distill.core.side_by_side import NetworkGroup
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import draw_inner, initial_state

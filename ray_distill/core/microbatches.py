@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.networks import ImageShape, Network
+from ray_distill.core.networks.network import ImageShape, Network
 
 
 class Batches(NamedTuple):

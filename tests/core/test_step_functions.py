@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.networks import Network, NetworkSpec, build_network
-from ray_distill.core.passes import equal_part, images_per_pass
+from ray_distill.core.microbatches import equal_part, images_per_pass
+from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from ray_distill.core.network_names import FAMILIES, NORMS, parse_name
-from ray_distill.core.networks import BUILDERS
+from ray_distill.core.networks.names import FAMILIES, NORMS, parse_name
+from ray_distill.core.networks.network import BUILDERS
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ray_distill.core.metagradient import (
     adjoint_metagradient,
     segment_length,
 )
-from ray_distill.core.networks import Network
+from ray_distill.core.networks.network import Network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_distill.core.networks import Network
+from ray_distill.core.networks.network import Network
 
 RunningStatistics = dict[str, Tensor]
 """Mean and unbiased variance of each batch norm, [R * C], and its number of batches, one for all networks, which take
