@@ -22,7 +22,7 @@ from ray_distill import __version__
 from ray_distill.artifact_file import PLAIN_FIELDS, ArtifactError, Contents, read, to_table
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.errors import is_mistake
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

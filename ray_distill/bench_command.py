@@ -11,7 +11,7 @@ import torch
 
 from ray_distill.core.networks.network import ImageShape
 from ray_distill.errors import MistakeError
-from ray_distill.whole_files import write_json
+from ray_distill.utils.atomic import write_json
 
 
 def parser(

@@ -18,8 +18,8 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagradient
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
-from ray_distill.process_memory import peak_bytes
-from ray_distill.timing import in_own_process, seconds
+from ray_distill.utils.memory import peak_bytes
+from ray_distill.utils.timing import in_own_process, seconds
 
 ERROR_WINDOW = Window(10, 3)
 """Where engines are compared with float64: past the first steps, where Adam is close to a sign function and

@@ -25,7 +25,7 @@ from ray_distill.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import Point
 from ray_distill.errors import FailedError, MistakeError
-from ray_distill.progress import Update
+from ray_distill.utils.progress import Update
 
 CALIBRATION_STEPS = 8
 """Outer steps of the bare run that tells how many fill the wanted seconds; the first does not count."""

@@ -20,7 +20,7 @@ from ray_distill.core.metagradient import (
 )
 from ray_distill.core.truncation import Window
 from ray_distill.errors import MistakeError
-from ray_distill.timing import in_own_process, seconds
+from ray_distill.utils.timing import in_own_process, seconds
 
 CHOICES = [name for name, spec in ENGINES.items() if not spec.higher]
 

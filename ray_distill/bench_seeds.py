@@ -25,7 +25,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.errors import MistakeError
-from ray_distill.timing import device_name, in_own_process, seconds
+from ray_distill.utils.timing import device_name, in_own_process, seconds
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 AUGMENTATION = Augmentation(("flip", "rotate"))

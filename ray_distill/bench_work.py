@@ -18,7 +18,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
 from ray_distill.errors import MistakeError
-from ray_distill.timing import device_name
+from ray_distill.utils.timing import device_name
 
 NUM_CLASSES = 10
 

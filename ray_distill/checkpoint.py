@@ -25,7 +25,7 @@ from ray_distill.core.outer_optimizer import Moments, OuterState
 from ray_distill.core.state import Best, RunState
 from ray_distill.core.truncation import CurriculumState
 from ray_distill.errors import FailedError
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
 
 FORMAT = b"ray_distill checkpoint 1"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int64)}

@@ -158,7 +158,7 @@ def _measure(
     from dataclasses import asdict
 
     from ray_distill.bench_orchestration import carry_out, experiment_of, ratio, this_machine
-    from ray_distill.whole_files import write_json
+    from ray_distill.utils.atomic import write_json
 
     if json_file is not None:
         check_target(json_file, "--json")

@@ -85,7 +85,7 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
     from ray_distill.build_data import data_spec
     from ray_distill.data.arrow_images import open_images
     from ray_distill.data.splits import prepare_development
-    from ray_distill.progress import percent
+    from ray_distill.utils.progress import percent
 
     spec, phases, began = data_spec(request), _Phases(), time.monotonic()
     with bar("real images", 100) as update:

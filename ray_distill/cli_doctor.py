@@ -41,7 +41,7 @@ def doctor(
         if json_file is not None:
             check_target(json_file, "--json")
         from ray_distill.doctor import examine
-        from ray_distill.whole_files import write_json
+        from ray_distill.utils.atomic import write_json
 
         with stdout.status("looking") as status:
             findings = list(examine(out, lambda name: status.update(f"looking at {name}")))

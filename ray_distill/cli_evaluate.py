@@ -147,7 +147,7 @@ def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, Dist
     """The sets in the files. Raises: MistakeError for a statement about none of them, or what `read_set` raises."""
     from ray_distill.artifact import DistilledDataset
     from ray_distill.foreign_sets import is_ours, read_set
-    from ray_distill.progress import percent, silent
+    from ray_distill.utils.progress import percent, silent
 
     if statement is None and all(path.suffix == ".parquet" for path in paths.values()):
         return {name: DistilledDataset.load(path) for name, path in paths.items()}

@@ -39,7 +39,7 @@ def import_(
         check_target(out)
         statement = stated(like, space, layout, images, labels, set_ or [])
         from ray_distill.foreign_sets import is_ours, read_set
-        from ray_distill.progress import percent
+        from ray_distill.utils.progress import percent
 
         if is_ours(file):
             raise MistakeError(f"{file} is a distilled set of ours already; use it as it is")

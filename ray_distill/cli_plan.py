@@ -50,8 +50,8 @@ def plan(
         from ray_distill.plan import GIB, probe
         from ray_distill.plan_fit import record, setting_to_lower
         from ray_distill.plan_probe import device_of
-        from ray_distill.process_memory import memory_of
-        from ray_distill.whole_files import write_json
+        from ray_distill.utils.atomic import write_json
+        from ray_distill.utils.memory import memory_of
 
         if json_file is not None:
             check_target(json_file, "--json")
@@ -77,7 +77,7 @@ def _say(probed: "Probed", lever: "Lever | None") -> None:
 
 def _measured(probed: "Probed") -> list[str]:
     """What was run here, and what it took."""
-    from ray_distill.timing import device_name
+    from ray_distill.utils.timing import device_name
 
     config, images, group = probed.config, probed.images, probed.groups[1]
     shape, batch = "x".join(map(str, images.shape)), config.outer.batch_size

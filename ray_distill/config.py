@@ -31,7 +31,7 @@ from ray_distill.config_sections import (
 from ray_distill.config_strict import PositiveInt, Section, Seed
 from ray_distill.config_truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
 from ray_distill.errors import MistakeError
-from ray_distill.uris import masked
+from ray_distill.utils.secrets import masked
 from ray_distill.yaml_text import from_yaml, to_yaml
 
 

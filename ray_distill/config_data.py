@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, ValidationInfo, fiel
 from pydantic_core import PydanticCustomError
 
 from ray_distill.config_strict import PositiveInt, Section, Size, earlier, refuse
-from ray_distill.uris import holds_password
+from ray_distill.utils.secrets import holds_password
 
 NAMED_SIZES: dict[str, int | None] = {
     "digits": 8,

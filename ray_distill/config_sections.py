@@ -26,7 +26,7 @@ from ray_distill.config_schedules import ScheduledFloat
 from ray_distill.config_strict import Fraction, NonNegativeInt, PositiveInt, Section
 from ray_distill.config_strict import earlier as _earlier
 from ray_distill.config_strict import refuse as _refuse
-from ray_distill.uris import holds_password
+from ray_distill.utils.secrets import holds_password
 
 Operation = Literal[
     "color", "brightness", "saturation", "contrast", "flip", "crop", "scale", "rotate", "cutout"

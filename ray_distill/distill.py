@@ -29,11 +29,11 @@ from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError, is_full
 from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
 from ray_distill.process_group import GroupConfig
-from ray_distill.progress import Update
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
 from ray_distill.tracking import Tracker
+from ray_distill.utils.progress import Update
 from ray_distill.workplace import Workplace, open_workplace
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)

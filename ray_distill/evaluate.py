@@ -27,7 +27,7 @@ from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_work import SetAtHand, Shipped, run_job
 from ray_distill.judged_sets import JudgedSet, Tickets
 from ray_distill.pool import PoolReport, Workers, run_jobs
-from ray_distill.progress import Update
+from ray_distill.utils.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
 

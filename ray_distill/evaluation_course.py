@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ray_distill.evaluation_jobs import Job, Line, LrTrial, best_lr, jobs_for
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_records import Failure, Record
-from ray_distill.progress import Update
+from ray_distill.utils.progress import Update
 
 
 class Course:

@@ -19,10 +19,10 @@ from typing import Any
 from ray_distill.config import ConfigError
 from ray_distill.evaluation_jobs import Line, LrTrial
 from ray_distill.evaluation_records import Record, Retraining
-from ray_distill.journal import JournalError
-from ray_distill.json_lines import JsonLines
 from ray_distill.judged_sets import JudgedSet
-from ray_distill.whole_files import write_json
+from ray_distill.utils.atomic import write_json
+from ray_distill.utils.jsonl import JsonLines
+from ray_distill.utils.outbox import JournalError
 
 IDENTITY = "evaluation_of.json"
 RECORDS = "records.jsonl"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_distill.evaluation_records import Kind, Treatment
 from ray_distill.evaluation_rows import Row, at_last_horizon, label
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

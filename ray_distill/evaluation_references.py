@@ -15,7 +15,7 @@ from pathlib import Path
 from ray_distill.evaluation_jobs import Line, LrTrial
 from ray_distill.evaluation_journal import Journal, entry
 from ray_distill.evaluation_records import Record
-from ray_distill.whole_files import write_text
+from ray_distill.utils.atomic import write_text
 
 
 def recall(cache: Path, lines: Iterable[Line], journal: Journal) -> None:

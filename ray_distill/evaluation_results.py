@@ -20,7 +20,7 @@ from ray_distill.errors import MistakeError
 from ray_distill.evaluation_records import Failure, Record, Retraining
 from ray_distill.evaluation_rows import KINDS, TREATMENTS, Results, Row, at_last_horizon, in_order, rows_of
 from ray_distill.robustness import Robustness
-from ray_distill.whole_files import write_json, write_text, written_whole
+from ray_distill.utils.atomic import write_json, write_text, written_whole
 
 FORMAT = 1
 """Of `evaluation.json`: raised with every change that an older reader would misread."""

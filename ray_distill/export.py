@@ -28,7 +28,7 @@ from ray_distill.artifact import DistilledDataset
 from ray_distill.errors import MistakeError
 from ray_distill.exchange_words import Form, Space
 from ray_distill.pictures import classes_by_row
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
 
 _ENDINGS: dict[Form, str] = {"png": "", "npz": ".npz", "pt": ".pt", "parquet": ".parquet"}
 _FOLDER_NAME = re.compile(r"[^\W_][\w ,'()-]*")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray_distill.search_records import TrialRecord, Value
-from ray_distill.whole_files import write_json, write_text, written_whole
+from ray_distill.utils.atomic import write_json, write_text, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

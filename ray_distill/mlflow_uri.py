@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ray_distill.errors import MistakeError
-from ray_distill.uris import masked
+from ray_distill.utils.secrets import masked
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """Of stores."""

@@ -33,7 +33,7 @@ from ray_distill.plan_probe import (
     probe_validation,
 )
 from ray_distill.plan_unroll import InnerSteps, mean_steps, states_kept
-from ray_distill.progress import Update
+from ray_distill.utils.progress import Update
 
 WORKERS = (1, 2, 4, 8)
 GIB = 2**30

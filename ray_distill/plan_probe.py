@@ -32,8 +32,8 @@ from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
 from ray_distill.errors import FailedError
 from ray_distill.plan_images import RealImages
-from ray_distill.process_memory import Growth
-from ray_distill.timing import seconds
+from ray_distill.utils.memory import Growth
+from ray_distill.utils.timing import seconds
 
 ENOUGH_S = 2.0
 """How long a measurement goes on, or one call of what takes longer."""

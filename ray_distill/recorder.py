@@ -17,11 +17,11 @@ import ray.exceptions
 import ray.train
 
 from ray_distill.core.metrics import Point
-from ray_distill.progress import Update
 from ray_distill.progress_board import Posted
 from ray_distill.recording import Recording
 from ray_distill.tracking import DAMAGED_TAG, Tracker
-from ray_distill.uris import masked
+from ray_distill.utils.progress import Update
+from ray_distill.utils.secrets import masked
 
 logger = logging.getLogger(__name__)
 

@@ -30,12 +30,12 @@ from ray_distill.judge import (
     with_test_images,
 )
 from ray_distill.mlflow_store import open_store
-from ray_distill.progress import Bar, percent
 from ray_distill.reach import check_reached
 from ray_distill.run_folder import RunFolder
 from ray_distill.tracking import Tracker, open_run, recorded
-from ray_distill.uris import masked
-from ray_distill.whole_files import write_json
+from ray_distill.utils.atomic import write_json
+from ray_distill.utils.progress import Bar, percent
+from ray_distill.utils.secrets import masked
 
 DISTILLED = "distilled"
 """What a run's own set is called in its evaluation."""

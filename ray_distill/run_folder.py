@@ -40,8 +40,8 @@ from ray_distill.run_files import (
 from ray_distill.stored_files import StoredFiles
 from ray_distill.stored_run import StoredRun
 from ray_distill.tracking import Tracker
-from ray_distill.uris import MASK, masked
-from ray_distill.whole_files import write_text
+from ray_distill.utils.atomic import write_text
+from ray_distill.utils.secrets import MASK, masked
 
 STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
 """MLflow's, in a folder that was given with --out. Alone they are not a run: they may be shared, or left by a run that

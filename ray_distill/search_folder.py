@@ -21,8 +21,8 @@ from ray_distill.search_files import IDENTITY, JOURNAL, SEARCH, TUNE, SearchIden
 from ray_distill.storage import StorageAwayError
 from ray_distill.stored_search import StoredSearch
 from ray_distill.tracking import Tracker
-from ray_distill.uris import masked
-from ray_distill.whole_files import write_text
+from ray_distill.utils.atomic import write_text
+from ray_distill.utils.secrets import masked
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from typing import Any, Literal, NamedTuple
 
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.errors import FailedError
-from ray_distill.journal import Journal
 from ray_distill.search_records import Measured, TrialRecord, Value
 from ray_distill.search_time import SearchTime, spent
+from ray_distill.utils.outbox import Journal
 
 Status = Literal["finished", "stopped", "failed", "running"]
 

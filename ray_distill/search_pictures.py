@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ray_distill.leaderboard import ranked, searched_keys
 from ray_distill.search_axes import scale_of
 from ray_distill.search_records import TrialRecord
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,6 @@ from ray_distill.core.metrics import Point
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_fits_data
 from ray_distill.leaderboard import LeaderboardRow
-from ray_distill.progress import Bar, Update
 from ray_distill.reach import check_reached
 from ray_distill.search import SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_clerk import Ended
@@ -31,7 +30,8 @@ from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.search_trial import read_state
 from ray_distill.tracking import Tracker
-from ray_distill.whole_files import write_json, write_text
+from ray_distill.utils.atomic import write_json, write_text
+from ray_distill.utils.progress import Bar, Update
 
 logger = logging.getLogger(__name__)
 

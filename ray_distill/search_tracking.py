@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_distill.core.metrics import Point
-from ray_distill.journal import Entry, Journal
 from ray_distill.leaderboard import LeaderboardRow, markdown
 from ray_distill.recording import Recording
 from ray_distill.search_records import Value
 from ray_distill.search_time import SearchTime
 from ray_distill.tracking import DAMAGED_TAG, Tracker, ended_as
+from ray_distill.utils.outbox import Entry, Journal
 
 JOURNAL = "mlflow_journal.jsonl"
 """The journal's file in the search's folder."""

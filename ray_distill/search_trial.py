@@ -29,7 +29,7 @@ from ray_distill.core.outer_loop import Cadence, Experiment, NonFiniteError, Rep
 from ray_distill.core.state import RunState
 from ray_distill.kept_checkpoints import NoWholeCheckpointError, newest_read
 from ray_distill.search_records import Value
-from ray_distill.whole_files import write_json
+from ray_distill.utils.atomic import write_json
 from ray_distill.workplace import Workplace, open_workplace
 
 STATE = "state.arrow"

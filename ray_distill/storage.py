@@ -20,9 +20,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ray_distill.errors import FailedError, MistakeError, first_line
-from ray_distill.patience import in_time
-from ray_distill.uris import masked
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
+from ray_distill.utils.secrets import masked
+from ray_distill.utils.timeout import in_time
 
 TRIAL = ".ray-distill-"
 """How the name of a file begins that is there to try the place out; one stays where nothing may be deleted."""

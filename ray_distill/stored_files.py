@@ -13,7 +13,7 @@ from typing import ClassVar
 from ray_distill.config import ConfigError
 from ray_distill.lease import LEASE, Lease
 from ray_distill.storage import TRIAL, Storage
-from ray_distill.whole_files import written_whole
+from ray_distill.utils.atomic import written_whole
 
 
 def whole_files(path: Path) -> list[Path]:

@@ -13,15 +13,15 @@ from rich.console import Console
 
 from ray_distill.errors import FailedError, MistakeError, is_full, is_mistake, room_at
 from ray_distill.submitted import Terminated, check_kept, interruptible
-from ray_distill.uris import masked
+from ray_distill.utils.secrets import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from ray_distill.config import Config
-    from ray_distill.progress import Update
     from ray_distill.storage import Storage
+    from ray_distill.utils.progress import Update
 
 BEGAN = time.monotonic()
 """About when the command did."""
@@ -53,7 +53,7 @@ Out = Annotated[
 
 def bar(what: str, total: int) -> "AbstractContextManager[Update]":
     """A progress bar on stdout."""
-    from ray_distill.progress import progress_bar
+    from ray_distill.utils.progress import progress_bar
 
     return progress_bar(stdout, what, total)
 

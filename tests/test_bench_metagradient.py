@@ -18,8 +18,8 @@ from ray_distill.bench_work import ENGINES, Work, problem
 from ray_distill.cli import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import MistakeError
-from ray_distill.process_memory import peak_bytes
-from ray_distill.timing import in_own_process, seconds
+from ray_distill.utils.memory import peak_bytes
+from ray_distill.utils.timing import in_own_process, seconds
 
 TINY = Work(
     device="cpu",

@@ -16,7 +16,7 @@ from ray_distill import doctor
 from ray_distill.cli import app
 from ray_distill.cli_doctor import table
 from ray_distill.doctor_machine import Finding
-from ray_distill.patience import in_time
+from ray_distill.utils.timeout import in_time
 
 
 def checked(findings: list[Finding]) -> dict[str, Finding]:

@@ -12,7 +12,7 @@ import typer
 
 from ray_distill import checkpoint
 from ray_distill.terminal import errors
-from ray_distill.whole_files import write_text
+from ray_distill.utils.atomic import write_text
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from ray_distill.evaluation_jobs import (
 from ray_distill.evaluation_journal import Journal, claim, identity, remember
 from ray_distill.evaluation_records import Record
 from ray_distill.evaluation_work import SetAtHand, run_job
-from ray_distill.journal import JournalError
 from ray_distill.judged_sets import JudgedSet
+from ray_distill.utils.outbox import JournalError
 from tests.helpers.evaluated_sets import at_hand, judged_of
 from tests.helpers.tiny import tiny_config
 

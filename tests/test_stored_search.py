@@ -10,7 +10,6 @@ from ray_distill import lease, search_run, stored_search
 from ray_distill.cli import app
 from ray_distill.config import ConfigError
 from ray_distill.config_search import SearchConfig
-from ray_distill.journal import Journal
 from ray_distill.lease import LEASE, LostLeaseError
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
@@ -18,6 +17,7 @@ from ray_distill.search_run import claimed
 from ray_distill.storage import Storage, StorageAwayError, StorageError
 from ray_distill.stored_search import StoredSearch
 from ray_distill.tracking import Tracker
+from ray_distill.utils.outbox import Journal
 from tests.helpers.tiny_search import tiny_search
 
 TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")

@@ -24,7 +24,7 @@ from ray_distill.data.listing import Listing
 from ray_distill.data.shared_cache import prepared_once
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import balanced_rows
-from ray_distill.uris import masked
+from ray_distill.utils.secrets import masked
 
 LIMIT_STREAM = Stream(seed=0, name="images kept by a limit")
 """Constant: a limit keeps the same images in every run, whatever its seed."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.uris import masked
+from ray_distill.utils.secrets import masked
 
 _SHOWN_NAMES = 8
 

@@ -8,7 +8,7 @@ decomposition works in, and chunks of images: MATRICES of 8 D^2 bytes (5.5 were 
 import math
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.process_memory import machine_bytes
+from ray_distill.utils.memory import machine_bytes
 
 MATRICES = 6
 WORTH_SAYING_BYTES = 2**30

@@ -22,7 +22,7 @@ from ray_distill.data.real_data import RealData
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import prepare_development, redeem_development
-from ray_distill.process_memory import machine_bytes
+from ray_distill.utils.memory import machine_bytes
 from tests.helpers.source_files import class_folders, grey
 from tests.helpers.tiny import whole
 

@@ -15,7 +15,6 @@ from ray_distill import build
 from ray_distill.artifact import DistilledDataset
 from ray_distill.config import load
 from ray_distill.config_search import SearchConfig
-from ray_distill.progress import silent
 from ray_distill.search import SearchError
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import TrialLog
@@ -23,6 +22,7 @@ from ray_distill.search_proposals import known, number_of
 from ray_distill.search_run import Found, carry_out, values_of
 from ray_distill.storage import Storage
 from ray_distill.stored_search import StoredSearch
+from ray_distill.utils.progress import silent
 from tests.helpers.processes import descendants_named
 from tests.helpers.search_events import bare, events, kept, logs_of
 from tests.helpers.tiny import TINY

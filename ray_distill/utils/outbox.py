@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_distill.errors import MistakeError
-from ray_distill.json_lines import JsonLines
-from ray_distill.whole_files import write_text, written_whole
+from ray_distill.utils.atomic import write_text, written_whole
+from ray_distill.utils.jsonl import JsonLines
 
 
 class JournalError(MistakeError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.journal import Journal, JournalError, replace, unsaid
+from ray_distill.utils.outbox import Journal, JournalError, replace, unsaid
 
 
 def test_the_unsaid_rest_is_found_again(tmp_path: Path) -> None:

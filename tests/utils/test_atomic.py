@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.whole_files import write_json, write_text, written_whole
+from ray_distill.utils.atomic import write_json, write_text, written_whole
 
 
 def half_written(path: Path) -> None:

@@ -14,9 +14,9 @@ from ray_distill.mlflow_uri import StoreError, ui_command
 from ray_distill.run_folder import RunFolder
 from ray_distill.search_folder import SearchFolder
 from ray_distill.tracking import Tracker
-from ray_distill.uris import holds_password, masked
+from ray_distill.utils.secrets import holds_password, masked
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DIGITS = EXPERIMENTS / "digits_ipc1.yaml"
 SEARCH = EXPERIMENTS / "search_window_digits.yaml"
 WHOLE = "postgresql://me:geheim@host/db"

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from ray_distill.progress import progress_bar
+from ray_distill.utils.progress import progress_bar
 
 
 def test_lines_come_with_every_tenth_and_with_news_while_nothing_gets_done() -> None:

@@ -1,0 +1,1 @@
+"""What any package may use and none is about: files written whole, JSON lines, memory, timing, progress."""
