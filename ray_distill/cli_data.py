@@ -83,7 +83,7 @@ def _request(source: str, overrides: list[str]) -> Config | DataRequest:
 
 def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
     from ray_distill.build_data import data_spec
-    from ray_distill.data.arrow_images import open_images
+    from ray_distill.data.arrow_file import open_images
     from ray_distill.data.splits import prepare_development
     from ray_distill.utils.progress import percent
 
@@ -114,9 +114,9 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
 
 def _prepare_test(spec: Any, data: "DevelopmentData", progress: Any) -> tuple[str, list[Path]]:
     """What is to be said of the test split, and its files."""
-    from ray_distill.data.held_out import check_test, load_test
     from ray_distill.data.labelled_images import DataError
     from ray_distill.data.splits import issue
+    from ray_distill.data.test_split import check_test, load_test
 
     def of_test(what: str, done: int, total: int) -> None:
         progress(f"{what} test", done, total)

@@ -17,9 +17,9 @@ from ray_distill.artifact import DistilledDataset
 from ray_distill.build_data import data_spec
 from ray_distill.config import Config, ConfigError
 from ray_distill.data.decoding import Progress
-from ray_distill.data.held_out import check_test, load_test
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData, issue
+from ray_distill.data.test_split import check_test, load_test
 from ray_distill.evaluation_choices import Choice, Choices, Chosen, Order
 from ray_distill.evaluation_course import Course
 from ray_distill.evaluation_jobs import Line

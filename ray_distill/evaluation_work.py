@@ -22,10 +22,10 @@ from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
 from ray_distill.core.retrain import Batches, retrain_group
 from ray_distill.core.rng import Stream
 from ray_distill.core.unroll import InnerProblem
-from ray_distill.data.held_out import load_test
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import redeem, redeem_development
+from ray_distill.data.test_split import load_test
 from ray_distill.evaluation_choices import Choice
 from ray_distill.evaluation_jobs import DD_RANKING, Job, Line, LrTrial
 from ray_distill.evaluation_records import Record

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_distill.data.class_folders import IMAGE_SUFFIXES, class_folder_names, read_class_folders
 from ray_distill.data.decoding import Broken, decoded
+from ray_distill.data.formats.class_folders import IMAGE_SUFFIXES, class_folder_names, read_class_folders
+from ray_distill.data.formats.parquet import read_parquet
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.parquet_images import read_parquet
-from ray_distill.data.places import Place, file_at, place_of
+from ray_distill.data.paths import Place, file_at, place_of
 
 ALONE = "array"
 """The name of an array in a file that holds nothing else."""

@@ -26,7 +26,7 @@ def test_imports_point_one_way(tmp_path: Path) -> None:
     for name in ("data/splits.py", "search_run.py"):
         planted = tmp_path / "ray_distill" / name
         whole = planted.read_text()
-        planted.write_text(whole + "\nfrom ray_distill.data.held_out import load_test\n")
+        planted.write_text(whole + "\nfrom ray_distill.data.test_split import load_test\n")
         broken = lint_imports(tmp_path)
         assert broken.returncode == 1
         assert "A distillation cannot reach the test split BROKEN" in broken.stdout

@@ -30,7 +30,7 @@ from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import Best, RunState
-from ray_distill.data.arrow_images import Spool, open_images
+from ray_distill.data.arrow_file import Spool, open_images
 from ray_distill.data.labelled_images import LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
 from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing

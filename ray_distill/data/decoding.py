@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Encoded, Listing
-from ray_distill.data.places import File
+from ray_distill.data.paths import File
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from ray_distill.data.built_once import locked
+from ray_distill.data.cache import locked
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.places import File, Place, file_at
+from ray_distill.data.paths import File, Place, file_at
 from ray_distill.data.spec import DataSpec
 
 TIMEOUT_S = 20.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.places import File
+from ray_distill.data.paths import File
 
 Encoded = bytes | File | NDArray[np.uint8] | None
 """An image file's content, the file itself, or pixels [C, H, W]; None where there should be one and is not."""

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_distill.data.built_once import Waiting, built_once
-from ray_distill.data.places import Place, place_of, reading
+from ray_distill.data.cache import Waiting, built_once
+from ray_distill.data.paths import Place, place_of, reading
 from ray_distill.errors import first_line
 
 logger = logging.getLogger(__name__)

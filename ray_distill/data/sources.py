@@ -26,18 +26,18 @@ from collections.abc import Callable
 
 import torch
 
-from ray_distill.data.array_files import Keys, read_arrays
-from ray_distill.data.cifar_files import cifar_files, read_cifar
-from ray_distill.data.class_folders import read_class_folders
-from ray_distill.data.cub_folder import read_cub
+from ray_distill.data.decoded import stored_pixels
 from ray_distill.data.decoding import Progress
-from ray_distill.data.digits_file import development_rows, read_digits
-from ray_distill.data.idx_files import idx_files, read_idx
+from ray_distill.data.formats.arrays import Keys, read_arrays
+from ray_distill.data.formats.cifar import cifar_files, read_cifar
+from ray_distill.data.formats.class_folders import read_class_folders
+from ray_distill.data.formats.cub200 import read_cub
+from ray_distill.data.formats.digits import development_rows, read_digits
+from ray_distill.data.formats.mnist import idx_files, read_idx
+from ray_distill.data.formats.parquet import read_parquet
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.listing import Listing
-from ray_distill.data.parquet_images import read_parquet
-from ray_distill.data.pixels import stored_pixels
-from ray_distill.data.places import File, Place, files_of, place_of
+from ray_distill.data.paths import File, Place, files_of, place_of
 from ray_distill.data.spec import DataSpec
 
 CIFAR_FILES = {

@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ray_distill.core.rng import Stream
-from ray_distill.data.arrow_images import open_images
+from ray_distill.data.arrow_file import open_images
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError, LabelledImages
-from ray_distill.data.prepared import fitted_preprocessing, preprocessed
+from ray_distill.data.preprocessed import fitted_preprocessing, preprocessed
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.shared_cache import fetched

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ray_distill.data import whitening_memory
-from ray_distill.data.arrow_images import Spool, open_images
-from ray_distill.data.built_once import built_once
+from ray_distill.data.arrow_file import Spool, open_images
+from ray_distill.data.cache import built_once
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import fit_preprocessing
 from ray_distill.data.real_data import RealData

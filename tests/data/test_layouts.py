@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from ray_distill import config_data
-from ray_distill.data import cifar_files, held_out, idx_files, sources
+from ray_distill.data import sources, test_split
 from ray_distill.data.downloads import Download
-from ray_distill.data.held_out import check_test, load_test
+from ray_distill.data.formats import cifar
+from ray_distill.data.formats import mnist as formats_mnist
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
+from ray_distill.data.test_split import check_test, load_test
 from tests.helpers import source_files
 from tests.helpers.hub_files import encode, write_images
 from tests.helpers.source_files import BIRDS, SOURCES, WNIDS, class_folders, picture
@@ -147,7 +149,9 @@ def test_labels_and_order_of_the_named_sources(tmp_path: Path) -> None:
 def test_the_names_in_the_configuration_are_the_sources() -> None:
     """What the configuration admits, without importing torch, is what can be read, for both splits."""
     assert (
-        {*config_data.NAMED_SIZES, *config_data.PATH_KINDS} == set(sources.READERS) == set(held_out._READERS)
+        {*config_data.NAMED_SIZES, *config_data.PATH_KINDS}
+        == set(sources.READERS)
+        == set(test_split._READERS)
     )
     assert config_data.PATH_KINDS == sources.BY_PATH
 
@@ -158,8 +162,8 @@ def test_without_a_net_the_message_says_which_file_to_put_where(
 ) -> None:
     """One DataError with the file, the folder and the reason; nothing is left there but a lock."""
     away = Download(("file:///nowhere/at/all.gz",), "0" * 32)
-    monkeypatch.setattr(idx_files, "_download", lambda *_: away)
-    monkeypatch.setattr(cifar_files, "_SITE", "file:///nowhere")
+    monkeypatch.setattr(formats_mnist, "_download", lambda *_: away)
+    monkeypatch.setattr(cifar, "_SITE", "file:///nowhere")
     spec = DataSpec(source=name, root=str(tmp_path))
     file, folder = {
         "mnist": ("train-images-idx3-ubyte.gz", "MNIST/raw"),
@@ -217,14 +221,14 @@ def test_an_archive_is_downloaded_checked_and_unpacked(
     """From a server on loopback. With another MD5 than the publisher's it is refused, and nothing of it is left."""
     source_files.cifar10(tmp_path / "site")
     archive = source_files.packed(tmp_path / "site", "cifar-10-binary.tar.gz")
-    monkeypatch.setattr(cifar_files, "_SITE", served(archive.parent))
+    monkeypatch.setattr(cifar, "_SITE", served(archive.parent))
     spec = DataSpec(source="cifar10", root=str(tmp_path / "root"))
     with pytest.raises(DataError, match=r"(?s)could not be downloaded.*corrupted"):
         load_development(spec)
     assert not (tmp_path / "root" / "cifar-10-batches-bin").exists()
-    layout = cifar_files.LAYOUTS["cifar10"]
+    layout = cifar.LAYOUTS["cifar10"]
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar_files.LAYOUTS, "cifar10", layout._replace(md5=md5))
+    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", layout._replace(md5=md5))
     assert len(load_development(spec)) == 20
     assert len(load_test(spec)) == 10
     assert sorted(p.name for p in (tmp_path / "root").iterdir() if not p.name.startswith(".")) == [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.data import prepared
+from ray_distill.data import preprocessed
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.splits import DevelopmentData, prepare_development, redeem_development
@@ -68,8 +68,8 @@ def test_what_another_machine_has_fitted_and_whitened_is_not_computed_again(
 ) -> None:
     pictures(tmp_path / "set")
     first = prepare_development(machine(tmp_path, "one"))
-    monkeypatch.setattr(prepared, "fit_preprocessing", lambda *_, **__: pytest.fail("fitted again"))
-    monkeypatch.setattr(prepared, "Spool", lambda *_: pytest.fail("whitened again"))
+    monkeypatch.setattr(preprocessed, "fit_preprocessing", lambda *_, **__: pytest.fail("fitted again"))
+    monkeypatch.setattr(preprocessed, "Spool", lambda *_: pytest.fail("whitened again"))
     second = prepare_development(machine(tmp_path, "two"))
     assert second.ticket.drawn.parent == tmp_path / "two"
     assert same(second, whole(first.train)[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ray_distill.core.rng import Stream
-from ray_distill.data import prepared
+from ray_distill.data import preprocessed
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Normalisation, Preprocessing, fit_preprocessing
 from ray_distill.data.sources import load_development
@@ -144,7 +144,7 @@ def test_preprocessing_is_fitted_on_train_only(tmp_path: Path, monkeypatch: pyte
     def fit_on_all(kind: str, _: object, *, zca_shrinkage: float) -> object:
         return fit_preprocessing(kind, [everything.pixels(torch.arange(1438))], zca_shrinkage=zca_shrinkage)
 
-    monkeypatch.setattr(prepared, "fit_preprocessing", fit_on_all)
+    monkeypatch.setattr(preprocessed, "fit_preprocessing", fit_on_all)
     monkeypatch.setenv("RAY_DISTILL_CACHE", str(tmp_path))
     assert deviation_from_train(prepare_digits("normalise")) > 1e-5
 

@@ -8,7 +8,7 @@ import pytest
 from ray_distill.config import ConfigError, load, parse
 from ray_distill.config_search import load_search
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.places import place_of
+from ray_distill.data.paths import place_of
 from ray_distill.mlflow_store import TrackingError, open_store
 from ray_distill.mlflow_uri import StoreError, ui_command
 from ray_distill.run_folder import RunFolder

@@ -7,7 +7,7 @@ Source: www.vision.caltech.edu/datasets/cub_200_2011.
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.places import File, Place, file_at, place_of
+from ray_distill.data.paths import File, Place, file_at, place_of
 from ray_distill.data.spec import DataSpec
 
 FOLDER = "CUB_200_2011"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.data import whitening_memory
-from ray_distill.data.arrow_images import Spool, open_images
+from ray_distill.data.arrow_file import Spool, open_images
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing

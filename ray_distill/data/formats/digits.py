@@ -13,7 +13,7 @@ import torch
 from ray_distill.core.rng import Stream
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.places import file_at, place_of
+from ray_distill.data.paths import file_at, place_of
 from ray_distill.data.strata import stratified_split
 
 WHITE = 16

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.places import File, file_at, place_of
+from ray_distill.data.paths import File, file_at, place_of
 
 Keys = Sequence[tuple[str, str]]
 """Pairs of keys (images, labels), the first that is there counts."""

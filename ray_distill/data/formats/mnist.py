@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ray_distill.data.downloads import Download, fetched
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.places import File, Place, file_at, place_of
+from ray_distill.data.paths import File, Place, file_at, place_of
 from ray_distill.data.spec import DataSpec
 
 FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}

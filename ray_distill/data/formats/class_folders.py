@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.places import File, Place
+from ray_distill.data.paths import File, Place
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ray_distill.core.rng import Stream
-from ray_distill.data.arrow_images import Spool, open_images
+from ray_distill.data.arrow_file import Spool, open_images
 from ray_distill.data.decoding import Broken, Decoded, Progress, decoded
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.listing import Listing

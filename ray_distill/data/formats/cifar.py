@@ -14,7 +14,7 @@ import numpy as np
 from ray_distill.data.downloads import Download, fetched
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.places import File, place_of
+from ray_distill.data.paths import File, place_of
 from ray_distill.data.spec import DataSpec
 
 _SHAPE = (3, 32, 32)

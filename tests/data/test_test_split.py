@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.data.held_out import load_test
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
+from ray_distill.data.test_split import load_test
 from tests.helpers.hub_files import encode, write_images
 
 GREY = encode(np.zeros((2, 2), np.uint8))

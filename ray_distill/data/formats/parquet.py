@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Batch, Listing, check_labels
-from ray_distill.data.places import File
+from ray_distill.data.paths import File
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
