@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 
 from ray_distill import build, checkpoint
-from ray_distill import config as configuration
-from ray_distill.config import Config
+from ray_distill.config import config as configuration
+from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.metrics import Point

@@ -18,7 +18,7 @@ from ray_distill.build_settings import (
     over_the_run,
     truncation,
 )
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import (
     NOISE,

@@ -3,7 +3,7 @@
 import torch
 
 from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.protocol import protocol_of

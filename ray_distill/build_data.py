@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ray_distill.config import Config, DataRequest
+from ray_distill.config.config import Config, DataRequest
 from ray_distill.data.spec import DataSpec, default_cache, default_root
 
 

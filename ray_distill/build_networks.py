@@ -5,8 +5,8 @@ is what a comparison means: convnets of several depths, and perceptrons beside t
 a ConvNet is the published one.
 """
 
-from ray_distill.config import Config, ConfigError
-from ray_distill.config_network import TORCHVISION
+from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.network import TORCHVISION
 from ray_distill.core.networks.names import FAMILIES, parse_name
 from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 

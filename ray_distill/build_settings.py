@@ -2,9 +2,9 @@
 
 import torch
 
-from ray_distill.config import Config
-from ray_distill.config_schedules import ScheduledFloat, ScheduledInt, schedule
-from ray_distill.config_truncation import BpttConfig, ForwardConfig, RatBpttConfig, RbpttConfig, TbpttConfig
+from ray_distill.config.config import Config
+from ray_distill.config.schedules import ScheduledFloat, ScheduledInt, schedule
+from ray_distill.config.truncation import BpttConfig, ForwardConfig, RatBpttConfig, RbpttConfig, TbpttConfig
 from ray_distill.core.inner_optimizer import SGD, Adam, InnerOptimizer
 from ray_distill.core.schedules import Constant, Schedule, integer_at
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Truncation

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_distill import __version__
-from ray_distill import config as configuration
 from ray_distill.cli_bench import app as bench
 from ray_distill.cli_data import app as data
 from ray_distill.cli_doctor import doctor
@@ -24,7 +23,8 @@ from ray_distill.cli_evaluate import evaluate, say_table
 from ray_distill.cli_export import export, import_
 from ray_distill.cli_plan import plan
 from ray_distill.cli_search import search
-from ray_distill.config import Config, ConfigError
+from ray_distill.config import config as configuration
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.submitted import check_kept
 from ray_distill.terminal import (
     BEGAN,

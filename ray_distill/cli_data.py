@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_distill import config as configuration
-from ray_distill.config import Config, DataRequest
+from ray_distill.config import config as configuration
+from ray_distill.config.config import Config, DataRequest
 from ray_distill.terminal import Set, bar, check_picture, errors, stdout
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from ray_distill.cli_stated import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.submitted import check_kept
 from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ray_distill import config as configuration
+from ray_distill.config import config as configuration
 from ray_distill.terminal import Set, bar, check_target, errors, stdout
 
 if TYPE_CHECKING:

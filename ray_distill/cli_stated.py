@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_distill import config as configuration
+from ray_distill.config import config as configuration
 from ray_distill.errors import MistakeError
 from ray_distill.exchange_words import Layout, Space
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray_distill.config import Config, ConfigError, apply_overrides, parse
-from ray_distill.config_evaluation import USUAL
+from ray_distill.config.config import Config, ConfigError, apply_overrides, parse
+from ray_distill.config.evaluation import USUAL
 
 JUDGING = (
     "evaluation",

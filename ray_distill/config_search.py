@@ -21,11 +21,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
-from ray_distill.config import Config, ConfigError, apply_overrides, explain, parse, read_yaml
+from ray_distill.config.base import NonNegativeInt, Section
+from ray_distill.config.config import Config, ConfigError, apply_overrides, explain, parse, read_yaml
+from ray_distill.config.yaml import to_yaml
 from ray_distill.config_space import KEY, Domain, GridDomain
-from ray_distill.config_strict import NonNegativeInt, Section
 from ray_distill.search_space import RULE, Space, value_at
-from ray_distill.yaml_text import to_yaml
 
 SCHEDULED = ("truncation.window_length", "truncation.unroll_length", "inner.lr", "outer.lr")
 """Keys that may change over a run, and so by population-based training."""

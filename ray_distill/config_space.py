@@ -26,7 +26,7 @@ from pydantic import (
     field_validator,
 )
 
-from ray_distill.config_strict import Section, refuse
+from ray_distill.config.base import Section, refuse
 from ray_distill.search_records import Value
 
 KEY = r"[a-z_]+(\.[a-z_]+)+"

@@ -4,7 +4,7 @@ import torch
 
 from ray_distill import build, build_pace
 from ray_distill.build_networks import network_for
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
 
 

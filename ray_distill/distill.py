@@ -20,7 +20,7 @@ import torch.distributed as dist
 from ray_distill import kept_checkpoints
 from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.cluster import go_first, in_environment, require
-from ray_distill.config import Config, parse
+from ray_distill.config.config import Config, parse
 from ray_distill.core.distributed import Distributed, OneProcess, World
 from ray_distill.core.metrics import Point
 from ray_distill.core.outer_loop import NonFiniteError, Report, outer_loop

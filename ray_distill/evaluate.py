@@ -15,7 +15,7 @@ import torch
 
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_data import data_spec
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData, issue

@@ -24,8 +24,8 @@ from typing import Any
 
 from ray_distill import build_pace, build_settings
 from ray_distill.build_networks import network_spec
-from ray_distill.config import ConfigError
-from ray_distill.config_network import TORCHVISION
+from ray_distill.config.config import ConfigError
+from ray_distill.config.network import TORCHVISION
 from ray_distill.core.augment import Augmentation
 from ray_distill.evaluation_records import Kind, Retraining, Treatment
 from ray_distill.judged_sets import JudgedSet

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.evaluation_jobs import Line, LrTrial
 from ray_distill.evaluation_records import Record, Retraining
 from ray_distill.judged_sets import JudgedSet

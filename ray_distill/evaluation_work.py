@@ -16,7 +16,7 @@ import torch
 from ray_distill import build, build_settings
 from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.build_networks import network_for
-from ray_distill.config import parse
+from ray_distill.config.config import parse
 from ray_distill.core.augment import NONE as NO_AUGMENTATION
 from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
 from ray_distill.core.retrain import Batches, retrain_group

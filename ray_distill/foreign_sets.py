@@ -20,7 +20,7 @@ from torch import Tensor
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
 from ray_distill.build_data import data_spec
-from ray_distill.config import Config, ConfigError, parse
+from ray_distill.config.config import Config, ConfigError, parse
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.preprocessing import Preprocessing

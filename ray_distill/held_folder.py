@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 
 LOCK = ".lock"
 """Held by the process that works in the folder. The file stays."""

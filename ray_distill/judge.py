@@ -14,7 +14,7 @@ from typing import Any
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import check_budget
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.config_judging import judging_configs
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_networks import network_for
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.distilled import one_hot
 from ray_distill.core.networks.network import ImageShape, Network
 from ray_distill.data.splits import Ticket

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ray_distill import build, build_pace, build_settings
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.real_data import SHARE_OF_GPU
 from ray_distill.plan_images import RealImages, real_images
 from ray_distill.plan_probe import (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ray_distill import build, build_settings
-from ray_distill.config import Config, ConfigError, parse
+from ray_distill.config.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
 from ray_distill.core.microbatches import Batches
 from ray_distill.core.networks.group import NetworkGroup

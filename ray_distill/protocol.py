@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray_distill import build_settings
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 
 
 def protocol_of(config: Config, num_classes: int) -> dict[str, Any]:

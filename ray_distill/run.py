@@ -15,7 +15,7 @@ from typing import Any
 from ray_distill import build, pictures
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train

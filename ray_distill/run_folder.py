@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.held_folder import LOCK, check_idle, held
 from ray_distill.mlflow_uri import store_uri
 from ray_distill.run_files import (

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray_distill.cluster import in_environment, require
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.config_search import SearchConfig
 from ray_distill.held_folder import check_idle, held
 from ray_distill.run_folder import check_free, check_same, with_password

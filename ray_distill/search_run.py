@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray_distill import leaderboard, search_pictures, tracking
 from ray_distill.build_artifact import to_dataset
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.config_search import PbtScheduler, SearchConfig, check_installed
 from ray_distill.core.metrics import Point
 from ray_distill.data.splits import DevelopmentData

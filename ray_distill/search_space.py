@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ray_distill.config import Config, ConfigError, parse
+from ray_distill.config.config import Config, ConfigError, parse
+from ray_distill.config.truncation import fields_of
 from ray_distill.config_space import (
     Domain,
     LogUniformDomain,
@@ -23,7 +24,6 @@ from ray_distill.config_space import (
     keys_of,
     options,
 )
-from ray_distill.config_truncation import fields_of
 from ray_distill.search_records import Value
 
 Pick = Callable[[str, int | None], float]

@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from ray_distill.cluster import go_first
-from ray_distill.config import Config, parse
+from ray_distill.config.config import Config, parse
 from ray_distill.core.distributed import Distributed, OneProcess, World
 from ray_distill.core.state import RunState
 from ray_distill.distill import quiet_reports, scaling_of, worker_device

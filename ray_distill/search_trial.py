@@ -21,7 +21,7 @@ from ray import tune
 
 from ray_distill import build_settings
 from ray_distill.checkpoint import CheckpointError, keep, load_kept
-from ray_distill.config import parse
+from ray_distill.config.config import parse
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.core.distributed import OneProcess, World
 from ray_distill.core.metrics import Point

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.lease import LEASE, Lease
 from ray_distill.storage import TRIAL, Storage
 from ray_distill.utils.atomic import written_whole

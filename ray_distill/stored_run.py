@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.run_files import CONFIG, DELETABLE, EVALUATION, IDENTITY, SUMMARY, TRAIN, Identity
 from ray_distill.storage import StorageAwayError
 from ray_distill.stored_files import StoredFiles, whole_files

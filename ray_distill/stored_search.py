@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.search_files import IDENTITY, JOURNAL, SEARCH, TUNE, UNSAID, SearchIdentity
 from ray_distill.storage import Storage, StorageAwayError
 from ray_distill.stored_files import StoredFiles

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from ray_distill.config import Config
+    from ray_distill.config.config import Config
     from ray_distill.storage import Storage
     from ray_distill.utils.progress import Update
 

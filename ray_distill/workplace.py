@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from ray_distill import build, build_settings
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.distributed import World
 from ray_distill.core.outer_loop import Experiment
 from ray_distill.core.state import RunState

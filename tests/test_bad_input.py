@@ -22,8 +22,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from ray_distill import config as configuration
 from ray_distill.cli import app
+from ray_distill.config import config as configuration
 from ray_distill.held_folder import held
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_distill import build, build_networks, build_pace
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.inner_optimizer import SGD, Adam
 from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec

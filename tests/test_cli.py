@@ -13,10 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 import ray_distill
-from ray_distill import config as configuration
 from ray_distill.artifact import DistilledDataset
 from ray_distill.cli import app, demo_config
-from ray_distill.config import ConfigError, parse
+from ray_distill.config import config as configuration
+from ray_distill.config.config import ConfigError, parse
 from ray_distill.run_folder import RunFolder, check_free
 from ray_distill.tracking import Tracker
 from tests.helpers.evaluated_sets import grey_set

@@ -49,7 +49,7 @@ def test_it_says_what_the_data_are_and_where_they_lie(cache: Path) -> None:
 def test_a_run_finds_what_was_prepared(cache: Path) -> None:
     """Prepared by an experiment's file: nothing is left for the run itself to do."""
     from ray_distill import build
-    from ray_distill.config import load
+    from ray_distill.config.config import load
 
     experiment = ROOT / "experiments" / "digits_ipc1.yaml"
     prepared(str(experiment), "--set", "seed=3")

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_distill.cli import app
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.config_search import parse_search
 from ray_distill.held_folder import LOCK, held
 from ray_distill.search_folder import SearchFolder

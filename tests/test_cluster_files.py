@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from ray_distill import config as configuration
+from ray_distill.config import config as configuration
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "experiments" / "cluster"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
+from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.config_search import SearchConfig, load_search
-from ray_distill.config_truncation import RatBpttConfig
 from ray_distill.core.rng import Stream
 from ray_distill.search_space import TOP
 from tests.helpers.tiny import TINY

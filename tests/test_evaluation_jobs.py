@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.retrain import Score
 from ray_distill.core.rng import Stream

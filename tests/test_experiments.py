@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from ray_distill.config import Config, load, read_yaml
-from ray_distill.config_truncation import RatBpttConfig
+from ray_distill.config.config import Config, load, read_yaml
+from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
 from ray_distill.plan_images import named
 

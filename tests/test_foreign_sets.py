@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ray_distill import build
-from ray_distill.config import ConfigError, load, parse
+from ray_distill.config.config import ConfigError, load, parse
 from ray_distill.data.labelled_images import DataError
 from ray_distill.foreign_labels import class_of
 from ray_distill.foreign_sets import Stated, read_set

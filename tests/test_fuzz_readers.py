@@ -24,7 +24,7 @@ import torch
 from ray_distill import artifact_file, checkpoint
 from ray_distill.artifact import DistilledDataset
 from ray_distill.checkpoint import KeptRun, keep, load_kept
-from ray_distill.config import Config, load
+from ray_distill.config.config import Config, load
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import OuterOptimizer

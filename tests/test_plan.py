@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ray_distill import build, build_settings, plan_images
 from ray_distill.cli import app
 from ray_distill.cli_plan import _limits, _table
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.metagradient import adjoint_metagradients
 from ray_distill.core.outer_loop import draw_real_batch
 from ray_distill.core.rng import Stream

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_records import Measured

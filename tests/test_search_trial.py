@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ray_distill.checkpoint import to_record
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState

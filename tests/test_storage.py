@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ray_distill import lease, stored_run
 from ray_distill.cli import app
-from ray_distill.config import Config, ConfigError, load
+from ray_distill.config.config import Config, ConfigError, load
 from ray_distill.lease import LEASE, Lease, LostLeaseError
 from ray_distill.run_folder import RunFolder
 from ray_distill.storage import Storage, StorageError

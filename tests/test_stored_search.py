@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from ray_distill import lease, search_run, stored_search
 from ray_distill.cli import app
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.config_search import SearchConfig
 from ray_distill.lease import LEASE, LostLeaseError
 from ray_distill.search_folder import SearchFolder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill import config_data
+from ray_distill.config import data
 from ray_distill.data import sources, test_split
 from ray_distill.data.downloads import Download
 from ray_distill.data.formats import cifar
@@ -148,12 +148,8 @@ def test_labels_and_order_of_the_named_sources(tmp_path: Path) -> None:
 
 def test_the_names_in_the_configuration_are_the_sources() -> None:
     """What the configuration admits, without importing torch, is what can be read, for both splits."""
-    assert (
-        {*config_data.NAMED_SIZES, *config_data.PATH_KINDS}
-        == set(sources.READERS)
-        == set(test_split._READERS)
-    )
-    assert config_data.PATH_KINDS == sources.BY_PATH
+    assert {*data.NAMED_SIZES, *data.PATH_KINDS} == set(sources.READERS) == set(test_split._READERS)
+    assert data.PATH_KINDS == sources.BY_PATH
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])

@@ -7,7 +7,7 @@ import torch
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
 from ray_distill.evaluate import judged_set

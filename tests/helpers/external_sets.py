@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.protocol import protocol_of
 from tests.helpers.tiny import tiny_config

@@ -3,7 +3,7 @@
 import torch
 
 from ray_distill import build
-from ray_distill.config import Config, parse
+from ray_distill.config.config import Config, parse
 from ray_distill.core.outer_loop import Experiment
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState

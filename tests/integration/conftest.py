@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.run_folder import RunFolder
 from ray_distill.tracking import Tracker, open_run
 

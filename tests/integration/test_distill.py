@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ray_distill.checkpoint import load_kept, to_record
 from ray_distill.cli import app
-from ray_distill.config import Config, ConfigError
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop, outer_step
 from ray_distill.core.state import RunState

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from ray_distill.cli import app
-from ray_distill.config import ConfigError
+from ray_distill.config.config import ConfigError
 from ray_distill.evaluate import evaluate
 from ray_distill.evaluation_jobs import jobs_for, lines_of
 from ray_distill.evaluation_journal import Journal

@@ -22,7 +22,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ray_distill.checkpoint import load_kept
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from tests.helpers.mlflow_server import mlflow_server
 from tests.helpers.nodes import Nodes, cluster_of_two
 from tests.helpers.processes import (

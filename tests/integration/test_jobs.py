@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from ray_distill.config import Config
+from ray_distill.config.config import Config
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_proposals import known

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from ray_distill import build
 from ray_distill.artifact import DistilledDataset
-from ray_distill.config import load
+from ray_distill.config.config import load
 from ray_distill.config_search import SearchConfig
 from ray_distill.search import SearchError
 from ray_distill.search_folder import SearchFolder

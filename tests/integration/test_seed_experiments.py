@@ -17,7 +17,7 @@ import torch
 
 from ray_distill import build, build_settings
 from ray_distill.artifact import DistilledDataset
-from ray_distill.config import Config, load, parse
+from ray_distill.config.config import Config, load, parse
 from ray_distill.core.distilled import class_labels, one_hot
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.metrics import Point

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from pyarrow import fs
 
-from ray_distill.config import load
+from ray_distill.config.config import load
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_proposals import known
 from ray_distill.search_trial import read_state

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.config import ConfigError, load, parse
+from ray_distill.config.config import ConfigError, load, parse
 from ray_distill.config_search import load_search
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import place_of

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ray_distill.config_schedules import ScheduledInt, misfits, schedule
-from ray_distill.config_strict import NonNegativeInt, PositiveInt, Section
+from ray_distill.config.base import NonNegativeInt, PositiveInt, Section
+from ray_distill.config.schedules import ScheduledInt, misfits, schedule
 from ray_distill.core.schedules import Piecewise, Schedule, integer_at
 
 

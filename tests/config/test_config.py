@@ -10,13 +10,13 @@ from typing import get_args
 import pytest
 import yaml
 
-from ray_distill.config import ConfigError, apply_overrides, load, parse, parse_data, read_yaml
-from ray_distill.config_sections import ALWAYS_COMPOSED, Mode, Operation
+from ray_distill.config.config import ConfigError, apply_overrides, load, parse, parse_data, read_yaml
+from ray_distill.config.sections import ALWAYS_COMPOSED, Mode, Operation
 from ray_distill.core import augment
 from ray_distill.core.inner_optimizer import EPS_CONVENTIONS
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))
-FILES = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 SEARCHES = [path for path in FILES if "space" in read_yaml(path)]
 EXPERIMENTS = [path for path in FILES if path not in SEARCHES]
 

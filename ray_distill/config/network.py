@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_distill.config_strict import Section, Size, earlier, refuse
+from ray_distill.config.base import Section, Size, earlier, refuse
 from ray_distill.core.networks.names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
 
 TORCHVISION = "torchvision:"

@@ -12,8 +12,8 @@ from pydantic import (
     field_validator,
 )
 
-from ray_distill.config_network import network_name
-from ray_distill.config_strict import Section, earlier, refuse
+from ray_distill.config.base import Section, earlier, refuse
+from ray_distill.config.network import network_name
 
 Baseline = Literal["random_real", "herding", "k_means", "whole_train"]
 USUAL: tuple[Baseline, ...] = ("random_real", "whole_train")

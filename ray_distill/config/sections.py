@@ -22,10 +22,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ray_distill.config_schedules import ScheduledFloat
-from ray_distill.config_strict import Fraction, NonNegativeInt, PositiveInt, Section
-from ray_distill.config_strict import earlier as _earlier
-from ray_distill.config_strict import refuse as _refuse
+from ray_distill.config.base import Fraction, NonNegativeInt, PositiveInt, Section
+from ray_distill.config.base import earlier as _earlier
+from ray_distill.config.base import refuse as _refuse
+from ray_distill.config.schedules import ScheduledFloat
 from ray_distill.utils.secrets import holds_password
 
 Operation = Literal[

@@ -23,7 +23,7 @@ from pydantic import (
     field_validator,
 )
 
-from ray_distill.config_strict import NonNegativeInt, Section, earlier, refuse
+from ray_distill.config.base import NonNegativeInt, Section, earlier, refuse
 from ray_distill.core.schedules import Constant, Cosine, Linear, Piecewise, Schedule
 
 Number = TypeVar("Number", int, float)

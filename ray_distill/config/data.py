@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_distill.config_strict import PositiveInt, Section, Size, earlier, refuse
+from ray_distill.config.base import PositiveInt, Section, Size, earlier, refuse
 from ray_distill.utils.secrets import holds_password
 
 NAMED_SIZES: dict[str, int | None] = {

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ray_distill.config_data import DataConfig
-from ray_distill.config_evaluation import EvaluationConfig
-from ray_distill.config_network import NetworkConfig
-from ray_distill.config_schedules import FORMS, misfits
-from ray_distill.config_sections import (
+from ray_distill.config.base import PositiveInt, Section, Seed
+from ray_distill.config.data import DataConfig
+from ray_distill.config.evaluation import EvaluationConfig
+from ray_distill.config.network import NetworkConfig
+from ray_distill.config.schedules import FORMS, misfits
+from ray_distill.config.sections import (
     CheckpointConfig,
     ClusterConfig,
     ComputeConfig,
@@ -28,11 +29,10 @@ from ray_distill.config_sections import (
     TrackingConfig,
     ValidationConfig,
 )
-from ray_distill.config_strict import PositiveInt, Section, Seed
-from ray_distill.config_truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
+from ray_distill.config.truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
+from ray_distill.config.yaml import from_yaml, to_yaml
 from ray_distill.errors import MistakeError
 from ray_distill.utils.secrets import masked
-from ray_distill.yaml_text import from_yaml, to_yaml
 
 
 class ConfigError(MistakeError):
