@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import torch
 
-from ray_distill import build, checkpoint
+from ray_distill import checkpoint
+from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
@@ -51,11 +52,11 @@ def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     """The outer loop and nothing else: no Ray, no MLflow, no checkpoints."""
     torch.set_num_threads(config.cluster.cpus_per_worker)
     cpu = torch.device("cpu")
-    data = build.development_data(config)
-    experiment = build.experiment(config, data.image_shape, data.num_classes)
-    train = build.real_data(config, data.train, cpu)
-    validation = build.real_data(config, data.validation, cpu)
-    state = RunState.start(build.initial_data(config, data.train, cpu), experiment.outer)
+    data = builders_experiment.development_data(config)
+    experiment = builders_experiment.experiment(config, data.image_shape, data.num_classes)
+    train = builders_experiment.real_data(config, data.train, cpu)
+    validation = builders_experiment.real_data(config, data.validation, cpu)
+    state = RunState.start(builders_experiment.initial_data(config, data.train, cpu), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, validation, state, OneProcess(), reports.append)
     return [point for report in reports for point in report.points], end

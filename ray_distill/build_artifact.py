@@ -3,10 +3,10 @@
 import torch
 
 from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.builders.protocol import protocol_of
 from ray_distill.config.config import Config
 from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.protocol import protocol_of
 
 
 def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: str) -> DistilledDataset:

@@ -82,7 +82,7 @@ def _request(source: str, overrides: list[str]) -> Config | DataRequest:
 
 
 def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
-    from ray_distill.build_data import data_spec
+    from ray_distill.builders.data import data_spec
     from ray_distill.data.arrow_file import open_images
     from ray_distill.data.splits import prepare_development
     from ray_distill.utils.progress import percent

@@ -171,11 +171,11 @@ def _notes(probed: "Probed") -> list[str]:
 
 
 def _would_compile(probed: "Probed") -> bool:
-    from ray_distill import build
+    from ray_distill.builders import experiment
     from ray_distill.plan_probe import device_of
 
     config, images = probed.config, probed.images
-    return build.experiment(
+    return experiment.experiment(
         config, images.shape, images.num_classes, device_of(config)
     ).inner.functions.compiled
 

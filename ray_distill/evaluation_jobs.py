@@ -22,8 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ray_distill import build_pace, build_settings
-from ray_distill.build_networks import network_spec
+from ray_distill.builders import batching, settings
+from ray_distill.builders.networks import network_spec
 from ray_distill.config.config import ConfigError
 from ray_distill.config.network import TORCHVISION
 from ray_distill.core.augment import Augmentation
@@ -238,12 +238,12 @@ def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, 
         assert evaluation.whole_train_epochs is not None
         batch = min(evaluation.whole_train_batch, judged.num_train)
         horizons = (evaluation.whole_train_epochs * (judged.num_train // batch),)
-    own_lr = build_settings.judging_inner_lr(config)
+    own_lr = settings.judging_inner_lr(config)
     network, flops = judged.network(name)
 
     def at_once(count: int, least_groups: int) -> int:
-        of = (config, network, judged.image_shape, judged.num_classes, build_settings.device_of(config))
-        size = build_pace.networks_at_once(*of, count, batch=batch, least_groups=least_groups)
+        of = (config, network, judged.image_shape, judged.num_classes, settings.device_of(config))
+        size = batching.networks_at_once(*of, count, batch=batch, least_groups=least_groups)
         return 1 if subject.is_drawn else size
 
     num_choosing = evaluation.lr_networks or 0
@@ -252,7 +252,7 @@ def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, 
         treatment=treatment,
         network=name,
         num_networks=num_networks,
-        at_once=at_once(num_networks, build_pace.AUTO_GROUPS),
+        at_once=at_once(num_networks, batching.AUTO_GROUPS),
         horizons=horizons,
         batch=batch,
         own_lr=own_lr,
@@ -262,7 +262,7 @@ def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, 
         # There is a job for each lr to share out already.
         choosing_at_once=at_once(num_choosing, 1) if num_choosing else 1,
         fingerprint=_fingerprint(judged, subject, treatment, name, batch),
-        step_flops=3.0 * flops * (batch or build_settings.inner_batch_size(config, judged.num_classes)),
+        step_flops=3.0 * flops * (batch or settings.inner_batch_size(config, judged.num_classes)),
         test_flops=float(flops * judged.num_test),
         validation_flops=float(flops * judged.num_validation),
     )

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ray_distill import build, build_settings
 from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
-from ray_distill.build_networks import network_for
+from ray_distill.builders import experiment, settings
+from ray_distill.builders.networks import network_for
 from ray_distill.config.config import parse
 from ray_distill.core.augment import NONE as NO_AUGMENTATION
 from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
@@ -49,8 +49,8 @@ class SetAtHand:
 
     def __init__(self, shipped: Shipped) -> None:
         self._shipped, self.config = shipped, parse(shipped.config)
-        self.device = build_settings.device_of(self.config)
-        build_settings.set_tf32(self.config)
+        self.device = settings.device_of(self.config)
+        settings.set_tf32(self.config)
 
     @cached_property
     def distilled(self) -> DistilledData:
@@ -59,7 +59,7 @@ class SetAtHand:
 
     def taken(self, arrays: Iterable[Any]) -> DistilledData:
         """Images and labels that were shipped."""
-        dtype = build_settings.dtype(self.config)
+        dtype = settings.dtype(self.config)
         return DistilledData(*(torch.from_numpy(array.copy()).to(self.device, dtype) for array in arrays))
 
     @cached_property
@@ -85,7 +85,7 @@ class SetAtHand:
         return self._taken(RealData.of(images, torch.arange(len(images)), ticket.applied))
 
     def _taken(self, data: RealData) -> RealData:
-        return build.real_data(self.config, data, self.device)
+        return experiment.real_data(self.config, data, self.device)
 
     def training_set(
         self, line: Line, index: int, seed: int, chosen: DistilledData | None = None
@@ -166,7 +166,9 @@ def _problem(here: SetAtHand, job: Job, judge: RealData) -> InnerProblem:
     """The set's own training, with the lr and the treatment that the job says."""
     config, shape, num_classes = here.config, judge.image_shape, judge.num_classes
     network = network_for(config, job.line.network, shape, num_classes)
-    problem = build.inner_problem(config, network, shape, num_classes, here.device, at_once=len(job.indices))
+    problem = experiment.inner_problem(
+        config, network, shape, num_classes, here.device, at_once=len(job.indices)
+    )
     problem = replace(problem, optimizer=replace(problem.optimizer, lr=job.lr))
     match job.line.treatment:
         case "no_augmentation":

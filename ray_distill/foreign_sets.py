@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.build_data import data_spec
+from ray_distill.builders import experiment
+from ray_distill.builders.data import data_spec
+from ray_distill.builders.protocol import protocol_of
 from ray_distill.config.config import Config, ConfigError, parse
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError, LabelledImages
@@ -30,7 +31,6 @@ from ray_distill.exchange_words import Layout, Space
 from ray_distill.foreign_arrays import as_NCHW, check_values, choose, preprocessed_values, unit_pixels
 from ray_distill.foreign_files import Contents, read_contents
 from ray_distill.foreign_labels import by_class, label_rows
-from ray_distill.protocol import protocol_of
 
 MOST_TIMES = 100.0
 """Images whose mean norm is this many times that of real ones, or this part of it, were prepared otherwise."""
@@ -97,7 +97,7 @@ def read_set(path: Path, stated: Stated | None = None, progress: Progress | None
     # The preprocessing may take minutes to fit: before that, all mistakes that can be told without it.
     read = _read(contents, stated, load_development(data_spec(config), progress))
     config = _with_ipc(config, len(read.images_NCHW) // read.labels_NK.shape[1], path)
-    data = build.development_data(config, None, progress)
+    data = experiment.development_data(config, None, progress)
     if stated.space == "pixels":
         images_NCHW, figures = data.preprocessing.apply(read.images_NCHW), "then preprocessed"
     else:

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_distill import build
 from ray_distill.artifact import DistilledDataset
 from ray_distill.baselines import check_budget
+from ray_distill.builders import experiment
+from ray_distill.builders.checks import check_networks
 from ray_distill.config.config import Config
 from ray_distill.config_judging import judging_configs
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.data_fit import check_networks
 from ray_distill.evaluate import check_gpus, check_test_source, evaluate, judged_set
 from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
 from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
@@ -88,7 +88,7 @@ def prepare_sets(
     for (name, dataset), config in zip(sets.items(), configs, strict=True):
         check_test_source(config)
         with bar("real images", 100) as update:
-            data = build.development_data(config, dataset.preprocessing, percent(update))
+            data = experiment.development_data(config, dataset.preprocessing, percent(update))
         shape = tuple(dataset.images_NCHW.shape[1:])
         if data.image_shape != shape or data.class_names != dataset.class_names:
             raise DataError(

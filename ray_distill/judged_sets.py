@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_distill.artifact import DistilledDataset
-from ray_distill.build_networks import network_for
+from ray_distill.builders.networks import network_for
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import one_hot
 from ray_distill.core.networks.network import ImageShape, Network

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ray_distill import build, build_pace, build_settings
+from ray_distill.builders import batching, settings
+from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.real_data import SHARE_OF_GPU
 from ray_distill.plan_images import RealImages, real_images
@@ -263,8 +264,8 @@ def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> Pro
 def _check(config: Config, images: RealImages) -> None:
     """Raises: ConfigError for what cannot be planned."""
     device_of(config)
-    build.check_fits(config, images.shape, images.num_classes)
-    build_pace.check_groups(config, images.shape, images.num_classes)
+    builders_experiment.check_fits(config, images.shape, images.num_classes)
+    batching.check_groups(config, images.shape, images.num_classes)
     if config.engine == "higher":
         raise ConfigError(
             "engine: plans are made for the adjoint; what `higher` takes is measured by `ray-distill bench metagradient`"
@@ -277,17 +278,17 @@ def _check(config: Config, images: RealImages) -> None:
 
 def _sizes(config: Config, images: RealImages) -> list[int]:
     """Of the groups that the replicas are computed in."""
-    experiment = build.experiment(config, images.shape, images.num_classes, device_of(config))
+    experiment = builders_experiment.experiment(config, images.shape, images.num_classes, device_of(config))
     return [len(group) for group in experiment.groups]
 
 
 def _group(setting: Setting, steps: StepProbe, batch: BatchProbe) -> Group:
     config = setting.read()
-    rule, _ = build_settings.truncation(config)
+    rule, _ = settings.truncation(config)
     most = max(1, int(config.compute.state_memory_gib * GIB / steps.bytes_per_state))
     return Group(
         steps=steps,
         batch=batch,
         mean=mean_steps(rule, config.outer.steps, most),
-        states=states_kept(build_settings.longest_window(config), most),
+        states=states_kept(settings.longest_window(config), most),
     )

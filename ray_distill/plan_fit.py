@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from ray_distill import build_settings
+from ray_distill.builders import settings
 from ray_distill.core.metagradient import segment_length
 from ray_distill.plan import GIB, Group, Probed, WorkerMemory, num_validations, rows
 
@@ -63,9 +63,7 @@ def _of_the_unroll(probed: Probed, group: Group, memory: WorkerMemory, room: int
 def _can_replay(probed: Probed, group: Group, gib: float) -> bool:
     """Whether the longest window fits into so much memory for states at all."""
     try:
-        segment_length(
-            build_settings.longest_window(probed.config), int(gib * GIB / group.steps.bytes_per_state)
-        )
+        segment_length(settings.longest_window(probed.config), int(gib * GIB / group.steps.bytes_per_state))
     except ValueError:
         return False
     return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ray_distill.build_data import data_spec
+from ray_distill.builders.data import data_spec
 from ray_distill.config.config import Config
 from ray_distill.core.networks.network import ImageShape
 from ray_distill.data.decoding import Broken, decoded

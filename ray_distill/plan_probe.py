@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ray_distill import build, build_settings
+from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders import settings
 from ray_distill.config.config import Config, ConfigError, parse
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
 from ray_distill.core.microbatches import Batches
@@ -135,7 +136,7 @@ def probe_steps(setting: Setting) -> StepProbe:
     one, three, burn_in = median_s(
         data, window(1), window(3), lambda: run_steps(inner, data, draws, start, 2)
     )
-    states = build.bytes_per_state(
+    states = builders_experiment.bytes_per_state(
         setting.read(), inner.network, inner.optimizer.num_moments, setting.at_once
     )
     return StepProbe(
@@ -211,7 +212,7 @@ def median_s(data: DistilledData, *calls: Callable[[], object], warm: bool = Tru
 def device_of(config: Config) -> torch.device:
     """Where a worker computes. Raises: ConfigError for a GPU that is not here."""
     if not config.cluster.use_gpu:
-        return build_settings.CPU
+        return settings.CPU
     if not torch.cuda.is_available():
         raise ConfigError(
             "cluster.use_gpu: a plan is measured on this machine, and torch sees no GPU here; plan where one is, "
@@ -224,9 +225,9 @@ def _prepared(setting: Setting) -> tuple[Experiment, DistilledData]:
     """What a worker has before its first step, with D of noise."""
     config = setting.read()
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    build_settings.set_tf32(config)
-    device, images, dtype = device_of(config), setting.images, build_settings.dtype(config)
-    experiment = build.experiment(config, images.shape, images.num_classes, device)
+    settings.set_tf32(config)
+    device, images, dtype = device_of(config), setting.images, settings.dtype(config)
+    experiment = builders_experiment.experiment(config, images.shape, images.num_classes, device)
     count = images.num_classes * config.distilled.ipc
     pixels = NOISE["unit-noise"](Stream(seed=config.seed, name="distilled"), count, images.shape, dtype)
     labels_N = class_labels(images.num_classes, config.distilled.ipc, device)

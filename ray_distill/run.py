@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_distill import build, pictures
+from ray_distill import pictures
 from ray_distill.artifact import DistilledDataset
 from ray_distill.build_artifact import to_dataset
+from ray_distill.builders import experiment
+from ray_distill.builders.checks import check_fits_data
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.data_fit import check_fits_data
 from ray_distill.distill import check_cluster, train
 from ray_distill.evaluate import check_test_source
 from ray_distill.evaluation_rows import Row, at_last_horizon
@@ -76,7 +77,7 @@ def prepare_development(config: Config, uri: str, bar: Bar) -> DevelopmentData:
 
 def _development(config: Config, bar: Bar) -> DevelopmentData:
     with bar("real images", 100) as update:
-        data = build.development_data(config, None, percent(update))
+        data = experiment.development_data(config, None, percent(update))
     check_fits_data(config, data)
     return data
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ray_distill import leaderboard, search_pictures, tracking
 from ray_distill.build_artifact import to_dataset
+from ray_distill.builders.checks import check_fits_data
 from ray_distill.config.config import Config
 from ray_distill.config_search import PbtScheduler, SearchConfig, check_installed
 from ray_distill.core.metrics import Point
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.data_fit import check_fits_data
 from ray_distill.leaderboard import LeaderboardRow
 from ray_distill.reach import check_reached
 from ray_distill.search import SearchError, capacity, cores_of_trial, room, run_trials

@@ -19,7 +19,7 @@ import torch
 from pyarrow.fs import FileSelector
 from ray import tune
 
-from ray_distill import build_settings
+from ray_distill.builders import settings
 from ray_distill.checkpoint import CheckpointError, keep, load_kept
 from ray_distill.config.config import parse
 from ray_distill.config_search import JUDGED_BY
@@ -188,7 +188,7 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """
     config = parse(proposal["config"])
     place = open_workplace(
-        config, shared["data"], lambda: ray.get(shared["fitted"][0]), build_settings.device_of(config)
+        config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_of(config)
     )
     given, kept, damaged = given_checkpoint(proposal, shared), None, ""
     if given is not None:

@@ -11,7 +11,8 @@ from functools import cached_property
 
 import torch
 
-from ray_distill import build, build_settings
+from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders import settings
 from ray_distill.config.config import Config
 from ray_distill.core.distributed import World
 from ray_distill.core.outer_loop import Experiment
@@ -35,7 +36,9 @@ class Workplace:
     @cached_property
     def start(self) -> RunState:
         """The state before the first outer step."""
-        return RunState.start(build.initial_data(self.config, self.train, self.device), self.experiment.outer)
+        return RunState.start(
+            builders_experiment.initial_data(self.config, self.train, self.device), self.experiment.outer
+        )
 
     @property
     def compiles(self) -> bool:
@@ -64,7 +67,9 @@ def open_workplace(
     Raises: ConfigError if the configuration does not fit the data; DataError.
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    build_settings.set_tf32(config)
-    train, validation = (build.real_data(config, part, device) for part in redeem_development(data, fitted))
-    experiment = build.experiment(config, train.image_shape, train.num_classes, device)
+    settings.set_tf32(config)
+    train, validation = (
+        builders_experiment.real_data(config, part, device) for part in redeem_development(data, fitted)
+    )
+    experiment = builders_experiment.experiment(config, train.image_shape, train.num_classes, device)
     return Workplace(config, device, experiment, train, validation)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_distill import build
+from ray_distill.builders import experiment
 from ray_distill.config.config import ConfigError, load, parse
 from ray_distill.data.labelled_images import DataError
 from ray_distill.foreign_labels import class_of
@@ -528,7 +528,7 @@ def test_a_hundred_whitened_images_of_cifar(tmp_path: Path) -> None:
     config = load(
         ROOT / "experiments" / "cifar10_ipc1_cpu.yaml", [f"data.source=parquet:{CIFAR10}", "data.limit=2000"]
     )
-    data = build.development_data(config)
+    data = experiment.development_data(config)
     rows_N = torch.cat([(data.train.labels_N == k).nonzero().flatten()[:10] for k in range(10)])
     shuffled = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     whitened = data.train.images(rows_N)

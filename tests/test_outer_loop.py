@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_distill import build, checkpoint
+from ray_distill import checkpoint
+from ray_distill.builders import experiment as builders_experiment
 from ray_distill.checkpoint import from_record, to_record
 from ray_distill.core import outer_loop as loop
 from ray_distill.core.distributed import OneProcess
@@ -349,7 +350,7 @@ def test_networks_that_judge_are_trained_at_the_last_inner_step_size(bench: Make
     ours, other = (validate(x.experiment, b.validation, state, OneProcess()) for x in (b, constant))
     assert ours == other
     network = b.experiment.inner.network
-    problem = build.inner_problem(b.config, network, b.data.image_shape, b.data.num_classes)
+    problem = builders_experiment.inner_problem(b.config, network, b.data.image_shape, b.data.num_classes)
     assert problem.optimizer.lr == 0.2
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill import build, build_settings, plan_images
+from ray_distill import plan_images
+from ray_distill.builders import experiment, settings
 from ray_distill.cli import app
 from ray_distill.cli_plan import _limits, _table
 from ray_distill.config.config import Config
@@ -111,7 +112,7 @@ def test_the_bytes_of_a_state_are_those_that_a_window_keeps(bench: Make) -> None
     (state,), (grad,) = kept.states, kept.grads
     tensors = [state.theta_P, *state.moments, grad]
     expected = sum(x.numel() * x.element_size() for x in tensors)
-    assert build.bytes_per_state(b.config, inner.network, 2, at_once=2) == expected
+    assert experiment.bytes_per_state(b.config, inner.network, 2, at_once=2) == expected
 
 
 IMAGES = RealImages(shape=(3, 32, 32), num_classes=10, num_train=900, num_validation=100, known_by="made up")
@@ -123,13 +124,13 @@ def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **change
     sizes = {"pass_bytes": GIB, "draw_bytes": GIB, "held_bytes": GIB, "score_bytes": GIB} | changes
     steps = StepProbe(1.0, 3.0, GIB // 100, sizes["pass_bytes"], 10, 0.0, "")
     batch = BatchProbe(0.5, 4.0, 20, sizes["draw_bytes"], sizes["held_bytes"])
-    rule, _ = build_settings.truncation(config)
+    rule, _ = settings.truncation(config)
     most = int(config.compute.state_memory_gib * 100)
     group = Group(
         steps=steps,
         batch=batch,
         mean=mean_steps(rule, config.outer.steps, most),
-        states=states_kept(build_settings.longest_window(config), most),
+        states=states_kept(settings.longest_window(config), most),
     )
     in_twos = [2] * (config.replicas // 2) + [1] * (config.replicas % 2)
     return Probed(

@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.builders import experiment
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
@@ -55,7 +55,7 @@ def grey_set(config: Config) -> DistilledDataset:
 def judged_of(config: Config, name: str = "mine", *, scale: float = 1.0) -> JudgedSet:
     """That set, ready to be judged."""
     dataset = dataset_of(config, scale=scale)
-    return judged_set(name, dataset, config, build.development_data(config, dataset.preprocessing))
+    return judged_set(name, dataset, config, experiment.development_data(config, dataset.preprocessing))
 
 
 def at_hand(judged: JudgedSet) -> SetAtHand:

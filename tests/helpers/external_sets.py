@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_distill import build
 from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.builders import experiment
+from ray_distill.builders.protocol import protocol_of
 from ray_distill.config.config import Config
 from ray_distill.data.preprocessing import Preprocessing
-from ray_distill.protocol import protocol_of
 from tests.helpers.tiny import tiny_config
 
 CLASSES = ("cat", "dog", "owl")
@@ -44,7 +44,7 @@ def make_world(folder: Path, preprocessing: str = "zca", shape: tuple[int, int, 
         precision="float32",
         data={"source": f"npz:{source}", "limit": None, "preprocessing": preprocessing},
     )
-    fitted = build.development_data(config).preprocessing
+    fitted = experiment.development_data(config).preprocessing
     pixels_NCHW = torch.from_numpy(images[:6].astype(np.float32)) / 255
     return World(config, fitted, pixels_NCHW, fitted.apply(pixels_NCHW), torch.arange(6) // 2)
 

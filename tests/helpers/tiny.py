@@ -2,7 +2,7 @@
 
 import torch
 
-from ray_distill import build
+from ray_distill.builders import experiment
 from ray_distill.config.config import Config, parse
 from ray_distill.core.outer_loop import Experiment
 from ray_distill.data.real_data import RealData
@@ -44,7 +44,7 @@ def tiny_config(**sections: object) -> Config:
 
 def tiny_data(config: Config) -> DevelopmentData:
     """Its real data."""
-    return build.development_data(config)
+    return experiment.development_data(config)
 
 
 class Bench:
@@ -53,10 +53,12 @@ class Bench:
     def __init__(self, config: Config) -> None:
         cpu = torch.device("cpu")
         self.config, self.data = config, tiny_data(config)
-        self.experiment: Experiment = build.experiment(config, self.data.image_shape, self.data.num_classes)
-        self.train: RealData = build.real_data(config, self.data.train, cpu)
-        self.validation: RealData = build.real_data(config, self.data.validation, cpu)
-        self.initial = build.initial_data(config, self.data.train, cpu)
+        self.experiment: Experiment = experiment.experiment(
+            config, self.data.image_shape, self.data.num_classes
+        )
+        self.train: RealData = experiment.real_data(config, self.data.train, cpu)
+        self.validation: RealData = experiment.real_data(config, self.data.validation, cpu)
+        self.initial = experiment.initial_data(config, self.data.train, cpu)
 
 
 def whole(data: RealData) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from ray_distill import build
 from ray_distill.artifact import DistilledDataset
+from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.config import load
 from ray_distill.config_search import SearchConfig
 from ray_distill.search import SearchError
@@ -67,7 +67,7 @@ LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = False) -> Found:
     """The search, in this process, on the connected cluster, with a store of its own."""
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
-    data, began = build.development_data(search.config), time.monotonic()
+    data, began = builders_experiment.development_data(search.config), time.monotonic()
     return carry_out(search, data, folder, uri, silent, resume=resume, began=began)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill import build, build_settings
 from ray_distill.artifact import DistilledDataset
+from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders import settings
 from ray_distill.config.config import Config, load, parse
 from ray_distill.core.distilled import class_labels, one_hot
 from ray_distill.core.distributed import OneProcess
@@ -82,12 +83,14 @@ def run(
     config: Config, fitted: Preprocessing | None = None
 ) -> tuple[RunState, RunState, list[Point], Preprocessing]:
     """The outer loop in this process: its state before and after, its points, and the preprocessing."""
-    data = build.development_data(config, fitted)
-    experiment = build.experiment(config, data.image_shape, data.num_classes)
+    data = builders_experiment.development_data(config, fitted)
+    experiment = builders_experiment.experiment(config, data.image_shape, data.num_classes)
     train, held_out = (
-        build.real_data(config, part, build_settings.CPU) for part in (data.train, data.validation)
+        builders_experiment.real_data(config, part, settings.CPU) for part in (data.train, data.validation)
     )
-    start = RunState.start(build.initial_data(config, data.train, build_settings.CPU), experiment.outer)
+    start = RunState.start(
+        builders_experiment.initial_data(config, data.train, settings.CPU), experiment.outer
+    )
     reports: list[Report] = []
     end = outer_loop(experiment, train, held_out, start, OneProcess(), reports.append)
     return start, end, [point for report in reports for point in report.points], data.preprocessing
@@ -114,7 +117,7 @@ def check(config: Config, start: RunState, end: RunState, points: list[Point]) -
     num_classes = after.labels_NK.shape[1]
     assert torch.equal(
         before.labels_NK,
-        one_hot(class_labels(num_classes, ipc, build_settings.CPU), num_classes, torch.float32),
+        one_hot(class_labels(num_classes, ipc, settings.CPU), num_classes, torch.float32),
     )
     if not config.distilled.learn_labels:
         assert torch.equal(after.labels_NK, before.labels_NK)

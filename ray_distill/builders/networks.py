@@ -40,7 +40,7 @@ def network_for(
         if not name.startswith(TORCHVISION):
             return build_network(network_spec(config, name), image_shape, num_classes)
         # Imported here: torchvision takes a second, and most runs need none of it.
-        from ray_distill.torchvision_networks import torchvision_network
+        from ray_distill.builders.torchvision import torchvision_network
 
         return torchvision_network(name.removeprefix(TORCHVISION), image_shape, num_classes)
     except ValueError as e:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from ray_distill import build_settings
+from ray_distill.builders import settings
 from ray_distill.config.config import Config
 
 
@@ -12,7 +12,7 @@ def protocol_of(config: Config, num_classes: int) -> dict[str, Any]:
     inner = config.inner
     return {
         "network": config.network.model_dump(mode="json"),
-        "optimizer": {"name": inner.optimizer, **asdict(build_settings.inner_optimizer(config))},
+        "optimizer": {"name": inner.optimizer, **asdict(settings.inner_optimizer(config))},
         "batch_per_class": inner.batch_per_class or config.distilled.ipc,
         "classes_per_batch": inner.classes_per_batch or num_classes,
         "augmentation": list(inner.augmentation),

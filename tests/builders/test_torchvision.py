@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from ray_distill.builders.torchvision import HardSigmoid, torchvision_network
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.higher_reference import higher_metagradient
 from ray_distill.core.inner_optimizer import Adam
@@ -17,7 +18,6 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
-from ray_distill.torchvision_networks import HardSigmoid, torchvision_network
 
 CIFAR = (3, 32, 32)
 

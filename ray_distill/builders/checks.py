@@ -2,16 +2,16 @@
 
 import torch
 
-from ray_distill import build, build_pace
-from ray_distill.build_networks import network_for
+from ray_distill.builders import batching, experiment
+from ray_distill.builders.networks import network_for
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
 
 
 def check_fits_data(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError for what does not fit the data, and would only be noticed later."""
-    build.experiment(config, data.image_shape, data.num_classes)
-    build_pace.check_groups(config, data.image_shape, data.num_classes)
+    experiment.experiment(config, data.image_shape, data.num_classes)
+    batching.check_groups(config, data.image_shape, data.num_classes)
     check_networks(config, data)
     count, size = data.train.num_images, config.outer.batch_size
     if size > count:

@@ -6,10 +6,10 @@ The values that need neither data nor network are in `build_settings`, what pays
 
 import torch
 
-from ray_distill.build_data import data_spec
-from ray_distill.build_networks import network_for
-from ray_distill.build_pace import replicas_at_once, worth_compiling
-from ray_distill.build_settings import (
+from ray_distill.builders.batching import replicas_at_once, worth_compiling
+from ray_distill.builders.data import data_spec
+from ray_distill.builders.networks import network_for
+from ray_distill.builders.settings import (
     CPU,
     dtype,
     inner_batch_size,

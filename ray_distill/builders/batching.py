@@ -6,8 +6,8 @@ work, so that a run's numbers do not hang on them.
 
 import torch
 
-from ray_distill.build_networks import network_for
-from ray_distill.build_settings import device_of, inner_batch_size, truncation
+from ray_distill.builders.networks import network_for
+from ray_distill.builders.settings import device_of, inner_batch_size, truncation
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.core.networks.group import check_side_by_side
 from ray_distill.core.networks.network import ImageShape, Network
