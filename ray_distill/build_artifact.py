@@ -2,7 +2,7 @@
 
 import torch
 
-from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.artifacts.dataset import DistilledDataset, provenance
 from ray_distill.builders.protocol import protocol_of
 from ray_distill.config.config import Config
 from ray_distill.core.state import RunState

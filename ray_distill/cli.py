@@ -237,7 +237,7 @@ def show(
 ) -> None:
     """Say what a distilled set is and how to use it, and draw its contact sheet."""
     with _errors():
-        from ray_distill.artifact import DistilledDataset
+        from ray_distill.artifacts.dataset import DistilledDataset
         from ray_distill.run import sheet_of
 
         dataset = DistilledDataset.load(artifact)

@@ -176,7 +176,7 @@ def _samples(images: "LabelledImages", data: "DevelopmentData") -> Any:
     """A contact sheet of the first training images of each class, a PIL image."""
     import torch
 
-    from ray_distill.pictures import contact_sheet
+    from ray_distill.artifacts.contact_sheet import contact_sheet
 
     shown = min(data.num_classes, MOST_CLASSES_SHOWN)
     each = SAMPLES if shown <= MOST_CLASSES_LISTED else SAMPLES // 4

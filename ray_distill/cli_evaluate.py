@@ -14,10 +14,10 @@ from ray_distill.submitted import check_kept
 from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
-    from ray_distill.artifact import DistilledDataset
+    from ray_distill.artifacts.dataset import DistilledDataset
+    from ray_distill.artifacts.importer import Stated
     from ray_distill.evaluation_records import Retraining
     from ray_distill.evaluation_rows import Row
-    from ray_distill.foreign_sets import Stated
     from ray_distill.judge import Evaluation
     from ray_distill.judged_sets import JudgedSet
     from ray_distill.pool import PoolReport
@@ -145,8 +145,8 @@ def _named(paths: list[Path]) -> dict[str, Path]:
 
 def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, DistilledDataset]":
     """The sets in the files. Raises: MistakeError for a statement about none of them, or what `read_set` raises."""
-    from ray_distill.artifact import DistilledDataset
-    from ray_distill.foreign_sets import is_ours, read_set
+    from ray_distill.artifacts.dataset import DistilledDataset
+    from ray_distill.artifacts.importer import is_ours, read_set
     from ray_distill.utils.progress import percent, silent
 
     if statement is None and all(path.suffix == ".parquet" for path in paths.values()):

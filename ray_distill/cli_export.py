@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ray_distill.artifacts.types import Form, Space
 from ray_distill.cli_stated import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
 from ray_distill.errors import MistakeError
-from ray_distill.exchange_words import Form, Space
 from ray_distill.terminal import Set, bar, check_target, errors, stdout
 
 
@@ -38,7 +38,7 @@ def import_(
             raise MistakeError(f"--out {out}: the name of a set ends in .parquet")
         check_target(out)
         statement = stated(like, space, layout, images, labels, set_ or [])
-        from ray_distill.foreign_sets import is_ours, read_set
+        from ray_distill.artifacts.importer import is_ours, read_set
         from ray_distill.utils.progress import percent
 
         if is_ours(file):
@@ -74,8 +74,8 @@ def export(
 ) -> None:
     """Write a distilled set in a form that other programs read."""
     with errors("nothing was written"):
-        from ray_distill.artifact import DistilledDataset
-        from ray_distill.export import export as write
+        from ray_distill.artifacts.dataset import DistilledDataset
+        from ray_distill.artifacts.export import export as write
 
         exported = write(DistilledDataset.load(artifact), to, out, space)
         lines = [*exported.said, "to load it:", *(f"  {line}" for line in exported.code)]

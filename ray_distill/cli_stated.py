@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_distill.artifacts.types import Layout, Space
 from ray_distill.config import config as configuration
 from ray_distill.errors import MistakeError
-from ray_distill.exchange_words import Layout, Space
 
 if TYPE_CHECKING:
-    from ray_distill.foreign_sets import Stated
+    from ray_distill.artifacts.importer import Stated
 
 Like = Annotated[
     Path | None,
@@ -73,6 +73,6 @@ def stated(
             "leaves images) or pixels"
         )
     config = configuration.load(like, overrides)
-    from ray_distill.foreign_sets import Stated
+    from ray_distill.artifacts.importer import Stated
 
     return Stated(config=config, space=space, layout=layout, images=images, labels=labels)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.data import data_spec
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.decoding import Progress

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.baselines import check_budget
 from ray_distill.builders import experiment
 from ray_distill.builders.checks import check_networks

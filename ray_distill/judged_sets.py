@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.networks import network_for
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import one_hot

@@ -74,7 +74,8 @@ class Recorder(ray.train.UserCallback):
 
     def _draw(self, file: Path) -> Posted:
         """The contact sheet of a checkpoint, which Ray may delete before anybody else reads it."""
-        from ray_distill import checkpoint, pictures
+        from ray_distill import checkpoint
+        from ray_distill.artifacts import contact_sheet
 
         tensors, record = checkpoint.load(file)
         if self._drawn is None:
@@ -82,9 +83,9 @@ class Recorder(ray.train.UserCallback):
             self._drawn = ray.get(self._picture[0])
         preprocessing, class_names = self._drawn
         pixels = preprocessing.to_pixels(tensors["images"].float())
-        classes = pictures.classes_by_row(tensors["labels"])
+        classes = contact_sheet.classes_by_row(tensors["labels"])
         png = io.BytesIO()
-        pictures.contact_sheet(pixels, classes, class_names).save(png, "PNG")
+        contact_sheet.contact_sheet(pixels, classes, class_names).save(png, "PNG")
         return Posted([], picture_png=png.getvalue(), picture_outer_step=record["outer_step"])
 
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_distill import pictures
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts import contact_sheet
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.build_artifact import to_dataset
 from ray_distill.builders import experiment
 from ray_distill.builders.checks import check_fits_data
@@ -170,8 +170,8 @@ def carry_out(
 
 def sheet_of(dataset: DistilledDataset) -> Any:
     """The contact sheet of a set, a PIL image."""
-    classes = pictures.classes_by_row(dataset.labels_NK)
-    return pictures.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
+    classes = contact_sheet.classes_by_row(dataset.labels_NK)
+    return contact_sheet.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
 
 
 def _log_files(tracker: Tracker, *paths: Path) -> None:

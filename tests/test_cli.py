@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 import ray_distill
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.cli import app, demo_config
 from ray_distill.config import config as configuration
 from ray_distill.config.config import ConfigError, parse

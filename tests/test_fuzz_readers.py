@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ray_distill import artifact_file, checkpoint
-from ray_distill.artifact import DistilledDataset
+from ray_distill import checkpoint
+from ray_distill.artifacts import parquet
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.config.config import Config, load
 from ray_distill.core.distilled import DistilledData
@@ -150,7 +151,7 @@ def forge_artifact(draw: random.Random, good: Path, target: Path) -> None:
     without = {k: v for k, v in header.items() if k != "digest"}
     if "digest" in header and draw.random() < 0.9:
         try:
-            header["digest"] = artifact_file._digest(
+            header["digest"] = parquet._digest(
                 without, [images.to_numpy().tobytes(), labels.to_numpy().tobytes(), payload]
             )
         except ValueError:

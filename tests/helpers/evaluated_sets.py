@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.artifacts.dataset import DistilledDataset, provenance
 from ray_distill.builders import experiment
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.artifacts.dataset import DistilledDataset, provenance
 from ray_distill.builders import experiment
 from ray_distill.builders.protocol import protocol_of
 from ray_distill.config.config import Config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.build_artifact import to_dataset
 from ray_distill.config.config import Config
 from ray_distill.core.distributed import OneProcess

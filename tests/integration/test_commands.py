@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from tests.helpers.processes import wait_for_checkpoint
 from tests.helpers.tiny import tiny_config
 

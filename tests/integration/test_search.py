@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.config import load
 from ray_distill.config_search import SearchConfig

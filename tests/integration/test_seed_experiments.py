@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
 from ray_distill.config.config import Config, load, parse

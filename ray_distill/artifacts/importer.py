@@ -17,7 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_distill.artifact import DistilledDataset, provenance
+from ray_distill.artifacts.dataset import DistilledDataset, provenance
+from ray_distill.artifacts.external_arrays import (
+    as_NCHW,
+    check_values,
+    choose,
+    preprocessed_values,
+    unit_pixels,
+)
+from ray_distill.artifacts.external_files import Contents, read_contents
+from ray_distill.artifacts.external_labels import by_class, label_rows
+from ray_distill.artifacts.types import Layout, Space
 from ray_distill.builders import experiment
 from ray_distill.builders.data import data_spec
 from ray_distill.builders.protocol import protocol_of
@@ -27,10 +37,6 @@ from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.sources import load_development
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.exchange_words import Layout, Space
-from ray_distill.foreign_arrays import as_NCHW, check_values, choose, preprocessed_values, unit_pixels
-from ray_distill.foreign_files import Contents, read_contents
-from ray_distill.foreign_labels import by_class, label_rows
 
 MOST_TIMES = 100.0
 """Images whose mean norm is this many times that of real ones, or this part of it, were prepared otherwise."""

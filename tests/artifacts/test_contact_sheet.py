@@ -2,7 +2,7 @@
 
 import torch
 
-from ray_distill.pictures import GAP, contact_sheet, stretched
+from ray_distill.artifacts.contact_sheet import GAP, contact_sheet, stretched
 
 
 def test_stretching_spreads_each_image_over_the_greys() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ray_distill import __version__
-from ray_distill.artifact_file import PLAIN_FIELDS, ArtifactError, Contents, read, to_table
+from ray_distill.artifacts.parquet import PLAIN_FIELDS, ArtifactError, Contents, read, to_table
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.errors import is_mistake
 from ray_distill.utils.atomic import written_whole

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import ray_distill
-from ray_distill.artifact import DistilledDataset, provenance
-from ray_distill.artifact_file import ArtifactError
+from ray_distill.artifacts.dataset import DistilledDataset, provenance
+from ray_distill.artifacts.parquet import ArtifactError
 from ray_distill.data.preprocessing import KINDS, fit_preprocessing
 
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ray_distill.artifacts.external_labels import class_of
+from ray_distill.artifacts.importer import Stated, read_set
 from ray_distill.builders import experiment
 from ray_distill.config.config import ConfigError, load, parse
 from ray_distill.data.labelled_images import DataError
-from ray_distill.foreign_labels import class_of
-from ray_distill.foreign_sets import Stated, read_set
 from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 
 
@@ -328,7 +328,7 @@ def test_what_can_be_told_is_told_before_anything_is_fitted(
     def fitted(*_: Any) -> Any:
         raise AssertionError("fitted before the mistake was told")
 
-    monkeypatch.setattr("ray_distill.foreign_sets.build.development_data", fitted)
+    monkeypatch.setattr("ray_distill.artifacts.importer.build.development_data", fitted)
     images, labels = world.whitened_NCHW.numpy(), world.labels_N.numpy()
     for arrays, space in (
         ({"images": flat_first(images), "labels": labels}, "whitened"),
@@ -465,7 +465,7 @@ def test_the_class_in_a_name() -> None:
 
 def test_pictures_in_the_hubs_layout(world: World, tmp_path: Path) -> None:
     """A Parquet file that is not ours: its images and labels, and class names that must be the source's."""
-    from ray_distill.export import export
+    from ray_distill.artifacts.export import export
 
     dataset = set_of(world)
     export(dataset, "parquet", tmp_path / "a.parquet")
@@ -501,7 +501,7 @@ def test_our_own_file_says_everything_itself(world: World, tmp_path: Path) -> No
 
 def test_another_whitening_than_the_configurations_is_refused(world: World, tmp_path: Path) -> None:
     """An export of ours carries its whitening matrix; one fitted otherwise by a hundredth is another."""
-    from ray_distill.export import export
+    from ray_distill.artifacts.export import export
 
     export(set_of(world), "npz", tmp_path / "set.npz")
     assert torch.equal(read_set(tmp_path / "set.npz", stated(world)).images_NCHW, world.whitened_NCHW)
@@ -514,7 +514,7 @@ def test_another_whitening_than_the_configurations_is_refused(world: World, tmp_
         read_set(tmp_path / "set.npz", replace(stated(world), config=parse(values)))
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CIFAR10 = Path(os.environ.get("CIFAR10_PARQUET", ROOT.parent / "shared" / "data" / "cifar10"))
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_distill.artifacts.external_arrays import CLASSES, Chosen
 from ray_distill.data.labelled_images import DataError
-from ray_distill.foreign_arrays import CLASSES, Chosen
 
 _SHOWN = 12
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_distill.artifacts.external_files import Contents, read_contents
+from ray_distill.artifacts.types import Layout
 from ray_distill.data.labelled_images import DataError
-from ray_distill.exchange_words import Layout
-from ray_distill.foreign_files import Contents, read_contents
 
 NO_LABELS = "none"
 """In place of a key: the file has no labels."""

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.dataset import DistilledDataset
+from ray_distill.artifacts.export import export
+from ray_distill.artifacts.importer import Stated, read_set
 from ray_distill.cli import app
 from ray_distill.errors import MistakeError
-from ray_distill.export import export
-from ray_distill.foreign_sets import Stated, read_set
 from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 
 runner = CliRunner()

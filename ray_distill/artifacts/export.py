@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_distill.artifact import DistilledDataset
+from ray_distill.artifacts.contact_sheet import classes_by_row
+from ray_distill.artifacts.dataset import DistilledDataset
+from ray_distill.artifacts.types import Form, Space
 from ray_distill.errors import MistakeError
-from ray_distill.exchange_words import Form, Space
-from ray_distill.pictures import classes_by_row
 from ray_distill.utils.atomic import written_whole
 
 _ENDINGS: dict[Form, str] = {"png": "", "npz": ".npz", "pt": ".pt", "parquet": ".parquet"}
