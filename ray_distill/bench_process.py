@@ -67,8 +67,8 @@ def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     from ray_distill import run
     from ray_distill.cluster import cluster
     from ray_distill.distill import train
-    from ray_distill.mlflow_uri import store_uri
     from ray_distill.run_folder import RunFolder
+    from ray_distill.tracking.uri import store_uri
     from ray_distill.utils.progress import silent
 
     place = RunFolder(folder / "run")

@@ -78,7 +78,7 @@ def _errors() -> "AbstractContextManager[None]":
 
 def _place(config: Config, out: Path | None) -> tuple[Path, str]:
     """The run's folder and the tracking URI. Raises: MistakeError for a folder that would be thrown away."""
-    from ray_distill.mlflow_uri import store_uri
+    from ray_distill.tracking.uri import store_uri
 
     folder = out or RUNS / config.name
     check_kept(folder, "--out")
@@ -102,7 +102,7 @@ def _say_plan(config: Config, folder: Path) -> None:
 
 
 def _say_outcome(outcome: "Outcome", files: "dict[str, Path | Storage]") -> None:
-    from ray_distill.mlflow_uri import ui_command
+    from ray_distill.tracking.uri import ui_command
 
     say_table(outcome.evaluation)
     for warning in outcome.warnings:
@@ -116,9 +116,9 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
-    from ray_distill.mlflow_uri import check_there
     from ray_distill.run_folder import RunFolder
     from ray_distill.stored_run import StoredRun
+    from ray_distill.tracking.uri import check_there
 
     storage = storage_of(config)
     place = RunFolder(folder, None if storage is None else StoredRun(storage))

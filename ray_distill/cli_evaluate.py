@@ -191,7 +191,7 @@ def _evaluate(
 
     def prepare() -> "list[JudgedSet]":
         from ray_distill.judge import prepare_sets
-        from ray_distill.mlflow_store import open_store
+        from ray_distill.tracking.store import open_store
 
         prepared = prepare_sets(datasets, configs, bar)
         open_store(uri, configs[0].tracking.experiment)
@@ -205,8 +205,8 @@ def _evaluate(
 
 def _store(configured: str | None, beside: Path) -> str:
     """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
-    from ray_distill.mlflow_uri import store_uri
     from ray_distill.run_folder import RunFolder
+    from ray_distill.tracking.uri import store_uri
 
     own = RunFolder(beside).mlflow_store()
     return store_uri(configured or os.environ.get("MLFLOW_TRACKING_URI") or own, beside)
@@ -265,7 +265,7 @@ def _pool(report: "PoolReport") -> str:
 
 
 def _say(evaluation: "Evaluation") -> None:
-    from ray_distill.mlflow_uri import ui_command
+    from ray_distill.tracking.uri import ui_command
 
     say_table(evaluation)
     for warning in evaluation.warnings:

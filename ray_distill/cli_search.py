@@ -66,9 +66,9 @@ def search(
         if dry_run:
             _say_search(settings)
             return
-        from ray_distill.mlflow_uri import store_uri
         from ray_distill.search_folder import SearchFolder
         from ray_distill.stored_search import StoredSearch
+        from ray_distill.tracking.uri import store_uri
 
         path = out or RUNS / settings.name
         check_kept(path, "--out")
@@ -81,7 +81,7 @@ def search(
 def _carry_out(
     settings: SearchConfig, folder: "SearchFolder", uri: str, *, resume: bool, finalise: bool
 ) -> None:
-    from ray_distill.mlflow_uri import check_there
+    from ray_distill.tracking.uri import check_there
 
     check_installed(settings)
     if resume:
@@ -145,7 +145,7 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
 
 def _say_found(found: "Found", folder: "SearchFolder") -> None:
     from ray_distill.leaderboard import terminal_table
-    from ray_distill.mlflow_uri import ui_command
+    from ray_distill.tracking.uri import ui_command
 
     # Where there is no terminal Rich takes 80 columns, too few for the searched keys, and cuts off what is in them.
     (stdout if stdout.is_terminal else Console(width=WIDE)).print(terminal_table(found.rows))

@@ -32,7 +32,7 @@ from ray_distill.process_group import GroupConfig
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.progress import Update
 from ray_distill.workplace import Workplace, open_workplace
 

@@ -103,8 +103,8 @@ def stored(uri: str) -> list[Finding]:
 
 def mlflow_store() -> list[Finding]:
     """Write a run into the store and delete it; compare clocks with a server. Raises: StoreError, TrackingError."""
-    from ray_distill.mlflow_uri import store_uri
-    from ray_distill.tracking import try_store
+    from ray_distill.tracking.tracker import try_store
+    from ray_distill.tracking.uri import store_uri
 
     version, uri = importlib.metadata.version("mlflow"), os.environ.get("MLFLOW_TRACKING_URI")
     with ExitStack() as stack:

@@ -29,11 +29,11 @@ from ray_distill.evaluation_references import remember as remember_references
 from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
 from ray_distill.judged_sets import JudgedSet
-from ray_distill.mlflow_store import TrackingError, open_store
-from ray_distill.mlflow_uri import StoreError
 from ray_distill.pool import PoolReport
 from ray_distill.robustness import Robustness, robustness_of
-from ray_distill.tracking import PARENT_TAG, Tracker, open_run, recorded
+from ray_distill.tracking.store import TrackingError, open_store
+from ray_distill.tracking.tracker import PARENT_TAG, Tracker, open_run, recorded
+from ray_distill.tracking.uri import StoreError
 from ray_distill.utils.progress import Bar, percent, silent
 from ray_distill.utils.secrets import masked
 

@@ -18,8 +18,8 @@ import ray.train
 
 from ray_distill.core.metrics import Point
 from ray_distill.progress_board import Posted
-from ray_distill.recording import Recording
-from ray_distill.tracking import DAMAGED_TAG, Tracker
+from ray_distill.tracking.outbox import Recording
+from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker
 from ray_distill.utils.progress import Update
 from ray_distill.utils.secrets import masked
 

@@ -30,10 +30,10 @@ from ray_distill.judge import (
     tell,
     with_test_images,
 )
-from ray_distill.mlflow_store import open_store
 from ray_distill.reach import check_reached
 from ray_distill.run_folder import RunFolder
-from ray_distill.tracking import Tracker, open_run, recorded
+from ray_distill.tracking.store import open_store
+from ray_distill.tracking.tracker import Tracker, open_run, recorded
 from ray_distill.utils.atomic import write_json
 from ray_distill.utils.progress import Bar, percent
 from ray_distill.utils.secrets import masked

@@ -25,7 +25,6 @@ from typing import Any, Protocol
 
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.held_folder import LOCK, check_idle, held
-from ray_distill.mlflow_uri import store_uri
 from ray_distill.run_files import (
     ARTIFACT,
     CONFIG,
@@ -39,7 +38,8 @@ from ray_distill.run_files import (
 )
 from ray_distill.stored_files import StoredFiles
 from ray_distill.stored_run import StoredRun
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
+from ray_distill.tracking.uri import store_uri
 from ray_distill.utils.atomic import write_text
 from ray_distill.utils.secrets import MASK, masked
 

@@ -20,7 +20,7 @@ from ray_distill.run_folder import check_free, check_same, with_password
 from ray_distill.search_files import IDENTITY, JOURNAL, SEARCH, TUNE, SearchIdentity
 from ray_distill.storage import StorageAwayError
 from ray_distill.stored_search import StoredSearch
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.atomic import write_text
 from ray_distill.utils.secrets import masked
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_distill import leaderboard, search_pictures, tracking
+from ray_distill import leaderboard, search_pictures
 from ray_distill.build_artifact import to_dataset
 from ray_distill.builders.checks import check_fits_data
 from ray_distill.config.config import Config
@@ -29,7 +29,8 @@ from ray_distill.search_records import TrialRecord, Value
 from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.search_trial import read_state
-from ray_distill.tracking import Tracker
+from ray_distill.tracking import tracker as tracking_tracker
+from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.atomic import write_json, write_text
 from ray_distill.utils.progress import Bar, Update
 
@@ -130,7 +131,7 @@ def _open_run(search: SearchConfig, uri: str, folder: SearchFolder) -> Tracker:
     tags = {"search_hash": search.hash, "kind": "search"}
     if folder.stored:
         tags["storage"] = str(folder.stored.storage)
-    return tracking.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
+    return tracking_tracker.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
 
 
 def carry_out(

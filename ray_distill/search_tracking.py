@@ -26,10 +26,10 @@ from typing import Any, Literal
 
 from ray_distill.core.metrics import Point
 from ray_distill.leaderboard import LeaderboardRow, markdown
-from ray_distill.recording import Recording
 from ray_distill.search_records import Value
 from ray_distill.search_time import SearchTime
-from ray_distill.tracking import DAMAGED_TAG, Tracker, ended_as
+from ray_distill.tracking.outbox import Recording
+from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, ended_as
 from ray_distill.utils.outbox import Entry, Journal
 
 JOURNAL = "mlflow_journal.jsonl"

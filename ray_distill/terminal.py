@@ -124,7 +124,7 @@ def storage_of(config: "Config") -> "Storage | None":
 
 def note_mlflow_file(storage: "Storage | None", uri: str, what: str) -> None:
     """Say that a run, or a search, that is kept elsewhere is recorded on this machine alone."""
-    from ray_distill.mlflow_uri import sqlite_file
+    from ray_distill.tracking.uri import sqlite_file
 
     if storage and not storage.is_local and (file := sqlite_file(uri)):
         stderr.print(

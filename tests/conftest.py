@@ -61,7 +61,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow store for the tests of a file: making one takes seconds."""
-    from ray_distill.mlflow_store import open_store
+    from ray_distill.tracking.store import open_store
 
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     open_store(uri, "tests")

@@ -26,7 +26,7 @@ from ray_distill.cli import app
 from ray_distill.config import config as configuration
 from ray_distill.held_folder import held
 from ray_distill.run_folder import RunFolder, check_free
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 
 DEMO = Path(str(files("ray_distill") / "demo.yaml"))

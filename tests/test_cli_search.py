@@ -13,7 +13,7 @@ from ray_distill.held_folder import LOCK, held
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_proposals import known
 from ray_distill.search_run import claimed
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search
 
 

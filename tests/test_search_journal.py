@@ -10,7 +10,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_records import Measured
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search
 
 

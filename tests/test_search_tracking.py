@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from ray_distill import recording
 from ray_distill.core.metrics import Point
 from ray_distill.leaderboard import leaderboard
 from ray_distill.search_records import Measured, TrialRecord
 from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
-from ray_distill.tracking import Tracker, open_run
+from ray_distill.tracking import outbox
+from ray_distill.tracking.tracker import Tracker, open_run
 
 LR = "inner.lr"
 
 
 @pytest.fixture
 def parent(uri: str, monkeypatch: pytest.MonkeyPatch) -> Tracker:
-    monkeypatch.setattr(recording, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.2)
     return open_run(uri, "tests", "search", {"scheduler": "asha"}, {"kind": "search"})
 
 

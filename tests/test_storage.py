@@ -16,7 +16,7 @@ from ray_distill.lease import LEASE, Lease, LostLeaseError
 from ray_distill.run_folder import RunFolder
 from ray_distill.storage import Storage, StorageError
 from ray_distill.stored_run import StoredRun
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 DIGITS = EXPERIMENTS / "digits_ipc1.yaml"

@@ -16,7 +16,7 @@ from ray_distill.search_journal import SearchJournal
 from ray_distill.search_run import claimed
 from ray_distill.storage import Storage, StorageAwayError, StorageError
 from ray_distill.stored_search import StoredSearch
-from ray_distill.tracking import Tracker
+from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.outbox import Journal
 from tests.helpers.tiny_search import tiny_search
 

@@ -9,7 +9,7 @@ import pytest
 
 from ray_distill.config.config import Config
 from ray_distill.run_folder import RunFolder
-from ray_distill.tracking import Tracker, open_run
+from ray_distill.tracking.tracker import Tracker, open_run
 
 # Whose asserts say what was found, as those of tests do.
 pytest.register_assert_rewrite("nodes", "processes", "search_events", "undisturbed")

@@ -21,8 +21,8 @@ from ray_distill.evaluation_jobs import jobs_for, lines_of
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_rows import at_last_horizon
 from ray_distill.judge import evaluate_sets, judge
-from ray_distill.mlflow_store import open_store
 from ray_distill.robustness import squash
+from ray_distill.tracking.store import open_store
 from ray_distill.utils.progress import silent
 from tests.helpers.evaluated_sets import dataset_of, done_here, judged_of, numbers
 from tests.helpers.processes import descendants_named

@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 import pytest
 
-from ray_distill import recording
 from ray_distill.errors import FailedError
-from ray_distill.recording import AwayError, Recording
+from ray_distill.tracking import outbox
+from ray_distill.tracking.outbox import AwayError, Recording
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(recording, "LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.002)
 
 
 class Store:

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from ray_distill.core.metrics import Point
-from ray_distill.mlflow_store import StoreAwayError, TrackingError, open_store
-from ray_distill.mlflow_uri import StoreError, store_uri, ui_command
-from ray_distill.tracking import Tracker, flatten, open_run, recorded
+from ray_distill.tracking.store import StoreAwayError, TrackingError, open_store
+from ray_distill.tracking.tracker import Tracker, flatten, open_run, recorded
+from ray_distill.tracking.uri import StoreError, store_uri, ui_command
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.errors import FailedError, first_line
-from ray_distill.mlflow_uri import StoreError, sqlite_file
-from ray_distill.recording import AwayError
+from ray_distill.tracking.outbox import AwayError
+from ray_distill.tracking.uri import StoreError, sqlite_file
 from ray_distill.utils.secrets import masked
 
 if TYPE_CHECKING:

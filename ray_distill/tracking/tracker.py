@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.core.metrics import Point
-from ray_distill.mlflow_store import TrackingError, client_of, experiment_id, import_mlflow, open_store, store
-from ray_distill.mlflow_uri import StoreError
+from ray_distill.tracking.store import (
+    TrackingError,
+    client_of,
+    experiment_id,
+    import_mlflow,
+    open_store,
+    store,
+)
+from ray_distill.tracking.uri import StoreError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
