@@ -65,7 +65,7 @@ def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
 def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     """What `distill` does before it evaluates, with a Ray cluster and a store that nobody else uses."""
     from ray_distill import run
-    from ray_distill.cluster import cluster
+    from ray_distill.cluster.connection import cluster
     from ray_distill.distill import train
     from ray_distill.run_folder import RunFolder
     from ray_distill.tracking.uri import store_uri

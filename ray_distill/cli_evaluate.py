@@ -16,11 +16,11 @@ from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset
     from ray_distill.artifacts.importer import Stated
+    from ray_distill.cluster.actor_pool import PoolReport
     from ray_distill.evaluation_records import Retraining
     from ray_distill.evaluation_rows import Row
     from ray_distill.judge import Evaluation
     from ray_distill.judged_sets import JudgedSet
-    from ray_distill.pool import PoolReport
 
 AGAIN = "the same command again does only what is missing"
 

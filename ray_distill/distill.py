@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from ray_distill import kept_checkpoints
 from ray_distill.checkpoint import KeptRun, keep, load_kept
-from ray_distill.cluster import go_first, in_environment, require
+from ray_distill.cluster.connection import go_first, in_environment, require
+from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config, parse
 from ray_distill.core.distributed import Distributed, OneProcess, World
 from ray_distill.core.metrics import Point
@@ -28,7 +29,6 @@ from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError, is_full
 from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
-from ray_distill.process_group import GroupConfig
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.run_folder import RunFolder
@@ -36,7 +36,7 @@ from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.progress import Update
 from ray_distill.workplace import Workplace, open_workplace
 
-import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
+import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer

@@ -21,14 +21,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_distill import __version__
-from ray_distill.cluster import alive_nodes, cluster, only_on
+from ray_distill.cluster.connection import alive_nodes, cluster, only_on
 from ray_distill.doctor_machine import GIB, Finding, checks_here, room
 from ray_distill.errors import FailedError, MistakeError, first_line
 from ray_distill.storage import Storage
 from ray_distill.utils.secrets import masked
 from ray_distill.utils.timeout import in_time
 
-import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
+import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 
 PATIENCE_S = 60
 """For a store or a node to answer."""

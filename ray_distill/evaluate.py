@@ -15,6 +15,7 @@ import torch
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.data import data_spec
+from ray_distill.cluster.actor_pool import PoolReport, Workers, run_jobs
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
@@ -26,10 +27,9 @@ from ray_distill.evaluation_jobs import Line
 from ray_distill.evaluation_journal import Journal
 from ray_distill.evaluation_work import SetAtHand, Shipped, run_job
 from ray_distill.judged_sets import JudgedSet, Tickets
-from ray_distill.pool import PoolReport, Workers, run_jobs
 from ray_distill.utils.progress import Update
 
-import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
+import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 
 DEFAULT_GPUS_PER_ACTOR = 0.25
 

@@ -15,6 +15,7 @@ from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.baselines import check_budget
 from ray_distill.builders import experiment
 from ray_distill.builders.checks import check_networks
+from ray_distill.cluster.actor_pool import PoolReport
 from ray_distill.config.config import Config
 from ray_distill.config_judging import judging_configs
 from ray_distill.data.labelled_images import DataError
@@ -29,7 +30,6 @@ from ray_distill.evaluation_references import remember as remember_references
 from ray_distill.evaluation_results import write_results
 from ray_distill.evaluation_rows import Row, rows_of
 from ray_distill.judged_sets import JudgedSet
-from ray_distill.pool import PoolReport
 from ray_distill.robustness import Robustness, robustness_of
 from ray_distill.tracking.store import TrackingError, open_store
 from ray_distill.tracking.tracker import PARENT_TAG, Tracker, open_run, recorded
@@ -246,7 +246,7 @@ def evaluate_sets(
 
     Raises: ConfigError, DataError, StoreError for what the caller can mend; ClusterError, PoolError.
     """
-    from ray_distill.cluster import cluster
+    from ray_distill.cluster.connection import cluster
 
     configs = judging_configs([dataset.config for dataset in sets.values()], options, overrides)
     prepared = prepare_sets(sets, configs, bar)

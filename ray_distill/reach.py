@@ -5,7 +5,7 @@ import os
 import ray
 import ray.exceptions
 
-from ray_distill.cluster import alive_nodes, only_on
+from ray_distill.cluster.connection import alive_nodes, only_on
 from ray_distill.config.config import ConfigError
 from ray_distill.errors import first_line
 from ray_distill.lease import Holder, read_lease

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from ray_distill.cluster import in_environment, require
+from ray_distill.cluster.connection import in_environment, require
 from ray_distill.config.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
@@ -29,7 +29,7 @@ from ray_distill.search_population import Population
 from ray_distill.search_proposals import Proposals
 from ray_distill.search_trial import trial
 
-import ray  # isort: skip  (after ray_distill.cluster, which sets its environment)
+import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 

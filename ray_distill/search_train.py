@@ -22,13 +22,13 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from ray_distill.cluster import go_first
+from ray_distill.cluster.connection import go_first
+from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config, parse
 from ray_distill.core.distributed import Distributed, OneProcess, World
 from ray_distill.core.state import RunState
 from ray_distill.distill import quiet_reports, scaling_of, worker_device
 from ray_distill.kept_checkpoints import NoWholeCheckpointError, booked, newest_read
-from ray_distill.process_group import GroupConfig
 from ray_distill.search_trial import About, distil, given_checkpoint, read_state, say_again, taken_up
 from ray_distill.workplace import Workplace, open_workplace
 

@@ -65,7 +65,7 @@ PreparedT = TypeVar("PreparedT")
 def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -> Iterator[PreparedT]:
     """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
     # Two threads that import Ray at a time may each find what the other has half done.
-    from ray_distill.cluster import cluster
+    from ray_distill.cluster.connection import cluster
 
     with ThreadPoolExecutor(1) as side:
         preparing = side.submit(prepare)

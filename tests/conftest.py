@@ -52,7 +52,7 @@ def bench() -> Callable[..., Any]:
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """A small local Ray cluster for the tests of a file, without a dashboard."""
-    from ray_distill.cluster import cluster
+    from ray_distill.cluster.connection import cluster
 
     with cluster(num_cpus=2):
         yield

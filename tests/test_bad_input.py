@@ -520,7 +520,7 @@ def refused(arguments: list[str], scene: Path, patch: pytest.MonkeyPatch) -> Res
     patch.chdir(scene)
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     # What is wrong is known without a cluster; starting one takes seconds.
-    patch.setattr("ray_distill.cluster.cluster", lambda **options: nullcontext())
+    patch.setattr("ray_distill.cluster.connection.cluster", lambda **options: nullcontext())
     before = snapshot(scene)
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, snapshot(scene) == before) == (2, True), (result.output, result.exception)
@@ -568,7 +568,7 @@ def test_a_wrong_variable_is_refused(
     variable: str, value: str, says: str, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(scene)
-    monkeypatch.setattr("ray_distill.cluster.cluster", lambda **options: nullcontext())
+    monkeypatch.setattr("ray_distill.cluster.connection.cluster", lambda **options: nullcontext())
     monkeypatch.setenv(variable, value)
     before = snapshot(scene)
     result = CliRunner().invoke(app, ["distill", "demo.yaml"])

@@ -71,7 +71,7 @@ def test_workers_that_meet_listen_to_this_machine_alone(ray_cluster: None, tmp_p
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from ray_distill.process_group import GroupConfig
+    from ray_distill.cluster.process_group import GroupConfig
 
     # Workers have no way to this file.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-import ray_distill.cluster  # noqa: F401  (sets Ray's environment)
-from ray_distill.pool import PoolError, Workers, run_jobs
+import ray_distill.cluster.connection  # noqa: F401  (sets Ray's environment)
+from ray_distill.cluster.actor_pool import PoolError, Workers, run_jobs
 
 import ray  # isort: skip
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import ray
 
-from ray_distill.cluster import go_first
+from ray_distill.cluster.connection import go_first
 
 
 def test_processes_of_a_cluster_of_ours_know_its_address_and_this_one_as_before(ray_cluster: None) -> None:

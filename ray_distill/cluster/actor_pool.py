@@ -26,8 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from ray_distill.cluster.errors import in_a_line, out_of_memory
 from ray_distill.errors import FailedError
-from ray_distill.ray_errors import in_a_line, out_of_memory
 
 import ray  # isort: skip  (its environment is set by whoever connects to a cluster)
 from ray.exceptions import RayError, RayTaskError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import ray_distill.cluster  # noqa: F401  (sets Ray's environment)
-from ray_distill.ray_errors import in_a_line, out_of_memory
+import ray_distill.cluster.connection  # noqa: F401  (sets Ray's environment)
+from ray_distill.cluster.errors import in_a_line, out_of_memory
 
 from ray.exceptions import OutOfMemoryError, RayError  # isort: skip
 

@@ -1,0 +1,1 @@
+"""Ray itself: a connection, a pool of actors, the processes it starts."""
