@@ -67,7 +67,7 @@ def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     from ray_distill import run
     from ray_distill.cluster.connection import cluster
     from ray_distill.distill import train
-    from ray_distill.run_folder import RunFolder
+    from ray_distill.storage.run_dir import RunFolder
     from ray_distill.tracking.uri import store_uri
     from ray_distill.utils.progress import silent
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from ray_distill.data.splits import DevelopmentData
     from ray_distill.run import Outcome
-    from ray_distill.storage import Storage
+    from ray_distill.storage.remote import Storage
 
 app = typer.Typer(
     name="ray-distill",
@@ -116,8 +116,8 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
-    from ray_distill.run_folder import RunFolder
-    from ray_distill.stored_run import StoredRun
+    from ray_distill.storage.run_dir import RunFolder
+    from ray_distill.storage.stored_run import StoredRun
     from ray_distill.tracking.uri import check_there
 
     storage = storage_of(config)

@@ -97,7 +97,7 @@ def evaluate(
     """
     with errors(AGAIN):
         from ray_distill.evaluation_journal import check_claimable
-        from ray_distill.run_files import evaluation_folder
+        from ray_distill.storage.run_files import evaluation_folder
 
         folder, overrides = out or evaluation_folder(sets[0]), set_ or []
         check_kept(folder, "--out")
@@ -205,7 +205,7 @@ def _evaluate(
 
 def _store(configured: str | None, beside: Path) -> str:
     """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
-    from ray_distill.run_folder import RunFolder
+    from ray_distill.storage.run_dir import RunFolder
     from ray_distill.tracking.uri import store_uri
 
     own = RunFolder(beside).mlflow_store()

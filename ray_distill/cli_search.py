@@ -111,8 +111,8 @@ def _carry_out(
 def _finalise(found: "Found", real: "DevelopmentData", folder: "SearchFolder", uri: str) -> None:
     """Distil with the best configuration, at its length, and evaluate."""
     from ray_distill.run import carry_out
-    from ray_distill.run_folder import RunFolder
-    from ray_distill.stored_run import StoredRun
+    from ray_distill.storage.run_dir import RunFolder
+    from ray_distill.storage.stored_run import StoredRun
 
     name = f"final-{found.rows[0].trial}"
     stored = StoredRun(folder.stored.final(name)) if folder.stored else None

@@ -31,7 +31,7 @@ from ray_distill.errors import FailedError, is_full
 from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
 from ray_distill.progress_board import ProgressBoard
 from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
-from ray_distill.run_folder import RunFolder
+from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.progress import Update
 from ray_distill.workplace import Workplace, open_workplace

@@ -24,7 +24,7 @@ from ray_distill import __version__
 from ray_distill.cluster.connection import alive_nodes, cluster, only_on
 from ray_distill.doctor_machine import GIB, Finding, checks_here, room
 from ray_distill.errors import FailedError, MistakeError, first_line
-from ray_distill.storage import Storage
+from ray_distill.storage.remote import Storage
 from ray_distill.utils.secrets import masked
 from ray_distill.utils.timeout import in_time
 

@@ -30,8 +30,8 @@ from ray_distill.judge import (
     tell,
     with_test_images,
 )
-from ray_distill.reach import check_reached
-from ray_distill.run_folder import RunFolder
+from ray_distill.storage.preflight import check_reached
+from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import Tracker, open_run, recorded
 from ray_distill.utils.atomic import write_json

@@ -19,7 +19,6 @@ from ray_distill.config.config import ConfigError
 from ray_distill.config_search import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import FailedError
-from ray_distill.run_files import TRAIN
 from ray_distill.search_clerk import Bystander, Clerk
 from ray_distill.search_files import TUNE
 from ray_distill.search_folder import SearchFolder
@@ -28,6 +27,7 @@ from ray_distill.search_left import trials_left
 from ray_distill.search_population import Population
 from ray_distill.search_proposals import Proposals
 from ray_distill.search_trial import trial
+from ray_distill.storage.run_files import TRAIN
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 from ray import tune

@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple
 
-from ray_distill.run_files import identity_fields
+from ray_distill.storage.run_files import identity_fields
 
 SEARCH = "search.yaml"
 IDENTITY = "search.json"

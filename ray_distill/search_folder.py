@@ -15,10 +15,10 @@ from typing import Any
 
 from ray_distill.config.config import ConfigError
 from ray_distill.config_search import SearchConfig
-from ray_distill.held_folder import check_idle, held
-from ray_distill.run_folder import check_free, check_same, with_password
 from ray_distill.search_files import IDENTITY, JOURNAL, SEARCH, TUNE, SearchIdentity
-from ray_distill.storage import StorageAwayError
+from ray_distill.storage.lock import check_idle, held
+from ray_distill.storage.remote import StorageAwayError
+from ray_distill.storage.run_dir import check_free, check_same, with_password
 from ray_distill.stored_search import StoredSearch
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.atomic import write_text

@@ -19,7 +19,6 @@ from ray_distill.config_search import PbtScheduler, SearchConfig, check_installe
 from ray_distill.core.metrics import Point
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.leaderboard import LeaderboardRow
-from ray_distill.reach import check_reached
 from ray_distill.search import SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_clerk import Ended
 from ray_distill.search_folder import SearchFolder
@@ -29,6 +28,7 @@ from ray_distill.search_records import TrialRecord, Value
 from ray_distill.search_time import SearchTime
 from ray_distill.search_tracking import SearchTracking, recorded_search
 from ray_distill.search_trial import read_state
+from ray_distill.storage.preflight import check_reached
 from ray_distill.tracking import tracker as tracking_tracker
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.atomic import write_json, write_text

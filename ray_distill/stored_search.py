@@ -20,8 +20,8 @@ from typing import Any
 
 from ray_distill.config.config import ConfigError
 from ray_distill.search_files import IDENTITY, JOURNAL, SEARCH, TUNE, UNSAID, SearchIdentity
-from ray_distill.storage import Storage, StorageAwayError
-from ray_distill.stored_files import StoredFiles
+from ray_distill.storage.remote import Storage, StorageAwayError
+from ray_distill.storage.workdir import StoredFiles
 from ray_distill.utils.outbox import replace, unsaid
 
 PAUSES_S = (1.0, 4.0, 15.0, 30.0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ray_distill.config.config import Config
-    from ray_distill.storage import Storage
+    from ray_distill.storage.remote import Storage
     from ray_distill.utils.progress import Update
 
 BEGAN = time.monotonic()
@@ -114,7 +114,7 @@ def storage_of(config: "Config") -> "Storage | None":
     """The `cluster.storage`, tried out. Raises: MistakeError for one that cannot be used, or would be thrown away."""
     if config.cluster.storage is None:
         return None
-    from ray_distill.storage import Storage
+    from ray_distill.storage.remote import Storage
 
     storage = Storage.at(config.cluster.storage)
     if storage.is_local:

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from ray_distill.cli import app
 from ray_distill.config import config as configuration
-from ray_distill.held_folder import held
-from ray_distill.run_folder import RunFolder, check_free
+from ray_distill.storage.lock import held
+from ray_distill.storage.run_dir import RunFolder, check_free
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 

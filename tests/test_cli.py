@@ -17,7 +17,7 @@ from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.cli import app, demo_config
 from ray_distill.config import config as configuration
 from ray_distill.config.config import ConfigError, parse
-from ray_distill.run_folder import RunFolder, check_free
+from ray_distill.storage.run_dir import RunFolder, check_free
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 

@@ -36,7 +36,7 @@ from ray_distill.data.labelled_images import LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
 from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
 from ray_distill.errors import FailedError, MistakeError
-from ray_distill.run_folder import RunFolder
+from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker
 
 SEED = int(os.environ.get("RAY_DISTILL_FUZZ_SEED", "0"))

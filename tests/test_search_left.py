@@ -19,7 +19,7 @@ from ray_distill.search_left import trials_left
 from ray_distill.search_proposals import Proposal
 from ray_distill.search_time import spent
 from ray_distill.search_trial import ABOUT, STATE, About
-from ray_distill.storage import Storage
+from ray_distill.storage.remote import Storage
 from ray_distill.stored_search import StoredSearch
 from ray_distill.utils.atomic import write_json
 from tests.helpers.tiny_search import tiny_search

@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill import lease, search_run, stored_search
+from ray_distill import search_run, stored_search
 from ray_distill.cli import app
 from ray_distill.config.config import ConfigError
 from ray_distill.config_search import SearchConfig
-from ray_distill.lease import LEASE, LostLeaseError
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal
 from ray_distill.search_run import claimed
-from ray_distill.storage import Storage, StorageAwayError, StorageError
+from ray_distill.storage import lease
+from ray_distill.storage.lease import LEASE, LostLeaseError
+from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
 from ray_distill.stored_search import StoredSearch
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.outbox import Journal

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config.config import Config
-from ray_distill.run_folder import RunFolder
+from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker, open_run
 
 # Whose asserts say what was found, as those of tests do.

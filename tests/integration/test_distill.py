@@ -21,7 +21,7 @@ from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop, outer_step
 from ray_distill.core.state import RunState
 from ray_distill.distill import check_cluster, placed_within, train
-from ray_distill.run_folder import RunFolder
+from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 

@@ -20,7 +20,7 @@ from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import TrialLog
 from ray_distill.search_proposals import known, number_of
 from ray_distill.search_run import Found, carry_out, values_of
-from ray_distill.storage import Storage
+from ray_distill.storage.remote import Storage
 from ray_distill.stored_search import StoredSearch
 from ray_distill.utils.progress import silent
 from tests.helpers.processes import descendants_named

@@ -8,9 +8,9 @@ import ray.exceptions
 from ray_distill.cluster.connection import alive_nodes, only_on
 from ray_distill.config.config import ConfigError
 from ray_distill.errors import first_line
-from ray_distill.lease import Holder, read_lease
-from ray_distill.storage import Storage, StorageAwayError
-from ray_distill.stored_files import StoredFiles
+from ray_distill.storage.lease import Holder, read_lease
+from ray_distill.storage.remote import Storage, StorageAwayError
+from ray_distill.storage.workdir import StoredFiles
 
 REACHED_WITHIN_S = 120.0
 """How long a node may take to say so; the first call starts a process there."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config.config import ConfigError
-from ray_distill.run_files import CONFIG, DELETABLE, EVALUATION, IDENTITY, SUMMARY, TRAIN, Identity
-from ray_distill.storage import StorageAwayError
-from ray_distill.stored_files import StoredFiles, whole_files
+from ray_distill.storage.remote import StorageAwayError
+from ray_distill.storage.run_files import CONFIG, DELETABLE, EVALUATION, IDENTITY, SUMMARY, TRAIN, Identity
+from ray_distill.storage.workdir import StoredFiles, whole_files
 
 FOLLOW_S = 10.0
 """Between two looks at a folder that grows."""

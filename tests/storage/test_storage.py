@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill import lease, stored_run
 from ray_distill.cli import app
 from ray_distill.config.config import Config, ConfigError, load
-from ray_distill.lease import LEASE, Lease, LostLeaseError
-from ray_distill.run_folder import RunFolder
-from ray_distill.storage import Storage, StorageError
-from ray_distill.stored_run import StoredRun
+from ray_distill.storage import lease, stored_run
+from ray_distill.storage.lease import LEASE, Lease, LostLeaseError
+from ray_distill.storage.remote import Storage, StorageError
+from ray_distill.storage.run_dir import RunFolder
+from ray_distill.storage.stored_run import StoredRun
 from ray_distill.tracking.tracker import Tracker
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DIGITS = EXPERIMENTS / "digits_ipc1.yaml"
 TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.held_folder import LOCK, check_idle, held
-from ray_distill.run_files import (
+from ray_distill.storage.lock import LOCK, check_idle, held
+from ray_distill.storage.run_files import (
     ARTIFACT,
     CONFIG,
     DELETABLE,
@@ -36,8 +36,8 @@ from ray_distill.run_files import (
     Identity,
     evaluation_folder,
 )
-from ray_distill.stored_files import StoredFiles
-from ray_distill.stored_run import StoredRun
+from ray_distill.storage.stored_run import StoredRun
+from ray_distill.storage.workdir import StoredFiles
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.tracking.uri import store_uri
 from ray_distill.utils.atomic import write_text

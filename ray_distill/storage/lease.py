@@ -23,7 +23,7 @@ import time
 import uuid
 from typing import NamedTuple
 
-from ray_distill.storage import Storage, StorageAwayError, StorageError
+from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
 
 LEASE = ".driver.json"
 BEAT_S = 5.0

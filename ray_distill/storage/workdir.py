@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ray_distill.config.config import ConfigError
-from ray_distill.lease import LEASE, Lease
-from ray_distill.storage import TRIAL, Storage
+from ray_distill.storage.lease import LEASE, Lease
+from ray_distill.storage.remote import TRIAL, Storage
 from ray_distill.utils.atomic import written_whole
 
 
