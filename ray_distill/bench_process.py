@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 
-from ray_distill import checkpoint
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
@@ -27,6 +26,7 @@ from ray_distill.core.distributed import OneProcess
 from ray_distill.core.metrics import Point
 from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
+from ray_distill.distillation import checkpoint
 from ray_distill.errors import FailedError, MistakeError
 
 SECONDS = ("seconds_per_outer_step", "seconds_per_validation")
@@ -66,7 +66,7 @@ def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     """What `distill` does before it evaluates, with a Ray cluster and a store that nobody else uses."""
     from ray_distill import run
     from ray_distill.cluster.connection import cluster
-    from ray_distill.distill import train
+    from ray_distill.distillation.trainer import train
     from ray_distill.storage.run_dir import RunFolder
     from ray_distill.tracking.uri import store_uri
     from ray_distill.utils.progress import silent

@@ -181,7 +181,7 @@ def probe_batch(setting: Setting) -> BatchProbe:
 def probe_validation(setting: Setting) -> ValidationProbe:
     """Measure the score of a network on a batch of held-out images; and the libraries of a worker."""
     # What a worker imports, Ray among it.
-    import ray_distill.distill  # noqa: F401
+    import ray_distill.distillation.trainer  # noqa: F401
 
     experiment, data = _prepared(setting)
     network = NetworkGroup(experiment.inner.network, 1)

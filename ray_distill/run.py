@@ -14,12 +14,12 @@ from typing import Any
 
 from ray_distill.artifacts import contact_sheet
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.build_artifact import to_dataset
 from ray_distill.builders import experiment
 from ray_distill.builders.checks import check_fits_data
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.distill import check_cluster, train
+from ray_distill.distillation.outputs import to_dataset
+from ray_distill.distillation.trainer import check_cluster, train
 from ray_distill.evaluate import check_test_source
 from ray_distill.evaluation_rows import Row, at_last_horizon
 from ray_distill.judge import (

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from ray_distill.checkpoint import CheckpointError
 from ray_distill.config_search import PbtScheduler, SearchConfig
+from ray_distill.distillation.checkpoint import CheckpointError
 from ray_distill.search_clerk import Bystander
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import Kept, SearchJournal, TrialLog

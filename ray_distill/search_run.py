@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray_distill import leaderboard, search_pictures
-from ray_distill.build_artifact import to_dataset
 from ray_distill.builders.checks import check_fits_data
 from ray_distill.config.config import Config
 from ray_distill.config_search import PbtScheduler, SearchConfig, check_installed
 from ray_distill.core.metrics import Point
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.distillation.outputs import to_dataset
 from ray_distill.leaderboard import LeaderboardRow
 from ray_distill.search import SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.search_clerk import Ended

@@ -27,10 +27,10 @@ from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config, parse
 from ray_distill.core.distributed import Distributed, OneProcess, World
 from ray_distill.core.state import RunState
-from ray_distill.distill import quiet_reports, scaling_of, worker_device
-from ray_distill.kept_checkpoints import NoWholeCheckpointError, booked, newest_read
+from ray_distill.distillation.recovery import NoWholeCheckpointError, booked, newest_read
+from ray_distill.distillation.trainer import quiet_reports, scaling_of, worker_device
+from ray_distill.distillation.worker import Workplace, open_workplace
 from ray_distill.search_trial import About, distil, given_checkpoint, read_state, say_again, taken_up
-from ray_distill.workplace import Workplace, open_workplace
 
 
 def train_worker(setup: dict[str, Any]) -> None:

@@ -20,17 +20,17 @@ from pyarrow.fs import FileSelector
 from ray import tune
 
 from ray_distill.builders import settings
-from ray_distill.checkpoint import CheckpointError, keep, load_kept
 from ray_distill.config.config import parse
 from ray_distill.config_search import JUDGED_BY
 from ray_distill.core.distributed import OneProcess, World
 from ray_distill.core.metrics import Point
 from ray_distill.core.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
 from ray_distill.core.state import RunState
-from ray_distill.kept_checkpoints import NoWholeCheckpointError, newest_read
+from ray_distill.distillation.checkpoint import CheckpointError, keep, load_kept
+from ray_distill.distillation.recovery import NoWholeCheckpointError, newest_read
+from ray_distill.distillation.worker import Workplace, open_workplace
 from ray_distill.search_records import Value
 from ray_distill.utils.atomic import write_json
-from ray_distill.workplace import Workplace, open_workplace
 
 STATE = "state.arrow"
 ABOUT = "trial.json"

@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 
-from ray_distill import checkpoint
+from ray_distill.distillation import checkpoint
 from ray_distill.terminal import errors
 from ray_distill.utils.atomic import write_text
 

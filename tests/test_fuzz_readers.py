@@ -21,10 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ray_distill import checkpoint
 from ray_distill.artifacts import parquet
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.config.config import Config, load
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import Point
@@ -35,6 +33,8 @@ from ray_distill.data.arrow_file import Spool, open_images
 from ray_distill.data.labelled_images import LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
 from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
+from ray_distill.distillation import checkpoint
+from ray_distill.distillation.checkpoint import KeptRun, keep, load_kept
 from ray_distill.errors import FailedError, MistakeError
 from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_distill import distill, kept_checkpoints
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import Point
 from ray_distill.core.outer_loop import Report
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
-from ray_distill.kept_checkpoints import Found, NoRoomError
+from ray_distill.distillation import recovery, trainer
+from ray_distill.distillation.recovery import Found, NoRoomError
 from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()
@@ -46,9 +46,9 @@ class Train:
         self.removed: list[str] = []
         self._error = error
         patch.setattr("ray.train.report", self.report)
-        patch.setattr(kept_checkpoints, "storage_path", lambda: storage)
-        patch.setattr(kept_checkpoints, "remove_part", self.removed.append)
-        patch.setattr(distill._Reporter, "_forget_recorded", lambda self: None)
+        patch.setattr(recovery, "storage_path", lambda: storage)
+        patch.setattr(recovery, "remove_part", self.removed.append)
+        patch.setattr(trainer._Reporter, "_forget_recorded", lambda self: None)
 
     def report(self, metrics: Any, checkpoint: Any = None, checkpoint_dir_name: str | None = None) -> None:
         self.reported.append((checkpoint is not None, checkpoint_dir_name))
@@ -58,7 +58,7 @@ class Train:
 
 def report(world: Rank) -> None:
     found = Found(None, True, "", frozenset({"step_00000005"}))
-    distill._Reporter(CONFIG, world, None, found)(Report(STATE, [Point(5, {"loss": 1.0}, 1e9)], True))
+    trainer._Reporter(CONFIG, world, None, found)(Report(STATE, [Point(5, {"loss": 1.0}, 1e9)], True))
 
 
 def test_without_room_in_the_storage_rank_0_says_so_and_removes_the_part(
@@ -89,7 +89,7 @@ def test_without_room_for_the_file_before_it_the_others_still_have_their_report(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "state.arrow")
 
-    monkeypatch.setattr(distill, "keep", full)
+    monkeypatch.setattr(trainer, "keep", full)
     with pytest.raises(NoRoomError, match=f"^{tmp_path}: no room for the checkpoint after outer step 5: No"):
         report(Rank(0))
     assert train.reported == [(False, "step_00000005-2")]

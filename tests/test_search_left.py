@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from ray_distill.checkpoint import keep
 from ray_distill.config_search import SearchConfig
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
+from ray_distill.distillation.checkpoint import keep
 from ray_distill.search_folder import SearchFolder
 from ray_distill.search_journal import SearchJournal, TrialLog
 from ray_distill.search_left import trials_left

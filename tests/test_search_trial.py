@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from ray_distill.checkpoint import to_record
 from ray_distill.config.config import Config
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
-from ray_distill.kept_checkpoints import NoWholeCheckpointError
+from ray_distill.distillation.checkpoint import to_record
+from ray_distill.distillation.recovery import NoWholeCheckpointError
+from ray_distill.distillation.worker import Workplace, open_workplace
 from ray_distill.search_trial import ABOUT, STATE, About, distil, newest_with, read_state, taken_up
-from ray_distill.workplace import Workplace, open_workplace
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 CPU = torch.device("cpu")

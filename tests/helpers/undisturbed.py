@@ -11,11 +11,11 @@ import torch
 from mlflow import MlflowClient
 
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.build_artifact import to_dataset
 from ray_distill.config.config import Config
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
+from ray_distill.distillation.outputs import to_dataset
 from ray_distill.evaluate import judged_set
 from ray_distill.evaluation_results import read_results
 from ray_distill.evaluation_rows import rows_of

@@ -14,13 +14,13 @@ from ray.train.v2._internal.constants import (
 )
 from typer.testing import CliRunner
 
-from ray_distill.checkpoint import load_kept, to_record
 from ray_distill.cli import app
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop, outer_step
 from ray_distill.core.state import RunState
-from ray_distill.distill import check_cluster, placed_within, train
+from ray_distill.distillation.checkpoint import load_kept, to_record
+from ray_distill.distillation.trainer import check_cluster, placed_within, train
 from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny import Bench, tiny_config, tiny_data

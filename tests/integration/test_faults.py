@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from ray_distill.checkpoint import load_kept
 from ray_distill.config.config import Config
+from ray_distill.distillation.checkpoint import load_kept
 from tests.helpers.mlflow_server import mlflow_server
 from tests.helpers.nodes import Nodes, cluster_of_two
 from tests.helpers.processes import (
@@ -50,7 +50,7 @@ SECTIONS = {
 }
 CONFIG = tiny_config(**SECTIONS)
 MAIN = "from ray_distill.cli import main; main()"
-LOOKS_OFTEN = f"import ray_distill.distill; ray_distill.distill.TAKE_STOCK_EVERY_S = 3.0; {MAIN}"
+LOOKS_OFTEN = f"import ray_distill.distillation.trainer; ray_distill.distillation.trainer.TAKE_STOCK_EVERY_S = 3.0; {MAIN}"
 """The command, looking more often whether nodes have come."""
 
 

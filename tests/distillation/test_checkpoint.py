@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_distill.checkpoint import (
+from ray_distill.core.distilled import DistilledData
+from ray_distill.core.metrics import Point
+from ray_distill.core.outer_optimizer import OuterOptimizer
+from ray_distill.core.schedules import Constant
+from ray_distill.core.state import Best, RunState
+from ray_distill.distillation.checkpoint import (
     FORMAT,
     CheckpointError,
     _digest,
@@ -18,11 +23,6 @@ from ray_distill.checkpoint import (
     save,
     to_record,
 )
-from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
-from ray_distill.core.outer_optimizer import OuterOptimizer
-from ray_distill.core.schedules import Constant
-from ray_distill.core.state import Best, RunState
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7,

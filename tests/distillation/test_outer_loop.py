@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_distill import checkpoint
 from ray_distill.builders import experiment as builders_experiment
-from ray_distill.checkpoint import from_record, to_record
 from ray_distill.core import outer_loop as loop
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.metagradient import (
@@ -39,6 +37,8 @@ from ray_distill.core.retrain import Score, retrain
 from ray_distill.core.state import Best, RunState
 from ray_distill.core.truncation import CurriculumState
 from ray_distill.core.unroll import InnerDraws, draw_inner
+from ray_distill.distillation import checkpoint
+from ray_distill.distillation.checkpoint import from_record, to_record
 from tests.helpers.tiny import Bench, whole
 
 Make = Callable[..., Bench]

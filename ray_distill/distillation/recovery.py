@@ -18,10 +18,10 @@ import pyarrow.fs
 import ray.train
 import torch
 
-from ray_distill.checkpoint import CheckpointError, KeptRun, load_kept
 from ray_distill.core.distributed import World
+from ray_distill.distillation.checkpoint import CheckpointError, KeptRun, load_kept
+from ray_distill.distillation.recorder import CHECKPOINT_FILE
 from ray_distill.errors import FailedError, is_full, room_at
-from ray_distill.recorder import CHECKPOINT_FILE
 
 BOOK = "checkpoint_manager_snapshot.json"
 """Train's, beside the checkpoints' folders."""

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ray_distill import kept_checkpoints
-from ray_distill.checkpoint import KeptRun, keep, load_kept
 from ray_distill.cluster.connection import go_first, in_environment, require
 from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config, parse
@@ -27,14 +25,16 @@ from ray_distill.core.metrics import Point
 from ray_distill.core.outer_loop import NonFiniteError, Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.distillation import recovery
+from ray_distill.distillation.checkpoint import KeptRun, keep, load_kept
+from ray_distill.distillation.mailbox import ProgressBoard
+from ray_distill.distillation.recorder import CHECKPOINT_FILE, Recorder, RunRecording
+from ray_distill.distillation.recovery import Found, NoRoomError, NoWholeCheckpointError, name_of
+from ray_distill.distillation.worker import Workplace, open_workplace
 from ray_distill.errors import FailedError, is_full
-from ray_distill.kept_checkpoints import Found, NoRoomError, NoWholeCheckpointError, name_of
-from ray_distill.progress_board import ProgressBoard
-from ray_distill.recorder import CHECKPOINT_FILE, Recorder, RunRecording
 from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.progress import Update
-from ray_distill.workplace import Workplace, open_workplace
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 import ray.exceptions
@@ -111,16 +111,14 @@ class _Reporter:
             except OSError as e:
                 # The other ranks wait for this one's report.
                 ray.train.report(metrics, checkpoint_dir_name=name)
-                return kept_checkpoints.no_room(e, Path(tempfile.gettempdir()), what)
+                return recovery.no_room(e, Path(tempfile.gettempdir()), what)
             try:
                 kept = ray.train.Checkpoint.from_directory(folder)
                 ray.train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
             except OSError as e:
                 takes = f"{(folder / CHECKPOINT_FILE).stat().st_size / 2**20:.2f} MiB"
-                said = kept_checkpoints.no_room(
-                    e, kept_checkpoints.storage_path(), f"{what}, which takes {takes}"
-                )
-                kept_checkpoints.remove_part(name)
+                said = recovery.no_room(e, recovery.storage_path(), f"{what}, which takes {takes}")
+                recovery.remove_part(name)
                 return said
         return ""
 
@@ -166,7 +164,7 @@ def worker(setup: dict[str, Any]) -> str | None:
     world: World = Distributed() if dist.is_initialized() else OneProcess()
     (board,) = setup["board"]
     try:
-        found = kept_checkpoints.find(config.hash, place.device, world)
+        found = recovery.find(config.hash, place.device, world)
         reporter = _Reporter(config, world, board, found)
         state = _go_on(found, reporter) if found.kept else place.start
         said = _compile(place, state, world, board)
@@ -295,7 +293,7 @@ def train(
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, board)
-    if trouble := kept_checkpoints.put_right(*folder.train_for_ray(), TRAIN_RUN):
+    if trouble := recovery.put_right(*folder.train_for_ray(), TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
         with closing(RunRecording(tracker, board)) as recording, in_environment(placed_within(config)):
@@ -306,7 +304,7 @@ def train(
         cause = getattr(e, "controller_failure", None)
         if isinstance(cause, OSError) and is_full(cause):
             raise DistillError(
-                kept_checkpoints.no_room(cause, folder.train_place(), "Ray Train's list of checkpoints")
+                recovery.no_room(cause, folder.train_place(), "Ray Train's list of checkpoints")
             ) from e
         raise DistillError(str(e)) from e
     if result.return_value is not None:

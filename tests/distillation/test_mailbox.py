@@ -1,7 +1,7 @@
 """The board between a run's controller and its driver: no report lost, none taken twice."""
 
 from ray_distill.core.metrics import Point
-from ray_distill.progress_board import Posted, _ProgressBoard
+from ray_distill.distillation.mailbox import Posted, _ProgressBoard
 
 
 def report(step: int) -> Posted:

@@ -9,15 +9,15 @@ import torch
 from ray.train import Checkpoint
 from torch import Tensor
 
-from ray_distill.checkpoint import keep
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.metrics import Point
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
-from ray_distill.kept_checkpoints import BOOK, NoWholeCheckpointError, name_of, newest_whole, put_right
-from ray_distill.recorder import CHECKPOINT_FILE
+from ray_distill.distillation.checkpoint import keep
+from ray_distill.distillation.recorder import CHECKPOINT_FILE
+from ray_distill.distillation.recovery import BOOK, NoWholeCheckpointError, name_of, newest_whole, put_right
 
 CPU = torch.device("cpu")
 STEPS = (5, 10, 15)

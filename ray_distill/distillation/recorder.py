@@ -17,7 +17,7 @@ import ray.exceptions
 import ray.train
 
 from ray_distill.core.metrics import Point
-from ray_distill.progress_board import Posted
+from ray_distill.distillation.mailbox import Posted
 from ray_distill.tracking.outbox import Recording
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker
 from ray_distill.utils.progress import Update
@@ -74,8 +74,8 @@ class Recorder(ray.train.UserCallback):
 
     def _draw(self, file: Path) -> Posted:
         """The contact sheet of a checkpoint, which Ray may delete before anybody else reads it."""
-        from ray_distill import checkpoint
         from ray_distill.artifacts import contact_sheet
+        from ray_distill.distillation import checkpoint
 
         tensors, record = checkpoint.load(file)
         if self._drawn is None:
