@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ray_distill.config_search import SearchConfig, check_installed, load_search
+from ray_distill.search.config import SearchConfig, check_installed, load_search
 from ray_distill.submitted import check_kept
 from ray_distill.terminal import (
     BEGAN,
@@ -25,8 +25,8 @@ from ray_distill.terminal import (
 
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
-    from ray_distill.search_folder import SearchFolder
-    from ray_distill.search_run import Found
+    from ray_distill.search.run import Found
+    from ray_distill.search.search_dir import SearchFolder
 
 WIDE = 500
 """Columns: more than any table needs."""
@@ -66,8 +66,8 @@ def search(
         if dry_run:
             _say_search(settings)
             return
-        from ray_distill.search_folder import SearchFolder
-        from ray_distill.stored_search import StoredSearch
+        from ray_distill.search.search_dir import SearchFolder
+        from ray_distill.search.stored_search import StoredSearch
         from ray_distill.tracking.uri import store_uri
 
         path = out or RUNS / settings.name
@@ -100,7 +100,7 @@ def _carry_out(
         return with_test(settings.config, uri, bar)
 
     with beside_ray(prepare, dashboard=settings.workers > 1) as real:
-        from ray_distill.search_run import carry_out
+        from ray_distill.search.run import carry_out
 
         found = carry_out(settings, real, folder, uri, bar, resume=resume, began=BEGAN)
         _say_found(found, folder)
@@ -126,7 +126,7 @@ def _say_search(settings: SearchConfig) -> None:
     print(settings.to_yaml(), end="")
     print(f"# hash {settings.hash}")
     if settings.algorithm != "optuna":
-        from ray_distill.search_proposals import known, trial_name
+        from ray_distill.search.queue import known, trial_name
 
         for number, values in enumerate(known(settings)):
             print(f"# {trial_name(number)}: {', '.join(f'{k}={v}' for k, v in values.items())}")
@@ -144,7 +144,7 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
 
 
 def _say_found(found: "Found", folder: "SearchFolder") -> None:
-    from ray_distill.leaderboard import terminal_table
+    from ray_distill.search.leaderboard import terminal_table
     from ray_distill.tracking.uri import ui_command
 
     # Where there is no terminal Rich takes 80 columns, too few for the searched keys, and cuts off what is in them.

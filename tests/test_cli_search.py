@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from ray_distill.cli import app
 from ray_distill.config.config import ConfigError
-from ray_distill.config_search import parse_search
-from ray_distill.search_folder import SearchFolder
-from ray_distill.search_proposals import known
-from ray_distill.search_run import claimed
+from ray_distill.search.config import parse_search
+from ray_distill.search.queue import known
+from ray_distill.search.run import claimed
+from ray_distill.search.search_dir import SearchFolder
 from ray_distill.storage.lock import LOCK, held
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search

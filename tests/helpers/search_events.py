@@ -3,14 +3,14 @@
 import json
 from typing import Any
 
-from ray_distill.config_search import SearchConfig
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
-from ray_distill.search_folder import SearchFolder
-from ray_distill.search_journal import SearchJournal, TrialLog
-from ray_distill.search_run import values_of
-from ray_distill.search_trial import read_state
+from ray_distill.search.config import SearchConfig
+from ray_distill.search.journal import SearchJournal, TrialLog
+from ray_distill.search.run import values_of
+from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.trial import read_state
 from tests.helpers.tiny import Bench
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray_distill.config_search import SearchConfig, parse_search
+from ray_distill.search.config import SearchConfig, parse_search
 from tests.helpers.tiny import TINY
 
 SPACE = {

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from ray_distill.config.config import Config
-from ray_distill.search_folder import SearchFolder
-from ray_distill.search_journal import SearchJournal
-from ray_distill.search_proposals import known
+from ray_distill.search.journal import SearchJournal
+from ray_distill.search.queue import known
+from ray_distill.search.search_dir import SearchFolder
 from tests.helpers.nodes import BIN, Nodes, cluster_of_two
 from tests.helpers.processes import last_checkpoint, steps_shown, wait_until
 from tests.helpers.search_events import Interrupted, events, logs_of, well_under_way

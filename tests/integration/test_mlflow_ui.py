@@ -10,10 +10,10 @@ from urllib.parse import quote
 import pytest
 
 from ray_distill.core.metrics import Point
-from ray_distill.leaderboard import leaderboard
-from ray_distill.search_pictures import save_all
-from ray_distill.search_records import Measured, TrialRecord, Value
-from ray_distill.search_tracking import SearchTracking, recorded_search
+from ray_distill.search.figures import save_all
+from ray_distill.search.leaderboard import leaderboard
+from ray_distill.search.results import Measured, TrialRecord, Value
+from ray_distill.search.tracking import SearchTracking, recorded_search
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import open_run
 from tests.helpers.browser import Browser, browser, eventually, missing

@@ -14,14 +14,14 @@ from mlflow import MlflowClient
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.config import load
-from ray_distill.config_search import SearchConfig
-from ray_distill.search import SearchError
-from ray_distill.search_folder import SearchFolder
-from ray_distill.search_journal import TrialLog
-from ray_distill.search_proposals import known, number_of
-from ray_distill.search_run import Found, carry_out, values_of
+from ray_distill.search.config import SearchConfig
+from ray_distill.search.journal import TrialLog
+from ray_distill.search.queue import known, number_of
+from ray_distill.search.run import Found, carry_out, values_of
+from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.stored_search import StoredSearch
+from ray_distill.search.tuner import SearchError
 from ray_distill.storage.remote import Storage
-from ray_distill.stored_search import StoredSearch
 from ray_distill.utils.progress import silent
 from tests.helpers.processes import descendants_named
 from tests.helpers.search_events import bare, events, kept, logs_of

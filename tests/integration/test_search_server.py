@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray_distill.core.metrics import Point
-from ray_distill.search_tracking import SearchTracking
+from ray_distill.search.tracking import SearchTracking
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import Tracker, open_run
 from tests.helpers.browser import eventually

@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ray_distill.config.config import load
-from ray_distill.search_folder import SearchFolder
-from ray_distill.search_proposals import known
-from ray_distill.search_trial import read_state
+from ray_distill.search.queue import known
+from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.trial import read_state
 from tests.helpers.processes import descendants_named, free_port
 from tests.helpers.search_events import Interrupted, bare, logs_of, well_under_way
 from tests.helpers.tiny import TINY, tiny_config

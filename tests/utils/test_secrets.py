@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config.config import ConfigError, load, parse
-from ray_distill.config_search import load_search
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import place_of
-from ray_distill.search_folder import SearchFolder
+from ray_distill.search.config import load_search
+from ray_distill.search.search_dir import SearchFolder
 from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.store import TrackingError, open_store
 from ray_distill.tracking.tracker import Tracker

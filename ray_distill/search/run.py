@@ -1,0 +1,239 @@
+"""One search from its file to its best configuration: claim, trials, leaderboard, artefact, record.
+
+Trials are chosen by validation alone; nothing here can reach the test split. What wins may be judged on it once, by
+`distill` with best.yaml, or by the command's --finalise.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray_distill.builders.checks import check_fits_data
+from ray_distill.config.config import Config
+from ray_distill.core.metrics import Point
+from ray_distill.data.splits import DevelopmentData
+from ray_distill.distillation.outputs import to_dataset
+from ray_distill.search import figures, leaderboard
+from ray_distill.search.accounting import SearchTime
+from ray_distill.search.callback import Ended
+from ray_distill.search.config import PbtScheduler, SearchConfig, check_installed
+from ray_distill.search.journal import SearchJournal, TrialLog
+from ray_distill.search.leaderboard import LeaderboardRow
+from ray_distill.search.queue import known, number_of
+from ray_distill.search.results import TrialRecord, Value
+from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.tracking import SearchTracking, recorded_search
+from ray_distill.search.trial import read_state
+from ray_distill.search.tuner import SearchError, capacity, cores_of_trial, room, run_trials
+from ray_distill.storage.preflight import check_reached
+from ray_distill.tracking import tracker as tracking_tracker
+from ray_distill.tracking.tracker import Tracker
+from ray_distill.utils.atomic import write_json, write_text
+from ray_distill.utils.progress import Bar, Update
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    rows: list[LeaderboardRow]
+    config: Config
+    """The best trial's, as long as the base."""
+    tracker: Tracker
+    time: SearchTime
+    """Of all commands on it."""
+    warnings: list[str] = field(default_factory=list)
+    """What MLflow did not take."""
+
+
+def check_trials(search: SearchConfig, data: DevelopmentData) -> None:
+    """Raises: ConfigError if nothing can make the trials' values, or if one, of those that can be known before any has
+    run, does not fit the data."""
+    check_installed(search)
+    check_fits_data(search.config, data)
+    if search.algorithm != "optuna":
+        for values in known(search):
+            check_fits_data(search.around.config(values), data)
+
+
+class _Desk:
+    """Passes what happens on to MLflow's record, and to the progress bar."""
+
+    def __init__(self, journal: SearchJournal, record: SearchTracking, update: Update) -> None:
+        self._journal, self._record, self._update = journal, record, update
+
+    def begin(self, trial: str, values: Mapping[str, Value]) -> None:
+        self._record.begin(trial, values)
+        self._say()
+
+    def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
+        self._record.add_points(trial, points, held)
+        self._say()
+
+    def clone(self, trial: str, parent: str, outer_step: int) -> None:
+        self._record.clone(trial, number_of(parent), outer_step)
+
+    def damaged(self, trial: str, said: str) -> None:
+        logger.warning("%s: %s", trial, said)
+        self._record.damaged(trial, said)
+
+    def end(self, trial: str, status: Ended, reason: str | None) -> None:
+        self._record.end(trial, status, reason)
+
+    def show(self) -> None:
+        self._record.show(leaderboard.leaderboard(records_of(self._journal)))
+        self._say()
+
+    def _say(self) -> None:
+        trials = leaderboard.ranked(records_of(self._journal))
+        over = sum(t.status != "running" for t in trials)
+        said = f"{len(trials) - over} under way"
+        # Where there is no terminal, what is said before the first has ended gets a line each time it changes.
+        if over and (best := trials[0].best) is not None:
+            said += f"  best validation {100 * best.validation_accuracy:.1f}% ({trials[0].name})"
+        self._update(over, said)
+
+
+def records_of(journal: SearchJournal) -> list[TrialRecord]:
+    """All trials, as the leaderboard wants them."""
+    return [log.record() for log in journal.logs.values()]
+
+
+@contextmanager
+def claimed(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: bool) -> Iterator[Tracker]:
+    """The folder for this process alone, while the block lasts, and the search's MLflow run, new or taken up again.
+
+    Raises: ConfigError, StoreError, StorageError, StorageAwayError.
+    """
+    with folder.held():
+        check_reached(folder.stored)
+        if resume:
+            tracker = folder.reopen(search)
+            folder.fetch()
+            write_text(folder.search, search.to_yaml())
+            folder.store(folder.search)
+        else:
+            # Another search may have taken it since it was looked at.
+            folder.check_free("Use another --out.")
+            tracker = _open_run(search, uri, folder)
+            folder.open(search, tracker)
+        yield tracker
+
+
+def _open_run(search: SearchConfig, uri: str, folder: SearchFolder) -> Tracker:
+    params = search.model_dump(mode="json", exclude={"base"}, exclude_none=True)
+    params |= {"base": search.config.experiment()}
+    tags = {"search_hash": search.hash, "kind": "search"}
+    if folder.stored:
+        tags["storage"] = str(folder.stored.storage)
+    return tracking_tracker.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
+
+
+def carry_out(
+    search: SearchConfig,
+    data: DevelopmentData,
+    folder: SearchFolder,
+    uri: str,
+    bar: Bar,
+    *,
+    resume: bool,
+    began: float,
+) -> Found:
+    """Run the trials that are left, on the connected Ray cluster, and keep the best. The MLflow run ends with it.
+
+    Args:
+        began: `time.monotonic()` when the command began, from which the search's time counts.
+
+    Raises: ConfigError, StoreError or StorageError before any trial; SearchError, StorageAwayError.
+    """
+    check_trials(search, data)
+    capacity(search)
+    warnings: list[str] = []
+    with claimed(search, folder, uri, resume=resume) as tracker:
+        journal = SearchJournal(folder.journal, folder.keep)
+        _begin_attempt(search, journal, began)
+        with recorded_search(tracker, folder.path, warnings) as record:
+            if resume:
+                record.go_on()
+            with bar("searching", search.num_trials) as update:
+                run_trials(search, data, folder, journal, _Desk(journal, record, update))
+            config, rows, took = _keep(search, data, folder, journal, record)
+        # MLflow has been told what it takes.
+        folder.keep()
+    return Found(rows, config, tracker, took, warnings)
+
+
+def _keep(
+    search: SearchConfig,
+    data: DevelopmentData,
+    folder: SearchFolder,
+    journal: SearchJournal,
+    record: SearchTracking,
+) -> tuple[Config, list[LeaderboardRow], SearchTime]:
+    """Write what the search came to, on the disk and then in its record."""
+    config, files = _keep_best(search, data, folder, journal, record.parent)
+    trials = records_of(journal)
+    rows = leaderboard.leaderboard(trials)
+    files += figures.save_all(trials, folder.path)
+    journal.write("done")
+    took = journal.time
+    write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
+    files += [folder.summary, *leaderboard.save(rows, folder.path, str(took))]
+    folder.store(*files)
+    record.show(rows, files, took)
+    return config, rows, took
+
+
+def _begin_attempt(search: SearchConfig, journal: SearchJournal, began: float) -> None:
+    """Note when the command began, and how many of the trials that are left can compute at once."""
+    left = search.num_trials - sum(log.status != "running" for log in journal.logs.values())
+    journal.write(
+        "attempt",
+        began_unix_s=time.time() - (time.monotonic() - began),
+        places=min(room(search), left),
+        cores=cores_of_trial(search),
+    )
+
+
+def _keep_best(
+    search: SearchConfig,
+    data: DevelopmentData,
+    folder: SearchFolder,
+    journal: SearchJournal,
+    tracker: Tracker,
+) -> tuple[Config, list[Path]]:
+    """Write the best trial's configuration and its distilled set."""
+    usable = [
+        t for t in leaderboard.ranked(records_of(journal)) if t.best is not None and t.status != "failed"
+    ]
+    log = journal.logs[usable[0].name] if usable else None
+    if log is None or log.checkpoint is None:
+        reasons = sorted({log.reason for log in journal.logs.values() if log.reason}) or [
+            "time was up before"
+        ]
+        raise SearchError("no trial came to a validation: " + "; ".join(reasons))
+    with folder.opened(log.checkpoint) as checkpoint:
+        state, _ = read_state(checkpoint, search.hash)
+    values = values_of(search, log)
+    dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)
+    dataset.save(folder.artifact)
+    config = search.around.whole(values)
+    # The search's storage is no place for another run.
+    cluster = config.cluster.model_copy(update={"storage": None})
+    config = config.model_copy(update={"name": f"{search.name}-best", "cluster": cluster})
+    write_text(folder.best, config.to_yaml())
+    return config, [folder.best, folder.artifact]
+
+
+def values_of(search: SearchConfig, log: TrialLog) -> Mapping[str, object]:
+    """A trial's values as a configuration's: schedules, if they changed on the way to its state."""
+    if isinstance(search.scheduler, PbtScheduler) and log.lineage:
+        from ray_distill.search.population import scheduled
+
+        return scheduled(search, log.lineage)
+    return log.values

@@ -1,0 +1,101 @@
+"""The memory of a search: what is read back is what was written, whatever cut it off."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_distill.config.config import ConfigError
+from ray_distill.search.journal import SearchJournal
+from ray_distill.search.results import Measured
+from ray_distill.search.search_dir import SearchFolder
+from ray_distill.tracking.tracker import Tracker
+from tests.helpers.tiny_search import tiny_search
+
+
+def report(name: str, step: int, accuracy: float) -> dict[str, Any]:
+    kept = f"tune/attempt-1/{name}/checkpoint_{step:06d}"
+    return {
+        "trial": name,
+        "outer_step": step,
+        "seconds": 2.0 * step,
+        "validation_accuracy": accuracy,
+        "checkpoint": kept,
+    }
+
+
+def written(path: Path) -> SearchJournal:
+    journal = SearchJournal(path)
+    for name, lr in (("trial-000", 0.1), ("trial-001", 0.2)):
+        journal.write("trial", trial=name, values={"outer.lr": lr})
+        journal.write("report", **report(name, 5, lr))
+    journal.write("report", **report("trial-001", 10, 0.4))
+    return journal
+
+
+def test_a_journal_is_read_back(tmp_path: Path) -> None:
+    """Values, curve, last checkpoint, how it ended; a line that was cut off is as if never written."""
+    journal = written(tmp_path / "j")
+    journal.write("end", trial="trial-000", status="stopped", reason=None)
+    whole = (tmp_path / "j").read_bytes()
+    for cut in (0, 1, 30):
+        (tmp_path / "j").write_bytes(whole[: len(whole) - cut])
+        again = SearchJournal(tmp_path / "j").logs
+        assert again["trial-001"] == journal.logs["trial-001"]
+        assert again["trial-000"].status == ("running" if cut else "stopped")
+    record = again["trial-001"].record()
+    assert record.curve == (Measured(5, 10.0, 0.2), Measured(10, 20.0, 0.4))
+    assert (record.outer_steps, record.seconds) == (10, 20.0)
+    assert again["trial-001"].checkpoint == "tune/attempt-1/trial-001/checkpoint_000010"
+
+
+def test_a_trial_that_goes_on_forgets_what_it_will_say_again(tmp_path: Path) -> None:
+    """Taken up at step 5, its report of step 10 comes once more and is there once."""
+    journal = written(tmp_path / "j")
+    journal.write("goes_on", trial="trial-001", outer_step=5)
+    assert [m.outer_step for m in journal.logs["trial-001"].curve] == [5]
+    journal.write("report", **report("trial-001", 10, 0.4))
+    journal.write("report", **report("trial-001", 10, 0.4))
+    assert [m.outer_step for m in journal.logs["trial-001"].curve] == [5, 10]
+
+
+def test_a_trial_that_goes_back_without_a_word_says_again_what_came_after(tmp_path: Path) -> None:
+    """Its process was started again, from an older state than its last report: the curve ends with what it says now."""
+    journal = written(tmp_path / "j")
+    journal.write("report", **report("trial-001", 15, 0.5))
+    journal.write("report", **report("trial-001", 10, 0.4))
+    log = journal.logs["trial-001"]
+    assert [m.outer_step for m in log.curve] == [5, 10]
+    assert (log.outer_step, [kept.outer_step for kept in log.kept]) == (10, [5, 10])
+
+
+def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
+    """From an exchange on, its values, curve and checkpoint are the parent's; with another inner step size, whose
+    accuracies cannot be compared, the curve begins anew."""
+    journal = written(tmp_path / "j")
+    kept = "tune/attempt-1/trial-001/checkpoint_000010"
+    clone = {"trial": "trial-000", "parent": "trial-001", "values": {"outer.lr": 0.3}, "checkpoint": kept}
+    journal.write("barrier", outer_step=10, clones=[clone])
+    again = SearchJournal(tmp_path / "j")
+    log = again.logs["trial-000"]
+    assert again.barrier == 10
+    assert log.values == {"outer.lr": 0.1}
+    assert log.lineage == [(0, {"outer.lr": 0.2}), (10, {"outer.lr": 0.3})]
+    assert (log.now, log.checkpoint, log.outer_step) == ({"outer.lr": 0.3}, kept, 10)
+    assert [m.validation_accuracy for m in log.curve] == [0.2, 0.4]
+    other = {**clone, "values": {"outer.lr": 0.3, "inner.lr": 0.1}}
+    again.write("barrier", outer_step=15, clones=[other])
+    assert again.logs["trial-000"].curve == []
+
+
+def test_a_folder_belongs_to_one_search(tmp_path: Path) -> None:
+    """More trials and more hours are the same search; another seed is not; an empty folder is none."""
+    folder, tracker = SearchFolder(tmp_path / "s"), Tracker("sqlite:////there/mlflow.db", "abc")
+    with pytest.raises(ConfigError, match="holds no search to resume"):
+        folder.reopen(tiny_search())
+    folder.open(tiny_search(), tracker)
+    assert folder.reopen(tiny_search(budget={"trials": 9, "hours": 2.0})) == tracker
+    with pytest.raises(ConfigError, match="another search"):
+        folder.reopen(tiny_search(seed=1))
+    assert json.loads(folder.identity.read_text())["search_hash"] == tiny_search().hash

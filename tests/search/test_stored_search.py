@@ -1,0 +1,254 @@
+"""A search in a storage on this machine's disk: what is put when, what another folder goes on with, what is refused."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ray_distill.cli import app
+from ray_distill.config.config import ConfigError
+from ray_distill.search import run, stored_search
+from ray_distill.search.config import SearchConfig
+from ray_distill.search.journal import SearchJournal
+from ray_distill.search.run import claimed
+from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.stored_search import StoredSearch
+from ray_distill.storage import lease
+from ray_distill.storage.lease import LEASE, LostLeaseError
+from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
+from ray_distill.tracking.tracker import Tracker
+from ray_distill.utils.outbox import Journal
+from tests.helpers.tiny_search import tiny_search
+
+TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
+SEARCH = tiny_search()
+
+
+def search_in(folder: Path, storage: Path) -> SearchFolder:
+    return SearchFolder(folder, StoredSearch(Storage.at(f"file://{storage}")))
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> SearchFolder:
+    """A search that is under way, with a trial's checkpoint in its storage, and one thing of two said to MLflow."""
+    place = search_in(tmp_path / "here", tmp_path / "store")
+    place.open(SEARCH, TRACKER)
+    record = Journal(place.path / "mlflow_journal.jsonl")
+    record.mark_said(record.add({"n": 0}))
+    record.add({"n": 1})
+    journal = SearchJournal(place.journal, place.keep)
+    journal.write("trial", trial="trial-000", values={})
+    kept = tmp_path / "store" / "tune" / "attempt-1" / "trial-000" / "checkpoint_000000"
+    kept.mkdir(parents=True)
+    (kept / "state.arrow").write_text("precious")
+    return place
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("BEAT_S", 0.05), ("SILENCE_S", 0.6), ("SETTLE_S", 0.1)):
+        monkeypatch.setattr(lease, name, seconds)
+    monkeypatch.setattr(stored_search, "PAUSES_S", (0.0, 0.0))
+
+
+def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchFolder, tmp_path: Path) -> None:
+    """The same search, in the same MLflow run, with what was not said to it; the checkpoints stay where Tune finds them,
+    and what begins there takes no old name."""
+    other = search_in(tmp_path / "there", tmp_path / "store")
+    assert other.reopen(SEARCH) == TRACKER
+    assert not other.path.exists()
+    other.path.mkdir()
+    other.fetch()
+    for file in (other.identity, other.search, other.journal):
+        assert file.read_bytes() == (begun.path / file.name).read_bytes()
+    assert [entry.thing for entry in Journal(other.path / "mlflow_journal.jsonl").unsaid] == [{"n": 1}]
+    assert list(SearchJournal(other.journal).logs) == ["trial-000"]
+    assert (other.tune_for_ray()[0], other.new_attempt()) == (str(tmp_path / "store" / "tune"), "attempt-2")
+    name = "tune/attempt-1/trial-000/checkpoint_000000"
+    assert other.place_of(name) == str(tmp_path / "store" / name)
+    with other.opened(name) as path:
+        assert (path / "state.arrow").read_text() == "precious"
+    with other.opened("tune/attempt-1/trial-000/checkpoint_000001") as path:
+        assert not path.exists()
+    assert other.reopen(SEARCH) == begun.reopen(SEARCH) == TRACKER
+    other.forget("tune/attempt-1")
+    assert not (tmp_path / "store" / "tune" / "attempt-1").exists()
+
+
+def test_whose_journal_counts(begun: SearchFolder, tmp_path: Path) -> None:
+    """A folder that the search was in keeps its journals where they hold what the storage has, and more, as after a put that
+    failed; where the search has gone on in another folder since, it takes what that has put, and has nothing of its own to
+    say."""
+    ahead = SearchJournal(begun.journal)
+    ahead.write("trial", trial="trial-001", values={})
+    stored = (tmp_path / "store" / "journal.jsonl").read_bytes()
+    begun.fetch()
+    assert list(SearchJournal(begun.journal).logs) == ["trial-000", "trial-001"]
+    other = search_in(tmp_path / "there", tmp_path / "store")
+    other.path.mkdir()
+    other.fetch()
+    SearchJournal(other.journal, other.keep).write("trial", trial="trial-002", values={})
+    record = Journal(other.path / "mlflow_journal.jsonl")
+    record.mark_said(record.unsaid[-1])
+    other.keep()
+    for content in (begun.journal.read_bytes(), stored):
+        begun.journal.write_bytes(content)
+        begun.fetch()
+        assert list(SearchJournal(begun.journal).logs) == ["trial-000", "trial-002"]
+        assert Journal(begun.path / "mlflow_journal.jsonl").unsaid == []
+
+
+def test_what_is_not_this_search_is_refused(begun: SearchFolder, tmp_path: Path) -> None:
+    """Whatever differs: the search, the place, the folder, or that there is one."""
+    store, free = tmp_path / "store", tmp_path / "free"
+    seed = tiny_search(seed=1)
+    for place, of, says in (
+        (search_in(free, store), seed, "holds another search .* Compare yours with .*store/search.yaml"),
+        (SearchFolder(begun.path), SEARCH, rf"add --set base\.cluster\.storage=file://{store}"),
+        (search_in(begun.path, free), SEARCH, r"free: holds no search to resume \(no readable search.json\)"),
+        (search_in(tmp_path, tmp_path), SEARCH, "is the search's folder, in which all is kept anyway"),
+        (search_in(store / "x", store), SEARCH, "the search's folder .* is in the other"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            place.reopen(of)
+    alone = SearchFolder(tmp_path / "alone")
+    alone.open(SEARCH, Tracker(TRACKER.uri, "xyz"))
+    with pytest.raises(ConfigError, match=r"MLflow's xyz, not abc.*, which has none"):
+        search_in(alone.path, store).reopen(SEARCH)
+    free.mkdir()
+    (free / "diary.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="free: exists and is not empty"):
+        search_in(free, store).reopen(SEARCH)
+    with pytest.raises(ConfigError, match=r"store: is not empty; nothing was written. Use --resume to go on"):
+        search_in(tmp_path / "there", store).check_free("")
+
+
+class Places:
+    """How often a storage is away, and what it takes in which order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.away: list[bool] = []
+        self.taken: list[str] = []
+        put = Storage.put
+
+        def asked(storage: Storage, name: str, content: bytes) -> None:
+            if name in ("mlflow_journal.jsonl", "journal.jsonl"):
+                if self.away and self.away.pop(0):
+                    raise StorageAwayError(f"{storage}: away")
+                self.taken.append(name)
+            put(storage, name, content)
+
+        monkeypatch.setattr(Storage, "put", asked)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_the_search_waits_for_its_storage_and_then_ends(
+    begun: SearchFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What MLflow has not been told is put before the search's memory of it, which is then as whole as before. Away once:
+    both are put again, and it is said. Away for longer: the search ends with that error, and its own disk has the line."""
+    places, journal = Places(monkeypatch), SearchJournal(begun.journal, begun.keep)
+    stored = begun.stored.storage if begun.stored else None
+    assert stored is not None
+    before = stored.read("journal.jsonl")
+    places.away = [False, True]
+    with caplog.at_level(logging.WARNING):
+        journal.write("attempt", began_unix_s=0.0, places=1, cores=1)
+    assert places.taken == ["mlflow_journal.jsonl"] * 2 + ["journal.jsonl"]
+    assert "the search waits for its storage" in caplog.text
+    kept = stored.read("journal.jsonl")
+    assert kept == begun.journal.read_bytes() != before
+    places.away = [False, True] * 3
+    with pytest.raises(StorageAwayError, match="away"):
+        journal.write("done")
+    assert isinstance(journal.trouble, StorageAwayError)
+    assert stored.read("journal.jsonl") == kept
+    assert begun.journal.read_bytes().startswith(kept or b"?")
+    assert len(begun.journal.read_bytes()) > len(kept or b"")
+
+
+@pytest.mark.usefixtures("quickly")
+def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one, in a folder of its own, is refused while the first renews its lease, and leaves no MLflow run; of a
+    search that another has taken over nothing more is put."""
+    runs, uri = [TRACKER], TRACKER.uri
+    monkeypatch.setattr(run, "_open_run", lambda *_: runs.pop())
+    first, second = (search_in(tmp_path / name, tmp_path / "store") for name in ("one", "two"))
+    with claimed(SEARCH, first, uri, resume=False) as tracker:
+        for resume in (True, False):
+            attempt = search_in(second.path, tmp_path / "store")
+            with (
+                pytest.raises(StorageError, match="another driver is at work in it"),
+                claimed(SEARCH, attempt, uri, resume=resume),
+            ):
+                pass
+        journal = SearchJournal(first.journal, first.keep)
+        assert first.stored is not None
+        first.stored._lease._lost = "somebody"
+        with pytest.raises(LostLeaseError, match="another driver has taken it over"):
+            journal.write("done")
+        assert b"done" not in (first.stored.storage.read("journal.jsonl") or b"")
+    assert not (tmp_path / "store" / LEASE).exists()
+    with claimed(SEARCH, second, uri, resume=True) as again:
+        assert again == tracker
+        assert second.identity.read_bytes() == first.identity.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("storage", "arguments", "says"),
+    [
+        (
+            "ftp://host/x",
+            (),
+            "base.cluster.storage: allowed: a path, or a URI that begins with one of file://",
+        ),
+        ("s3://key:geheim@bucket/x", (), "base.cluster.storage: holds a password"),
+        ("file://host/x", (), "cannot be used as storage: Unsupported hostname"),
+        ("{here}/full", (), "full: is not empty; nothing was written. Use --resume to go on with the search"),
+        ("{here}/out", (), "is the search's folder, in which all is kept anyway; remove the key"),
+        ("{here}/free", ("--resume",), "free: holds no search to resume (no readable search.json)"),
+        (
+            "{here}/runtime_resources/working_dir_files/x",
+            (),
+            "lies in the folder that Ray has made for this job",
+        ),
+    ],
+)
+def test_a_wrong_storage_is_told_before_anything_is_done(
+    storage: str, arguments: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    """Exit code 2, one message, and nothing written; without a cluster, which would take seconds."""
+    file = tmp_path / "search.yaml"
+    file.write_text(SEARCH.to_yaml())
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "diary.txt").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    place = storage.format(here=tmp_path)
+    command = ["search", str(file), "--out", str(tmp_path / "out"), "--set", f"base.cluster.storage={place}"]
+    result = CliRunner().invoke(app, [*command, *arguments])
+    assert (result.exit_code, sorted(tmp_path.rglob("*")) == before) == (2, True), result.output
+    assert says in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.output
+    assert "geheim" not in result.output
+
+
+def test_a_search_whose_record_is_not_on_this_machine_is_not_taken_up(tmp_path: Path) -> None:
+    """MLflow's store is a file that the other machine had: no empty one is made in its place."""
+    lost, file = tmp_path / "lost" / "mlflow.db", tmp_path / "search.yaml"
+    file.write_text(SEARCH.to_yaml())
+    search_in(tmp_path / "here", tmp_path / "store").open(SEARCH, Tracker(f"sqlite:///{lost}", "abc"))
+    place = f"base.cluster.storage=file://{tmp_path}/store"
+    command = ["search", str(file), "--out", str(tmp_path / "new"), "--resume", "--set", place]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert f"MLflow at sqlite:///{lost}: there is no such file on this machine" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "store", "search.yaml"}
+
+
+def test_where_a_search_is_kept_is_no_part_of_what_it_is() -> None:
+    """Its trials are the same."""
+    base = dict(SEARCH.base) | {"cluster": {"storage": "s3://bucket/prefix"}}
+    kept: SearchConfig = tiny_search(base=base)
+    assert kept.hash == SEARCH.hash
