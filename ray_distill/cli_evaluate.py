@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset
     from ray_distill.artifacts.importer import Stated
     from ray_distill.cluster.actor_pool import PoolReport
-    from ray_distill.evaluation_records import Retraining
-    from ray_distill.evaluation_rows import Row
-    from ray_distill.judge import Evaluation
-    from ray_distill.judged_sets import JudgedSet
+    from ray_distill.evaluation.records import Retraining
+    from ray_distill.evaluation.results import Row
+    from ray_distill.evaluation.run import Evaluation
+    from ray_distill.evaluation.subjects import JudgedSet
 
 AGAIN = "the same command again does only what is missing"
 
@@ -96,7 +96,7 @@ def evaluate(
     `--space` state, `--set` laid over that configuration.
     """
     with errors(AGAIN):
-        from ray_distill.evaluation_journal import check_claimable
+        from ray_distill.evaluation.journal import check_claimable
         from ray_distill.storage.run_files import evaluation_folder
 
         folder, overrides = out or evaluation_folder(sets[0]), set_ or []
@@ -163,7 +163,7 @@ def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, Dist
 def _judging_part(statement: "Stated", overrides: list[str]) -> list[str]:
     """What a configuration says of this machine and its stores, which no set carries with it, and the overrides that
     are about judging; the others are in the set by now."""
-    from ray_distill.config_judging import is_judging
+    from ray_distill.evaluation.overrides import is_judging
 
     config = statement.config
     here = {
@@ -184,13 +184,13 @@ def _evaluate(
     folder: Path,
     beside: Path,
 ) -> "Evaluation":
-    from ray_distill.config_judging import judging_configs
+    from ray_distill.evaluation.overrides import judging_configs
 
     configs = judging_configs([dataset.config for dataset in datasets.values()], options, overrides)
     uri = _store(configs[0].tracking.uri, beside)
 
     def prepare() -> "list[JudgedSet]":
-        from ray_distill.judge import prepare_sets
+        from ray_distill.evaluation.run import prepare_sets
         from ray_distill.tracking.store import open_store
 
         prepared = prepare_sets(datasets, configs, bar)
@@ -198,7 +198,7 @@ def _evaluate(
         return prepared
 
     with beside_ray(prepare) as prepared:
-        from ray_distill.judge import judge, parent_of
+        from ray_distill.evaluation.run import judge, parent_of
 
         return judge(prepared, bar, folder, (uri, parent_of(datasets.values(), uri)))
 
@@ -214,7 +214,7 @@ def _store(configured: str | None, beside: Path) -> str:
 
 def say_table(evaluation: "Evaluation") -> None:
     """The rows of the last horizon, what failed, the robustness scores, and how the pool's time was used."""
-    from ray_distill.evaluation_rows import at_last_horizon
+    from ray_distill.evaluation.results import at_last_horizon
 
     rows = at_last_horizon(evaluation.rows)
     chosen = {_place(line.retraining(0)): (line, lr) for line, lr in evaluation.lrs.items() if line.grid}

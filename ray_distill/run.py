@@ -20,9 +20,8 @@ from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation.outputs import to_dataset
 from ray_distill.distillation.trainer import check_cluster, train
-from ray_distill.evaluate import check_test_source
-from ray_distill.evaluation_rows import Row, at_last_horizon
-from ray_distill.judge import (
+from ray_distill.evaluation.results import Row, at_last_horizon
+from ray_distill.evaluation.run import (
     Evaluation,
     check_evaluation,
     judge,
@@ -30,6 +29,7 @@ from ray_distill.judge import (
     tell,
     with_test_images,
 )
+from ray_distill.evaluation.worker import check_test_source
 from ray_distill.storage.preflight import check_reached
 from ray_distill.storage.run_dir import RunFolder
 from ray_distill.tracking.store import open_store

@@ -135,7 +135,7 @@ def test_learnt_labels_leave_pictures_in_their_classes(artifact: Path, tmp_path:
 def test_what_a_set_brings_along_for_baselines_is_dropped_with_them(artifact: Path) -> None:
     """The demo's draws of random images have no effect with --baselines none, and are none of the user's mistakes. Two
     sets are judged by one evaluation, the first one's."""
-    from ray_distill.config_judging import judging_configs
+    from ray_distill.evaluation.overrides import judging_configs
 
     values = DistilledDataset.load(artifact).config
     assert values["evaluation"]["random_real_draws"] == 5

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray_distill.evaluation_rows import Row
+from ray_distill.evaluation.results import Row
 from ray_distill.run import summary
 from tests.helpers.tiny import tiny_config
 

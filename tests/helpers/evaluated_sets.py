@@ -10,13 +10,13 @@ from ray_distill.builders import experiment
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.evaluate import judged_set
-from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import lines_of
-from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Record
-from ray_distill.evaluation_work import SetAtHand, Shipped, run_job
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.job import SetAtHand, Shipped, run_job
+from ray_distill.evaluation.jobs import lines_of
+from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.scheduler import Course
+from ray_distill.evaluation.subjects import JudgedSet
+from ray_distill.evaluation.worker import judged_set
 from tests.helpers.tiny import Bench
 
 Number = tuple[str, str, int, int, float, float]

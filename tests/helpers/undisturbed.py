@@ -16,10 +16,10 @@ from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation.outputs import to_dataset
-from ray_distill.evaluate import judged_set
-from ray_distill.evaluation_results import read_results
-from ray_distill.evaluation_rows import rows_of
-from ray_distill.judge import metric_name
+from ray_distill.evaluation.report import read_results
+from ray_distill.evaluation.results import rows_of
+from ray_distill.evaluation.run import metric_name
+from ray_distill.evaluation.worker import judged_set
 from ray_distill.run import DISTILLED
 from tests.helpers.evaluated_sets import done_here, numbers
 from tests.helpers.tiny import Bench

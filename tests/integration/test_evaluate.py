@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from ray_distill.cli import app
 from ray_distill.config.config import ConfigError
-from ray_distill.evaluate import evaluate
-from ray_distill.evaluation_jobs import jobs_for, lines_of
-from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_rows import at_last_horizon
-from ray_distill.judge import evaluate_sets, judge
-from ray_distill.robustness import squash
+from ray_distill.evaluation.jobs import jobs_for, lines_of
+from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.results import at_last_horizon
+from ray_distill.evaluation.robustness import squash
+from ray_distill.evaluation.run import evaluate_sets, judge
+from ray_distill.evaluation.worker import evaluate
 from ray_distill.tracking.store import open_store
 from ray_distill.utils.progress import silent
 from tests.helpers.evaluated_sets import dataset_of, done_here, judged_of, numbers

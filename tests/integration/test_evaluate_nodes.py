@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config.config import parse
-from ray_distill.evaluation_results import read_results
+from ray_distill.evaluation.report import read_results
 from tests.helpers.evaluated_sets import dataset_of
 from tests.helpers.nodes import Nodes, head_alone
 from tests.helpers.processes import descendants_named, wait_for_checkpoint, wait_until

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from ray_distill.evaluation_choices import CHOSEN, Choice, Choices, Chosen, Order
-from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Job, LrTrial, lines_of
-from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Record
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.choices import CHOSEN, Choice, Choices, Chosen, Order
+from ray_distill.evaluation.jobs import Job, LrTrial, lines_of
+from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.scheduler import Course
+from ray_distill.evaluation.subjects import JudgedSet
 from tests.helpers.evaluated_sets import judged_of
 from tests.helpers.tiny import tiny_config
 

@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.baselines import check_budget
 from ray_distill.builders import experiment
 from ray_distill.builders.checks import check_networks
 from ray_distill.cluster.actor_pool import PoolReport
 from ray_distill.config.config import Config
-from ray_distill.config_judging import judging_configs
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.evaluate import check_gpus, check_test_source, evaluate, judged_set
-from ray_distill.evaluation_jobs import Line, baselines_beside, lines_of
-from ray_distill.evaluation_journal import RECORDS, Journal, claim, identity, remember
-from ray_distill.evaluation_pictures import write_pictures
-from ray_distill.evaluation_records import Failure, Record
-from ray_distill.evaluation_references import recall
-from ray_distill.evaluation_references import remember as remember_references
-from ray_distill.evaluation_results import write_results
-from ray_distill.evaluation_rows import Row, rows_of
-from ray_distill.judged_sets import JudgedSet
-from ray_distill.robustness import Robustness, robustness_of
+from ray_distill.evaluation.baselines import check_budget
+from ray_distill.evaluation.figures import write_pictures
+from ray_distill.evaluation.jobs import Line, baselines_beside, lines_of
+from ray_distill.evaluation.journal import RECORDS, Journal, claim, identity, remember
+from ray_distill.evaluation.overrides import judging_configs
+from ray_distill.evaluation.records import Failure, Record
+from ray_distill.evaluation.references import recall
+from ray_distill.evaluation.references import remember as remember_references
+from ray_distill.evaluation.report import write_results
+from ray_distill.evaluation.results import Row, rows_of
+from ray_distill.evaluation.robustness import Robustness, robustness_of
+from ray_distill.evaluation.subjects import JudgedSet
+from ray_distill.evaluation.worker import check_gpus, check_test_source, evaluate, judged_set
 from ray_distill.tracking.store import TrackingError, open_store
 from ray_distill.tracking.tracker import PARENT_TAG, Tracker, open_run, recorded
 from ray_distill.tracking.uri import StoreError

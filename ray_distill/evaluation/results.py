@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, get_args
 
-from ray_distill.evaluation_records import Failure, Kind, Record, Retraining, Treatment
+from ray_distill.evaluation.records import Failure, Kind, Record, Retraining, Treatment
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order of a table: distilled sets first."""

@@ -10,8 +10,8 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from ray_distill.evaluation_pictures import bars, over_images, over_steps, write_pictures
-from ray_distill.evaluation_rows import Row
+from ray_distill.evaluation.figures import bars, over_images, over_steps, write_pictures
+from ray_distill.evaluation.results import Row
 
 
 def row(

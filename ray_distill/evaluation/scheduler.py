@@ -6,9 +6,9 @@ with those for the table. What the journal has is not done again.
 
 from collections.abc import Iterable, Sequence
 
-from ray_distill.evaluation_jobs import Job, Line, LrTrial, best_lr, jobs_for
-from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Failure, Record
+from ray_distill.evaluation.jobs import Job, Line, LrTrial, best_lr, jobs_for
+from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.records import Failure, Record
 from ray_distill.utils.progress import Update
 
 

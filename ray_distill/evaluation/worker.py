@@ -21,12 +21,12 @@ from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData, issue
 from ray_distill.data.test_split import check_test, load_test
-from ray_distill.evaluation_choices import Choice, Choices, Chosen, Order
-from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Line
-from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_work import SetAtHand, Shipped, run_job
-from ray_distill.judged_sets import JudgedSet, Tickets
+from ray_distill.evaluation.choices import Choice, Choices, Chosen, Order
+from ray_distill.evaluation.job import SetAtHand, Shipped, run_job
+from ray_distill.evaluation.jobs import Line
+from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.scheduler import Course
+from ray_distill.evaluation.subjects import JudgedSet, Tickets
 from ray_distill.utils.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.evaluation_records import Kind, Treatment
-from ray_distill.evaluation_rows import Row, at_last_horizon, label
+from ray_distill.evaluation.records import Kind, Treatment
+from ray_distill.evaluation.results import Row, at_last_horizon, label
 from ray_distill.utils.atomic import written_whole
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import Job
-from ray_distill.evaluation_records import Kind
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.jobs import Job
+from ray_distill.evaluation.records import Kind
+from ray_distill.evaluation.scheduler import Course
+from ray_distill.evaluation.subjects import JudgedSet
 
 CHOSEN: tuple[Kind, ...] = ("herding", "k_means")
 """What networks are trained on that takes long to choose."""

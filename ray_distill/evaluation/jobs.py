@@ -27,8 +27,8 @@ from ray_distill.builders.networks import network_spec
 from ray_distill.config.config import ConfigError
 from ray_distill.config.network import TORCHVISION
 from ray_distill.core.augment import Augmentation
-from ray_distill.evaluation_records import Kind, Retraining, Treatment
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.records import Kind, Retraining, Treatment
+from ray_distill.evaluation.subjects import JudgedSet
 
 DD_RANKING = Augmentation(("color", "crop", "cutout", "flip", "scale", "rotate"), "single")
 """The augmentation of the augmentation-robust score: DSA's, one operation at each step (`robustness`)."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config.config import ConfigError
-from ray_distill.evaluation_jobs import Line, LrTrial
-from ray_distill.evaluation_records import Record, Retraining
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.jobs import Line, LrTrial
+from ray_distill.evaluation.records import Record, Retraining
+from ray_distill.evaluation.subjects import JudgedSet
 from ray_distill.utils.atomic import write_json
 from ray_distill.utils.jsonl import JsonLines
 from ray_distill.utils.outbox import JournalError

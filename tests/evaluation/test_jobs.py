@@ -14,9 +14,9 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.retrain import Score
 from ray_distill.core.rng import Stream
 from ray_distill.data.real_data import RealData
-from ray_distill.evaluation_choices import CHOSEN, Choice
-from ray_distill.evaluation_course import Course
-from ray_distill.evaluation_jobs import (
+from ray_distill.evaluation.choices import CHOSEN, Choice
+from ray_distill.evaluation.job import SetAtHand, run_job
+from ray_distill.evaluation.jobs import (
     DD_RANKING,
     Job,
     LrTrial,
@@ -25,10 +25,10 @@ from ray_distill.evaluation_jobs import (
     jobs_for,
     lines_of,
 )
-from ray_distill.evaluation_journal import Journal, claim, identity, remember
-from ray_distill.evaluation_records import Record
-from ray_distill.evaluation_work import SetAtHand, run_job
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.journal import Journal, claim, identity, remember
+from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.scheduler import Course
+from ray_distill.evaluation.subjects import JudgedSet
 from ray_distill.utils.outbox import JournalError
 from tests.helpers.evaluated_sets import at_hand, judged_of
 from tests.helpers.tiny import tiny_config
@@ -190,7 +190,7 @@ def test_the_lr_of_a_job_is_the_one_that_is_trained_with(mine: JudgedSet) -> Non
 def test_an_lr_is_chosen_without_the_test_split(mine: JudgedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a test ticket that raises when it is redeemed, every job that chooses succeeds, and none other does."""
     monkeypatch.setattr(
-        "ray_distill.evaluation_work.redeem", lambda *_: pytest.fail("the test split was opened")
+        "ray_distill.evaluation.job.redeem", lambda *_: pytest.fail("the test split was opened")
     )
     config = config_of(horizons=[3, 6], tune_lr=True, lr_grid=[0.1, 1, 10], lr_networks=1)
     judged = with_config(mine, config)
@@ -229,8 +229,8 @@ def test_networks_that_choose_are_none_of_the_table(mine: JudgedSet, monkeypatch
         drawn.append(data.images_NCHW)
         return [[Score(0.5, 1.0)] * 2]
 
-    monkeypatch.setattr("ray_distill.evaluation_work.retrain_group", note)
-    monkeypatch.setattr("ray_distill.evaluation_work._Clock.seconds", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr("ray_distill.evaluation.job.retrain_group", note)
+    monkeypatch.setattr("ray_distill.evaluation.job._Clock.seconds", lambda *_: [1.0, 2.0])
     here = at_hand(mine)
     line = next(x for x in lines_of([mine]) if x.subject.kind == "random_real")
     for choosing in (False, True):

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ray_distill.evaluation_records import Kind
-from ray_distill.evaluation_results import markdown
-from ray_distill.evaluation_rows import Row
-from ray_distill.robustness import AugmentationRobustness, LabelRobustness, robustness_of, squash
+from ray_distill.evaluation.records import Kind
+from ray_distill.evaluation.report import markdown
+from ray_distill.evaluation.results import Row
+from ray_distill.evaluation.robustness import AugmentationRobustness, LabelRobustness, robustness_of, squash
 
 BESIDE: dict[str, dict[Kind, str]] = {
     "mine": {"random_real": "random_real beside mine", "whole_train": "whole_train"}

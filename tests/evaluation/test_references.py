@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.evaluation_jobs import Line, LrTrial, lines_of
-from ray_distill.evaluation_journal import Journal
-from ray_distill.evaluation_records import Record
-from ray_distill.evaluation_references import recall, remember
-from ray_distill.judged_sets import JudgedSet
+from ray_distill.evaluation.jobs import Line, LrTrial, lines_of
+from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.references import recall, remember
+from ray_distill.evaluation.subjects import JudgedSet
 from tests.helpers.evaluated_sets import judged_of
 from tests.helpers.tiny import tiny_config
 

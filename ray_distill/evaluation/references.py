@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ray_distill.evaluation_jobs import Line, LrTrial
-from ray_distill.evaluation_journal import Journal, entry
-from ray_distill.evaluation_records import Record
+from ray_distill.evaluation.jobs import Line, LrTrial
+from ray_distill.evaluation.journal import Journal, entry
+from ray_distill.evaluation.records import Record
 from ray_distill.utils.atomic import write_text
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.errors import MistakeError
-from ray_distill.evaluation_records import Failure, Record, Retraining
-from ray_distill.evaluation_rows import KINDS, TREATMENTS, Results, Row, at_last_horizon, in_order, rows_of
-from ray_distill.robustness import Robustness
+from ray_distill.evaluation.records import Failure, Record, Retraining
+from ray_distill.evaluation.results import KINDS, TREATMENTS, Results, Row, at_last_horizon, in_order, rows_of
+from ray_distill.evaluation.robustness import Robustness
 from ray_distill.utils.atomic import write_json, write_text, written_whole
 
 FORMAT = 1

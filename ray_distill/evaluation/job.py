@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ray_distill.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.builders import experiment, settings
 from ray_distill.builders.networks import network_for
 from ray_distill.config.config import parse
@@ -26,10 +25,11 @@ from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import redeem, redeem_development
 from ray_distill.data.test_split import load_test
-from ray_distill.evaluation_choices import Choice
-from ray_distill.evaluation_jobs import DD_RANKING, Job, Line, LrTrial
-from ray_distill.evaluation_records import Record
-from ray_distill.judged_sets import Tickets
+from ray_distill.evaluation.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
+from ray_distill.evaluation.choices import Choice
+from ray_distill.evaluation.jobs import DD_RANKING, Job, Line, LrTrial
+from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.subjects import Tickets
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_distill.baselines import check_budget, herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.core.distilled import class_labels
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
+from ray_distill.evaluation.baselines import (
+    check_budget,
+    herding_rows,
+    k_means_centres,
+    random_real_rows,
+    subset_rows,
+)
 
 
 def real(values_ND: Tensor, labels_N: list[int], **other: Any) -> RealData:
@@ -87,7 +93,7 @@ def test_images_come_in_chunks_of_their_class(monkeypatch: pytest.MonkeyPatch) -
     """Of seven images two at a time the same are chosen as of all at once."""
     data = real(random_values(14, 3), [0, 1] * 7)
     expected = herding_rows(data, 5)
-    monkeypatch.setattr("ray_distill.baselines.CHUNK_IMAGES", 2)
+    monkeypatch.setattr("ray_distill.evaluation.baselines.CHUNK_IMAGES", 2)
     assert torch.equal(herding_rows(data, 5), expected)
 
 
