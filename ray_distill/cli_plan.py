@@ -11,8 +11,8 @@ from ray_distill.config import config as configuration
 from ray_distill.terminal import Set, bar, check_target, errors, stdout
 
 if TYPE_CHECKING:
-    from ray_distill.plan import Probed, Row
-    from ray_distill.plan_fit import Lever
+    from ray_distill.planning.estimate import Probed, Row
+    from ray_distill.planning.memory_fit import Lever
 
 
 def plan(
@@ -47,9 +47,9 @@ def plan(
     name. If the memory is not enough, it names the setting to lower, and to what.
     """
     with errors("nothing was written"):
-        from ray_distill.plan import GIB, probe
-        from ray_distill.plan_fit import record, setting_to_lower
-        from ray_distill.plan_probe import device_of
+        from ray_distill.planning.estimate import GIB, probe
+        from ray_distill.planning.memory_fit import record, setting_to_lower
+        from ray_distill.planning.probes import device_of
         from ray_distill.utils.atomic import write_json
         from ray_distill.utils.memory import memory_of
 
@@ -65,7 +65,7 @@ def plan(
 
 
 def _say(probed: "Probed", lever: "Lever | None") -> None:
-    from ray_distill.plan import rows
+    from ray_distill.planning.estimate import rows
 
     every = rows(probed)
     stdout.print("\n".join(_measured(probed)), markup=False, highlight=False)
@@ -172,7 +172,7 @@ def _notes(probed: "Probed") -> list[str]:
 
 def _would_compile(probed: "Probed") -> bool:
     from ray_distill.builders import experiment
-    from ray_distill.plan_probe import device_of
+    from ray_distill.planning.probes import device_of
 
     config, images = probed.config, probed.images
     return experiment.experiment(

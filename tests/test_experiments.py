@@ -12,7 +12,7 @@ import pytest
 from ray_distill.config.config import Config, load, read_yaml
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
-from ray_distill.plan_images import named
+from ray_distill.planning.images import named
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "experiments" / "README.md"

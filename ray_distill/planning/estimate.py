@@ -21,8 +21,8 @@ from ray_distill.builders import batching, settings
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.real_data import SHARE_OF_GPU
-from ray_distill.plan_images import RealImages, real_images
-from ray_distill.plan_probe import (
+from ray_distill.planning.images import RealImages, real_images
+from ray_distill.planning.probes import (
     BatchProbe,
     Setting,
     StepProbe,
@@ -33,7 +33,7 @@ from ray_distill.plan_probe import (
     probe_steps,
     probe_validation,
 )
-from ray_distill.plan_unroll import InnerSteps, mean_steps, states_kept
+from ray_distill.planning.unroll_memory import InnerSteps, mean_steps, states_kept
 from ray_distill.utils.progress import Update
 
 WORKERS = (1, 2, 4, 8)

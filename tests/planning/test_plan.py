@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill import plan_images
 from ray_distill.builders import experiment, settings
 from ray_distill.cli import app
 from ray_distill.cli_plan import _limits, _table
@@ -22,11 +21,12 @@ from ray_distill.core.schedules import Constant, Linear
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Window
 from ray_distill.core.unroll import draw_inner, initial_state, run_window
 from ray_distill.errors import FailedError
-from ray_distill.plan import Group, Probed, num_validations, row, rows
-from ray_distill.plan_fit import record, setting_to_lower
-from ray_distill.plan_images import RealImages, named, real_images
-from ray_distill.plan_probe import BatchProbe, Setting, StepProbe, ValidationProbe, in_own_process
-from ray_distill.plan_unroll import mean_steps, replayed_steps, states_kept
+from ray_distill.planning import images as planning_images
+from ray_distill.planning.estimate import Group, Probed, num_validations, row, rows
+from ray_distill.planning.images import RealImages, named, real_images
+from ray_distill.planning.memory_fit import record, setting_to_lower
+from ray_distill.planning.probes import BatchProbe, Setting, StepProbe, ValidationProbe, in_own_process
+from ray_distill.planning.unroll_memory import mean_steps, replayed_steps, states_kept
 from tests.helpers.hub_files import encode, write_images
 from tests.helpers.tiny import Bench, tiny_config
 
@@ -252,7 +252,7 @@ def test_known_datasets_need_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (named("cifar100").num_classes, named("cifar100").num_train) == (100, 50_000)
     some = named("cifar100", classes=[3, 5, "whale"])
     assert (some.num_classes, some.num_train) == (3, 1_500)
-    monkeypatch.setitem(plan_images._NAMED, "digits", (3, 16, 7, 1000))
+    monkeypatch.setitem(planning_images._NAMED, "digits", (3, 16, 7, 1000))
     images = real_images(tiny_config(data={"limit": None, "validation_fraction": 0.1}))
     assert (images.shape, images.num_classes) == ((3, 16, 16), 7)
     assert (images.num_train, images.num_validation) == (900, 100)
@@ -263,7 +263,7 @@ def test_known_datasets_need_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_sources_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two files of 30 images of 5 classes: 6 are decoded, of which the last has colour; all are counted, and a fifth is
     held out. The cache stays empty."""
-    monkeypatch.setattr(plan_images, "_LOOKED_AT", 6)
+    monkeypatch.setattr(planning_images, "_LOOKED_AT", 6)
     grey, colour = (encode(np.zeros(shape, np.uint8)) for shape in ((4, 6), (4, 6, 3)))
     for name in ("train-0.parquet", "train-1.parquet"):
         write_images(tmp_path / name, [grey] * 5 + [colour] * 25, [i % 5 for i in range(30)])

@@ -32,7 +32,7 @@ from ray_distill.data.labelled_images import CHUNK_IMAGES
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
 from ray_distill.errors import FailedError
-from ray_distill.plan_images import RealImages
+from ray_distill.planning.images import RealImages
 from ray_distill.utils.memory import Growth
 from ray_distill.utils.timing import seconds
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ray_distill.builders import settings
 from ray_distill.core.metagradient import segment_length
-from ray_distill.plan import GIB, Group, Probed, WorkerMemory, num_validations, rows
+from ray_distill.planning.estimate import GIB, Group, Probed, WorkerMemory, num_validations, rows
 
 
 class Lever(NamedTuple):
