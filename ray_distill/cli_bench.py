@@ -9,7 +9,7 @@ from rich.table import Table
 from ray_distill.terminal import Set, bar, check_target, errors, stderr, stdout
 
 if TYPE_CHECKING:
-    from ray_distill.bench_orchestration import Benchmark, Ratio, Record
+    from ray_distill.bench.orchestration import Benchmark, Ratio, Record
 
 app = typer.Typer(
     help="Measure this package on this machine.",
@@ -66,7 +66,7 @@ def overhead(
     Measure on a machine that is doing nothing else. Takes about 5 minutes.
     """
     with errors("nothing was written"):
-        from ray_distill.bench_orchestration import OVERHEAD
+        from ray_distill.bench.orchestration import OVERHEAD
 
         records, took = _measure(OVERHEAD, config_file, seconds, repeats, json_file, set_ or [])
         pairs = ", ".join(f"{100 * (pair - 1):+.1f}%" for pair in took.pairs)
@@ -95,7 +95,7 @@ def workers(
     Measure on a machine that is doing nothing else. Takes about 5 minutes.
     """
     with errors("nothing was written"):
-        from ray_distill.bench_orchestration import WORKERS
+        from ray_distill.bench.orchestration import WORKERS
 
         _, took = _measure(WORKERS, config_file, seconds, repeats, json_file, set_ or [])
         pairs = ", ".join(f"{1 / pair:.2f}" for pair in took.pairs)
@@ -114,10 +114,10 @@ def metagradient(arguments: typer.Context) -> None:
     """The metagradient by each engine on the same work: seconds, memory, error against float64.
 
     Each engine runs in a process of its own. Its options are those of `python -m
-    ray_distill.bench_metagradient --help`, which needs nothing but torch (and higher, to compare with).
+    ray_distill.bench.metagradient --help`, which needs nothing but torch (and higher, to compare with).
     """
     with errors("nothing was written"):
-        from ray_distill.bench_metagradient import main
+        from ray_distill.bench.metagradient import main
 
         main(arguments.args)
 
@@ -126,10 +126,10 @@ def metagradient(arguments: typer.Context) -> None:
 def replicas(arguments: typer.Context) -> None:
     """Several replicas as one computation against the same ones one by one: where it pays, and that they agree.
 
-    Its options are those of `python -m ray_distill.bench_replicas --help`, which needs nothing but torch.
+    Its options are those of `python -m ray_distill.bench.replicas --help`, which needs nothing but torch.
     """
     with errors("nothing was written"):
-        from ray_distill.bench_replicas import main
+        from ray_distill.bench.replicas import main
 
         main(arguments.args)
 
@@ -138,10 +138,10 @@ def replicas(arguments: typer.Context) -> None:
 def seeds(arguments: typer.Context) -> None:
     """Several seeds of one network trained and scored at once against one by one: where it pays, and that they agree.
 
-    Its options are those of `python -m ray_distill.bench_seeds --help`, which needs nothing but torch.
+    Its options are those of `python -m ray_distill.bench.seeds --help`, which needs nothing but torch.
     """
     with errors("nothing was written"):
-        from ray_distill.bench_seeds import main
+        from ray_distill.bench.seeds import main
 
         main(arguments.args)
 
@@ -157,7 +157,7 @@ def _measure(
     """Measure, keep the records and print them as a table."""
     from dataclasses import asdict
 
-    from ray_distill.bench_orchestration import carry_out, experiment_of, ratio, this_machine
+    from ray_distill.bench.orchestration import carry_out, experiment_of, ratio, this_machine
     from ray_distill.utils.atomic import write_json
 
     if json_file is not None:

@@ -1,6 +1,6 @@
 """The metagradient by each engine on the same work, each in a process of its own: time, memory, error.
 
-Runs alone too, where there is only torch (`python -m ray_distill.bench_metagradient --help`): it imports
+Runs alone too, where there is only torch (`python -m ray_distill.bench.metagradient --help`): it imports
 `core` and the standard library, and `higher` only for the engines of that name.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_distill.bench_command import alone, report
-from ray_distill.bench_work import ENGINES, NUM_CLASSES, EngineSpec, Work, parser, problem, settle, works
+from ray_distill.bench.harness import alone, report
+from ray_distill.bench.problems import ENGINES, NUM_CLASSES, EngineSpec, Work, parser, problem, settle, works
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagradient
 from ray_distill.core.step_functions import StepFunctions

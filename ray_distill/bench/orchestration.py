@@ -19,7 +19,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
-from ray_distill.bench_process import MeasuredRun, measured
+from ray_distill.bench.subprocess_run import MeasuredRun, measured
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData

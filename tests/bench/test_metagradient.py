@@ -11,10 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ray_distill import bench_metagradient, bench_replicas, bench_seeds
-from ray_distill.bench_command import image_shape
-from ray_distill.bench_metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench_work import ENGINES, Work, problem
+from ray_distill.bench import metagradient, seeds
+from ray_distill.bench import replicas as bench_replicas
+from ray_distill.bench.harness import image_shape
+from ray_distill.bench.metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
+from ray_distill.bench.problems import ENGINES, Work, problem
 from ray_distill.cli import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import MistakeError
@@ -85,7 +86,7 @@ def test_records_hold_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFi
     """Two engines, each in a process of its own: a record and a line for each; the float64 engine has no error."""
     file = tmp_path / "records.json"
     arguments = ["--ipc", "2", "--window", "3", "--unroll", "7", "--engines", "float64", "replay"]
-    bench_metagradient.main([*arguments, *OPTIONS, "--json", str(file)])
+    metagradient.main([*arguments, *OPTIONS, "--json", str(file)])
     records = json.loads(file.read_text())
     assert [r["engine"] for r in records] == ["float64", "replay"]
     for r in records:
@@ -143,15 +144,15 @@ def test_seeds_at_once_are_measured_and_compared(tmp_path: Path) -> None:
         assert r["largest_relative_loss_difference"] < 1e-10
         assert r["largest_accuracy_difference"] == 0.0
         assert 0.1 < r["mean_accuracy"] < 1.0
-        assert bench_seeds.row(r) in result.output
+        assert seeds.row(r) in result.output
 
 
 def test_a_difference_between_seeds_would_be_seen() -> None:
     """The largest over networks and horizons, of accuracies as they are, of losses relative to one by one."""
     apart = [[Score(0.5, 2.0), Score(0.6, 1.0)], [Score(0.5, 2.0), Score(0.7, 1.0)]]
-    assert bench_seeds.largest_differences(apart, apart) == (0.0, 0.0)
+    assert seeds.largest_differences(apart, apart) == (0.0, 0.0)
     at_once = [apart[0], [Score(0.5, 2.5), Score(0.4, 1.0)]]
-    assert bench_seeds.largest_differences(at_once, apart) == pytest.approx((0.3, 0.25))
+    assert seeds.largest_differences(at_once, apart) == pytest.approx((0.3, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_a_difference_between_seeds_would_be_seen() -> None:
 )
 def test_mistakes_of_seeds_are_named(arguments: list[str], says: str) -> None:
     with pytest.raises(MistakeError, match=re.escape(says)):
-        bench_seeds.main(arguments)
+        seeds.main(arguments)
 
 
 def test_a_difference_between_the_two_would_be_seen() -> None:
@@ -194,17 +195,17 @@ def test_a_difference_between_the_two_would_be_seen() -> None:
 )
 def test_mistakes_are_named(arguments: list[str], says: str) -> None:
     with pytest.raises(MistakeError, match=re.escape(says)):
-        bench_metagradient.main(arguments)
+        metagradient.main(arguments)
 
 
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("mine")
-    for main in (bench_metagradient.main, bench_replicas.main):
+    for main in (metagradient.main, bench_replicas.main):
         with pytest.raises(MistakeError, match="exists already"):
             main([*OPTIONS, "--json", str(tmp_path / "there.json")])
     assert (tmp_path / "there.json").read_text() == "mine"
     with pytest.raises(MistakeError, match="exists already"):
-        bench_seeds.main([*SEEDS, "--json", str(tmp_path / "there.json")])
+        seeds.main([*SEEDS, "--json", str(tmp_path / "there.json")])
     assert (tmp_path / "there.json").read_text() == "mine"
     with pytest.raises(MistakeError, match="--replicas: must be at least 1"):
         bench_replicas.main([*OPTIONS, "--replicas", "0"])

@@ -1,7 +1,7 @@
 """Several seeds of one network trained and scored as one computation, against the same ones one by one.
 
 Both are timed in one process and take turns, and their scores are compared. The images are noise around a pattern
-for each class. Runs alone too, where there is only torch (`python -m ray_distill.bench_seeds --help`).
+for each class. Runs alone too, where there is only torch (`python -m ray_distill.bench.seeds --help`).
 """
 
 import argparse
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ray_distill.bench_command import alone, check, parser, report
-from ray_distill.bench_work import NUM_CLASSES
+from ray_distill.bench.harness import alone, check, parser, report
+from ray_distill.bench.problems import NUM_CLASSES
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot
 from ray_distill.core.inner_optimizer import Adam

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ray_distill import bench_command
+from ray_distill.bench import harness
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot, unit_noise
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.microbatches import images_per_pass
@@ -168,7 +168,7 @@ def settle(work: Work, spec: EngineSpec) -> None:
 def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:
     """The arguments that describe the work, with these defaults, beside those of all benches."""
     engines = "engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items())
-    result = bench_command.parser(name, about, ipc=ipc, epilog=engines)
+    result = harness.parser(name, about, ipc=ipc, epilog=engines)
     result.add_argument(
         "--window",
         type=int,
@@ -190,7 +190,7 @@ def works(arguments: argparse.Namespace) -> list[Work]:
     a = arguments
     if not 2 <= a.window <= a.unroll:
         raise MistakeError(f"--window: must be from 2 to --unroll, which is {a.unroll} (found {a.window})")
-    shape = bench_command.check(a, "outer_batch")
+    shape = harness.check(a, "outer_batch")
     result = [
         Work(
             device=a.device,

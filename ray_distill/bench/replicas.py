@@ -1,7 +1,7 @@
 """Replicas at once: several as one computation, against the same ones one by one.
 
 Both are timed in one process and take turns, and their metagradients are compared. Runs alone too, where
-there is only torch (`python -m ray_distill.bench_replicas --help`).
+there is only torch (`python -m ray_distill.bench.replicas --help`).
 """
 
 import platform
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ray_distill.bench_command import alone, report
-from ray_distill.bench_work import ENGINES, Work, parser, problem, settle, works
+from ray_distill.bench.harness import alone, report
+from ray_distill.bench.problems import ENGINES, Work, parser, problem, settle, works
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,

@@ -106,7 +106,7 @@ def measured(route: str, config: Config, folder: Path) -> MeasuredRun:
     }
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "ray_distill.bench_process", route, str(folder)]
+    command = [sys.executable, "-m", "ray_distill.bench.subprocess_run", route, str(folder)]
     began = time.time()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

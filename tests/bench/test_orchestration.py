@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ray_distill.bench_orchestration import (
+from ray_distill.bench.orchestration import (
     OVERHEAD,
     WORKERS,
     Record,

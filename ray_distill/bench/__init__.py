@@ -1,0 +1,1 @@
+"""Benches: what the metagradient, replicas, seeds and the orchestration cost."""
