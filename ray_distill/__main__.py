@@ -1,5 +1,5 @@
 """`python -m ray_distill`: the command where it is not installed, as in a job that brings this package along."""
 
-from ray_distill.cli import main
+from ray_distill.cli.main import main
 
 main()

@@ -13,9 +13,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ray_distill import doctor
-from ray_distill.cli import app
-from ray_distill.cli_doctor import table
-from ray_distill.doctor_machine import Finding
+from ray_distill.cli.doctor import table
+from ray_distill.cli.main import app
+from ray_distill.doctor import Finding
 from ray_distill.utils.timeout import in_time
 
 

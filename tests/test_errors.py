@@ -10,8 +10,8 @@ import pytest
 import torch
 import typer
 
+from ray_distill.cli.console import errors
 from ray_distill.distillation import checkpoint
-from ray_distill.terminal import errors
 from ray_distill.utils.atomic import write_text
 
 

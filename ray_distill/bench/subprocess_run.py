@@ -64,7 +64,7 @@ def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
 
 def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     """What `distill` does before it evaluates, with a Ray cluster and a store that nobody else uses."""
-    from ray_distill import run
+    from ray_distill import pipeline
     from ray_distill.cluster.connection import cluster
     from ray_distill.distillation.trainer import train
     from ray_distill.storage.run_dir import RunFolder
@@ -74,8 +74,11 @@ def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     place = RunFolder(folder / "run")
     uri = store_uri(None, place.path)
     with cluster():
-        data = run.prepare(config, uri, silent)
-        with run.claimed(config, place, uri) as tracker, silent("distilling", config.outer.steps) as update:
+        data = pipeline.prepare(config, uri, silent)
+        with (
+            pipeline.claimed(config, place, uri) as tracker,
+            silent("distilling", config.outer.steps) as update,
+        ):
             end = train(config, data, place, tracker, update).state
     return tracker.points(SECONDS), end
 

@@ -22,7 +22,7 @@ _held: list[Any] = []
 """In rank 0's process: the store, until its process group holds it."""
 
 
-class GroupConfig(TorchConfig):  # type: ignore[misc]
+class GroupConfig(TorchConfig):
     """As Ray's own, but for where its store listens."""
 
     @property
@@ -31,7 +31,7 @@ class GroupConfig(TorchConfig):  # type: ignore[misc]
         return _Group
 
 
-class _Group(Backend):  # type: ignore[misc]
+class _Group(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.artifacts.export import export
 from ray_distill.artifacts.importer import Stated, read_set
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.errors import MistakeError
 from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 

@@ -16,7 +16,7 @@ from ray_distill.bench import replicas as bench_replicas
 from ray_distill.bench.harness import image_shape
 from ray_distill.bench.metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
 from ray_distill.bench.problems import ENGINES, Work, problem
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import MistakeError
 from ray_distill.utils.memory import peak_bytes

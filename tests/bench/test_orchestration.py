@@ -17,7 +17,7 @@ from ray_distill.bench.orchestration import (
     seconds_of,
     steps_for,
 )
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import Point
 from ray_distill.errors import FailedError

@@ -15,7 +15,7 @@ from ray_distill.core.augment import Augmentation
 from ray_distill.core.inner_optimizer import SGD, Adam
 from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec
 from ray_distill.core.outer_loop import draw_real_batch
-from ray_distill.run import prepare
+from ray_distill.pipeline import prepare
 from ray_distill.utils.progress import Update
 from tests.helpers.tiny import Bench, tiny_config
 

@@ -160,7 +160,7 @@ def test_names_are_those_of_core() -> None:
 
 def test_a_configuration_is_read_without_torch() -> None:
     """Help and mistakes are told at once: the module imports neither torch nor ray nor mlflow."""
-    code = "import sys, ray_distill.cli; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, ray_distill.cli.main; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -20,7 +20,7 @@ from ray_distill.evaluation.report import read_results
 from ray_distill.evaluation.results import rows_of
 from ray_distill.evaluation.run import metric_name
 from ray_distill.evaluation.worker import judged_set
-from ray_distill.run import DISTILLED
+from ray_distill.pipeline import DISTILLED
 from tests.helpers.evaluated_sets import done_here, numbers
 from tests.helpers.tiny import Bench
 

@@ -13,7 +13,7 @@ from tests.helpers.processes import descendants_named
 from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()", "bench"]
+COMMAND = [sys.executable, "-c", "from ray_distill.cli.main import main; main()", "bench"]
 OURS = Path("/tmp")
 
 

@@ -16,7 +16,7 @@ from tests.helpers.processes import wait_for_checkpoint
 from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from ray_distill.cli.main import main; main()"]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

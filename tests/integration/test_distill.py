@@ -14,7 +14,7 @@ from ray.train.v2._internal.constants import (
 )
 from typer.testing import CliRunner
 
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.core.distributed import OneProcess
 from ray_distill.core.outer_loop import outer_loop, outer_step

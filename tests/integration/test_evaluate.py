@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
 from ray_distill.evaluation.jobs import jobs_for, lines_of
 from ray_distill.evaluation.journal import Journal

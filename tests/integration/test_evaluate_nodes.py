@@ -22,7 +22,7 @@ from tests.helpers.tiny import tiny_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CONFIG = tiny_config(evaluation={"horizons": [100, 300], "seeds": 4, "random_real_draws": 4})
-RAY_DISTILL = "from ray_distill.cli import main; main()"
+RAY_DISTILL = "from ray_distill.cli.main import main; main()"
 HOLDER = """
 import time, ray
 ray.init(log_to_driver=False)

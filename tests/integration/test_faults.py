@@ -49,7 +49,7 @@ SECTIONS = {
     "cluster": {"num_workers": 2},
 }
 CONFIG = tiny_config(**SECTIONS)
-MAIN = "from ray_distill.cli import main; main()"
+MAIN = "from ray_distill.cli.main import main; main()"
 LOOKS_OFTEN = f"import ray_distill.distillation.trainer; ray_distill.distillation.trainer.TAKE_STOCK_EVERY_S = 3.0; {MAIN}"
 """The command, looking more often whether nodes have come."""
 

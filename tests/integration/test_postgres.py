@@ -33,7 +33,7 @@ def test_a_run_is_recorded_in_postgresql(tmp_path: Path) -> None:
     config = tiny_config(outer={"steps": 20}, evaluation={"networks": ["mlp1"], "seeds": 1})
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
     with postgres() as store, mlflow_server(tmp_path, store) as server:
-        command = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+        command = [sys.executable, "-c", "from ray_distill.cli.main import main; main()"]
         subprocess.run(
             [*command, "distill", "tiny.yaml", "--out", "run"],
             cwd=tmp_path,

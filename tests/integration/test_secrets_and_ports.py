@@ -103,7 +103,7 @@ def test_a_password_of_the_store_is_left_nowhere(tmp_path: Path) -> None:
             "RAY_TMPDIR": str(ray),
         }
         ray.mkdir()
-        main = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+        main = [sys.executable, "-c", "from ray_distill.cli.main import main; main()"]
         done = subprocess.run(
             [*main, "distill", "tiny.yaml", "--out", "run"],
             cwd=tmp_path,

@@ -155,7 +155,7 @@ def test_the_command_distils_and_judges(data_folders: dict[int, Path], tmp_path:
     assert (config.truncation.window_length, config.truncation.unroll_length) == (window, unroll)
     (tmp_path / "small.yaml").write_text(config.to_yaml())
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+    command = [sys.executable, "-c", "from ray_distill.cli.main import main; main()"]
     arguments = ["distill", "small.yaml", "--out", "run"]
     done = subprocess.run(
         [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -31,7 +31,7 @@ from tests.helpers.undisturbed import Undisturbed
 pytestmark = pytest.mark.slow
 BUCKET = "ray-distill-tests"
 PLANTED = "geheimwort"
-COMMAND = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from ray_distill.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")

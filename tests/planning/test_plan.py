@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_distill.builders import experiment, settings
-from ray_distill.cli import app
-from ray_distill.cli_plan import _limits, _table
+from ray_distill.cli.main import app
+from ray_distill.cli.plan import _limits, _table
 from ray_distill.config.config import Config
 from ray_distill.core.metagradient import adjoint_metagradients
 from ray_distill.core.outer_loop import draw_real_batch

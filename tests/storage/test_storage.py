@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.config.config import Config, ConfigError, load
 from ray_distill.storage import lease, stored_run
 from ray_distill.storage.lease import LEASE, Lease, LostLeaseError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
 from ray_distill.search.config import parse_search
 from ray_distill.search.queue import known

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_distill.cli.console import Set, bar, check_picture, errors, stdout
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config, DataRequest
-from ray_distill.terminal import Set, bar, check_picture, errors, stdout
 
 if TYPE_CHECKING:
     from ray_distill.data.labelled_images import LabelledImages

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ray_distill.evaluation.results import Row
-from ray_distill.run import summary
+from ray_distill.pipeline import summary
 from tests.helpers.tiny import tiny_config
 
 

@@ -8,12 +8,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ray_distill.cli import app
+from ray_distill.cli.console import errors
+from ray_distill.cli.main import app
+from ray_distill.cli.signals import Terminated, check_kept, interruptible
 from ray_distill.errors import MistakeError
-from ray_distill.submitted import Terminated, check_kept, interruptible
-from ray_distill.terminal import errors
 
-DIGITS = str(Path(__file__).parents[1] / "experiments" / "digits_ipc1.yaml")
+DIGITS = str(Path(__file__).parents[2] / "experiments" / "digits_ipc1.yaml")
 
 
 def test_sigterm_is_an_interrupt_once() -> None:

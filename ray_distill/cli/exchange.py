@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ray_distill.artifacts.types import Form, Space
-from ray_distill.cli_stated import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
+from ray_distill.cli.console import Set, bar, check_target, errors, stdout
+from ray_distill.cli.options import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
 from ray_distill.errors import MistakeError
-from ray_distill.terminal import Set, bar, check_target, errors, stdout
 
 
 def import_(

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ray_distill.cli.console import check_target, errors, stdout
 from ray_distill.errors import FailedError
-from ray_distill.terminal import check_target, errors, stdout
 
 if TYPE_CHECKING:
-    from ray_distill.doctor_machine import Finding
+    from ray_distill.doctor import Finding
 
 TICKS = {
     "good": ("[green]✓[/green]", "ok"),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ray_distill.cli.console import Set, bar, check_target, errors, stdout
 from ray_distill.config import config as configuration
-from ray_distill.terminal import Set, bar, check_target, errors, stdout
 
 if TYPE_CHECKING:
     from ray_distill.planning.estimate import Probed, Row

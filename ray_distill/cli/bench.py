@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ray_distill.terminal import Set, bar, check_target, errors, stderr, stdout
+from ray_distill.cli.console import Set, bar, check_target, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from ray_distill.bench.orchestration import Benchmark, Ratio, Record

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from ray_distill.cli.signals import Terminated, check_kept, interruptible
 from ray_distill.errors import FailedError, MistakeError, is_full, is_mistake, room_at
-from ray_distill.submitted import Terminated, check_kept, interruptible
 from ray_distill.utils.secrets import masked
 
 if TYPE_CHECKING:

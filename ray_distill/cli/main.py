@@ -16,17 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_distill import __version__
-from ray_distill.cli_bench import app as bench
-from ray_distill.cli_data import app as data
-from ray_distill.cli_doctor import doctor
-from ray_distill.cli_evaluate import evaluate, say_table
-from ray_distill.cli_export import export, import_
-from ray_distill.cli_plan import plan
-from ray_distill.cli_search import search
-from ray_distill.config import config as configuration
-from ray_distill.config.config import Config, ConfigError
-from ray_distill.submitted import check_kept
-from ray_distill.terminal import (
+from ray_distill.cli.bench import app as bench
+from ray_distill.cli.console import (
     BEGAN,
     RUNS,
     Out,
@@ -40,12 +31,21 @@ from ray_distill.terminal import (
     stdout,
     storage_of,
 )
+from ray_distill.cli.data import app as data
+from ray_distill.cli.doctor import doctor
+from ray_distill.cli.evaluate import evaluate, say_table
+from ray_distill.cli.exchange import export, import_
+from ray_distill.cli.plan import plan
+from ray_distill.cli.search import search
+from ray_distill.cli.signals import check_kept
+from ray_distill.config import config as configuration
+from ray_distill.config.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ray_distill.data.splits import DevelopmentData
-    from ray_distill.run import Outcome
+    from ray_distill.pipeline import Outcome
     from ray_distill.storage.remote import Storage
 
 app = typer.Typer(
@@ -134,12 +134,12 @@ def _run(
     note_mlflow_file(storage, uri, "run")
 
     def prepare() -> "DevelopmentData":
-        from ray_distill.run import prepare
+        from ray_distill.pipeline import prepare
 
         return prepare(config, uri, bar)
 
     with beside_ray(prepare) as real:
-        from ray_distill.run import carry_out
+        from ray_distill.pipeline import carry_out
 
         outcome = carry_out(config, real, place, uri, bar, resume=resume, replace=replace, began=BEGAN)
         files: dict[str, Path | Storage] = {
@@ -238,7 +238,7 @@ def show(
     """Say what a distilled set is and how to use it, and draw its contact sheet."""
     with _errors():
         from ray_distill.artifacts.dataset import DistilledDataset
-        from ray_distill.run import sheet_of
+        from ray_distill.pipeline import sheet_of
 
         dataset = DistilledDataset.load(artifact)
         target = out or artifact.with_suffix(".sheet.png")

@@ -22,7 +22,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from ray_distill.cli import app
+from ray_distill.cli.main import app
 from ray_distill.config import config as configuration
 from ray_distill.storage.lock import held
 from ray_distill.storage.run_dir import RunFolder, check_free
@@ -583,7 +583,7 @@ def test_a_wrong_variable_is_refused(
 def test_a_process_ends_with_exit_code_2(command: str, scene: Path) -> None:
     """As a person runs it."""
     before = snapshot(scene)
-    main = [sys.executable, "-c", "from ray_distill.cli import main; main()"]
+    main = [sys.executable, "-c", "from ray_distill.cli.main import main; main()"]
     done = subprocess.run(
         [*main, *shlex.split(command)], cwd=scene, capture_output=True, text=True, check=False
     )

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ray_distill.search.config import SearchConfig, check_installed, load_search
-from ray_distill.submitted import check_kept
-from ray_distill.terminal import (
+from ray_distill.cli.console import (
     BEGAN,
     RUNS,
     Out,
@@ -22,6 +20,8 @@ from ray_distill.terminal import (
     stdout,
     storage_of,
 )
+from ray_distill.cli.signals import check_kept
+from ray_distill.search.config import SearchConfig, check_installed, load_search
 
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
@@ -94,7 +94,7 @@ def _carry_out(
     note_mlflow_file(folder.stored.storage if folder.stored else None, uri, "search")
 
     def prepare() -> "DevelopmentData":
-        from ray_distill.run import prepare, prepare_development
+        from ray_distill.pipeline import prepare, prepare_development
 
         with_test = prepare if finalise else prepare_development
         return with_test(settings.config, uri, bar)
@@ -110,7 +110,7 @@ def _carry_out(
 
 def _finalise(found: "Found", real: "DevelopmentData", folder: "SearchFolder", uri: str) -> None:
     """Distil with the best configuration, at its length, and evaluate."""
-    from ray_distill.run import carry_out
+    from ray_distill.pipeline import carry_out
     from ray_distill.storage.run_dir import RunFolder
     from ray_distill.storage.stored_run import StoredRun
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ray_distill.cli_stated import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
+from ray_distill.cli.console import Set, bar, beside_ray, errors, stderr, stdout
+from ray_distill.cli.options import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
+from ray_distill.cli.signals import check_kept
 from ray_distill.config.config import ConfigError
-from ray_distill.submitted import check_kept
-from ray_distill.terminal import Set, bar, beside_ray, errors, stderr, stdout
 
 if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 
 import ray_distill
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.cli import app, demo_config
+from ray_distill.cli.main import app, demo_config
 from ray_distill.config import config as configuration
 from ray_distill.config.config import ConfigError, parse
 from ray_distill.storage.run_dir import RunFolder, check_free
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "experiments" / "digits_ipc1.yaml")
 runner = CliRunner()
 
@@ -40,7 +40,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_a_thread_that_is_left_behind_costs_neither_output_nor_exit_code() -> None:
     """As an interrupted run leaves one, in Ray: it must not be there when Python is taken down."""
-    left = "import sys, threading, time; from ray_distill.cli import main; "
+    left = "import sys, threading, time; from ray_distill.cli.main import main; "
     left += "threading.Thread(target=time.sleep, args=(99,), daemon=True).start(); import atexit; "
     left += "atexit.register(print, 'taken down'); sys.argv[1:] = "
     for arguments, code, says in ((["--version"], 0, "ray-distill "), (["distill", "no.yaml"], 2, "no.yaml")):
@@ -148,7 +148,7 @@ def test_what_a_set_brings_along_for_baselines_is_dropped_with_them(artifact: Pa
 
 
 def test_sets_are_named_so_that_they_can_be_told_apart() -> None:
-    from ray_distill.cli_evaluate import _named
+    from ray_distill.cli.evaluate import _named
 
     def names(*paths: str) -> list[str]:
         return list(_named([Path(path) for path in paths]))
