@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 from ray_distill import __version__
 from ray_distill.cluster.connection import alive_nodes, cluster, only_on
-from ray_distill.errors import FailedError, MistakeError, first_line
+from ray_distill.errors import RunError, UserError, first_line
 from ray_distill.storage.remote import Storage
-from ray_distill.utils.secrets import masked
-from ray_distill.utils.timeout import in_time
+from ray_distill.utils.secrets import redact
+from ray_distill.utils.timeout import call_with_timeout
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 
@@ -74,7 +74,7 @@ def torch_itself() -> Finding:
 
     product = torch.ones(64, 64) @ torch.ones(64, 64)
     if not bool((product == 64).all()):
-        raise FailedError("a product of matrices came out wrong")
+        raise RunError("a product of matrices came out wrong")
     return Finding("torch", "good", f"{torch.__version__}, {os.cpu_count()} CPU cores", "the arithmetic")
 
 
@@ -162,7 +162,7 @@ def examine(storage: str, progress: Callable[[str], None]) -> Iterator[Finding]:
     progress("storage")
     yield from _safe("storage", lambda: stored(storage))
     progress("MLflow")
-    yield from _safe("MLflow", lambda: in_time(mlflow_store, PATIENCE_S))
+    yield from _safe("MLflow", lambda: call_with_timeout(mlflow_store, PATIENCE_S))
     progress("Ray")
     yield from _safe("Ray", ray_cluster)
 
@@ -170,7 +170,7 @@ def examine(storage: str, progress: Callable[[str], None]) -> Iterator[Finding]:
 def _safe(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
-    except (MistakeError, FailedError, OSError) as e:
+    except (UserError, RunError, OSError) as e:
         return [Finding(name, "bad", _line(e), PURPOSES.get(name, ""), ADVICE.get(name, "mend what is said"))]
     except Exception as e:
         return [
@@ -196,7 +196,7 @@ ADVICE = {
 
 
 def _line(error: BaseException) -> str:
-    return masked(first_line(error))
+    return redact(first_line(error))
 
 
 def stored(uri: str) -> list[Finding]:
@@ -231,7 +231,7 @@ def mlflow_store() -> list[Finding]:
         try_store(uri)
     found = [
         Finding(
-            "MLflow", "good", f"{version}; {masked(uri)}: a run was written and deleted", PURPOSES["MLflow"]
+            "MLflow", "good", f"{version}; {redact(uri)}: a run was written and deleted", PURPOSES["MLflow"]
         )
     ]
     if uri.startswith("http"):

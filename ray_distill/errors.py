@@ -13,11 +13,11 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What it says where there is no room: on the disk, in the user's share of it, for a file of this size."""
 
 
-class MistakeError(ValueError):
+class UserError(ValueError):
     """The user can mend it: what was wrong, the value found, what is allowed. Exit code 2."""
 
 
-class FailedError(RuntimeError):
+class RunError(RuntimeError):
     """The work could not be brought to its end although the input was right. Exit code 1."""
 
 
@@ -26,17 +26,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def is_mistake(error: OSError) -> bool:
+def is_user_error(error: OSError) -> bool:
     """Whether another path would mend it; otherwise the world has failed: a full disk, a lost connection."""
     return error.errno in USERS
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether there was no room to write."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def room_at(path: Path) -> str:
+def disk_free_message(path: Path) -> str:
     """How much room the disk has on which a path lies or would lie, in words; empty if nobody knows."""
     there = next((p for p in (path, *path.absolute().parents) if p.exists()), None)
     if there is None:

@@ -20,23 +20,23 @@ from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation.outputs import to_dataset
 from ray_distill.distillation.trainer import check_cluster, train
-from ray_distill.evaluation.results import Row, at_last_horizon
+from ray_distill.evaluation.results import ResultRow, at_last_horizon
 from ray_distill.evaluation.run import (
     Evaluation,
     check_evaluation,
-    judge,
+    evaluate,
     metric_name,
-    tell,
+    warn_on_failure,
     with_test_images,
 )
 from ray_distill.evaluation.worker import check_test_source
 from ray_distill.storage.preflight import check_reached
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.store import open_store
-from ray_distill.tracking.tracker import Tracker, open_run, recorded
+from ray_distill.tracking.tracker import Tracker, open_run, tracked_run
 from ray_distill.utils.atomic import write_json
 from ray_distill.utils.progress import Bar, percent
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 DISTILLED = "distilled"
 """What a run's own set is called in its evaluation."""
@@ -83,8 +83,8 @@ def _development(config: Config, bar: Bar) -> DevelopmentData:
 
 
 @contextmanager
-def claimed(
-    config: Config, folder: RunFolder, uri: str, *, resume: bool = False, replace: bool = False
+def open_run_dir(
+    config: Config, folder: RunDir, uri: str, *, resume: bool = False, replace: bool = False
 ) -> Iterator[Tracker]:
     """The folder for this process alone, and an MLflow run, which ends with the block.
 
@@ -97,17 +97,17 @@ def claimed(
     with folder.held():
         check_reached(folder.stored)
         tracker = _claim(config, folder, uri, resume=resume, replace=replace)
-        with recorded(tracker):
+        with tracked_run(tracker):
             yield tracker
 
 
-def _claim(config: Config, folder: RunFolder, uri: str, *, resume: bool, replace: bool) -> Tracker:
+def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: bool) -> Tracker:
     """Claim a folder that is held, and open the MLflow run; or take both up again."""
     if resume:
         tracker = folder.reopen(config)
         if not tracker.has_run():
             raise ConfigError(
-                f"{folder.path}: MLflow at {masked(tracker.uri)} does not know its run {tracker.run_id}; "
+                f"{folder.path}: MLflow at {redact(tracker.uri)} does not know its run {tracker.run_id}; "
                 "bring the store back, or start again in another --out"
             )
         tracker.reopen()
@@ -125,10 +125,10 @@ def _claim(config: Config, folder: RunFolder, uri: str, *, resume: bool, replace
     return tracker
 
 
-def carry_out(
+def run_experiment(
     config: Config,
     data: DevelopmentData,
-    folder: RunFolder,
+    folder: RunDir,
     uri: str,
     bar: Bar,
     *,
@@ -139,7 +139,7 @@ def carry_out(
     """Distil, keep, evaluate, on the connected Ray cluster. The MLflow run ends with it.
 
     Args:
-        resume, replace: as `claimed` has them.
+        resume, replace: as `open_run_dir` has them.
         began: `time.monotonic()` when the command began, from which the seconds count.
 
     Raises: ConfigError, StoreError or StorageError before anything is distilled; DistillError, PoolError,
@@ -147,24 +147,26 @@ def carry_out(
     """
     check_cluster(config)
     warnings: list[str] = []
-    with claimed(config, folder, uri, resume=resume, replace=replace) as tracker:
+    with open_run_dir(config, folder, uri, resume=resume, replace=replace) as tracker:
         with bar("distilling", config.outer.steps) as update:
             state, unrecorded = train(config, data, folder, tracker, update)
-        tell(warnings, lambda: tracker.log_points(unrecorded))
+        warn_on_failure(warnings, lambda: tracker.log_points(unrecorded))
         dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)
         folder.store(folder.artifact, folder.contact_sheet)
-        tell(warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet))
+        warn_on_failure(
+            warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet)
+        )
         judged = with_test_images(DISTILLED, dataset, config, data, bar)
         with folder.followed():
-            evaluation = judge([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
+            evaluation = evaluate([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
         rows, wall_s = at_last_horizon(evaluation.rows), time.monotonic() - began
         write_json(folder.summary, summary(config, rows, wall_s))
         # The summary comes last: with it the run is at its end.
         folder.store(folder.evaluation, folder.summary)
-        tell(warnings, lambda: _log_summary(tracker, rows, wall_s))
-        tell(warnings, lambda: _log_files(tracker, folder.summary))
+        warn_on_failure(warnings, lambda: _log_summary(tracker, rows, wall_s))
+        warn_on_failure(warnings, lambda: _log_files(tracker, folder.summary))
     return Outcome(evaluation, tracker, wall_s, warnings + evaluation.warnings)
 
 
@@ -179,21 +181,21 @@ def _log_files(tracker: Tracker, *paths: Path) -> None:
         tracker.log_file(path)
 
 
-def _log_summary(tracker: Tracker, rows: list[Row], wall_s: float) -> None:
+def _log_summary(tracker: Tracker, rows: list[ResultRow], wall_s: float) -> None:
     """Beside the metrics of the run: what came of it, so that runs can be compared without their evaluations."""
     means = [(metric_name(row), row.inner_steps or 0, row.mean) for row in rows if row.mean is not None]
     tracker.log_metrics([*means, ("wall_s", 0, wall_s)])
     tracker.log_table([asdict(row) for row in rows], "evaluation_table.json")
 
 
-def summary(config: Config, rows: list[Row], wall_s: float) -> dict[str, Any]:
+def summary(config: Config, rows: list[ResultRow], wall_s: float) -> dict[str, Any]:
     """Seconds, and mean, std and n of each network and of each baseline (fractions), as their own protocol has them.
 
     A baseline's own numbers are those of the network that D was distilled through, if it was judged by that.
     """
     rows = [row for row in rows if row.treatment == "own" and row.kind != "subset"]
 
-    def numbers(row: Row) -> dict[str, Any]:
+    def numbers(row: ResultRow) -> dict[str, Any]:
         return {"mean": row.mean, "std": row.std, "n": row.n}
 
     def own_first(name: str) -> dict[str, Any]:

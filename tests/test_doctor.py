@@ -16,7 +16,7 @@ from ray_distill import doctor
 from ray_distill.cli.doctor import table
 from ray_distill.cli.main import app
 from ray_distill.doctor import Finding
-from ray_distill.utils.timeout import in_time
+from ray_distill.utils.timeout import call_with_timeout
 
 
 def checked(findings: list[Finding]) -> dict[str, Finding]:
@@ -79,7 +79,7 @@ def test_a_place_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_check_that_does_not_end_is_not_waited_for() -> None:
-    (found,) = doctor._safe("MLflow", lambda: in_time(lambda: threading.Event().wait() or [], 0.05))
+    (found,) = doctor._safe("MLflow", lambda: call_with_timeout(lambda: threading.Event().wait() or [], 0.05))
     assert (found.state, found.found) == ("bad", "no answer in 0.05 s")
 
 

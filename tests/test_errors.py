@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 
-from ray_distill.cli.console import errors
+from ray_distill.cli.console import exit_codes
 from ray_distill.distillation import checkpoint
 from ray_distill.utils.atomic import write_text
 
@@ -36,7 +36,7 @@ def test_a_path_is_a_mistake_and_a_broken_world_is_not(
 ) -> None:
     """By the system's number; pyarrow's object stores give none. The message names the path."""
     error = OSError("the bucket is away") if number is None else OSError(number, "so", str(tmp_path / "a"))
-    with pytest.raises(typer.Exit) as ended, errors("go on like this"):
+    with pytest.raises(typer.Exit) as ended, exit_codes("go on like this"):
         raise error
     assert ended.value.exit_code == code
     said = capsys.readouterr().err
@@ -62,15 +62,15 @@ def test_without_room_the_old_file_stays(tmp_path: Path) -> None:
     is left beside it."""
     text, state = tmp_path / "run.json", tmp_path / "state.arrow"
     write_text(text, "old")
-    checkpoint.save(state, {"a": torch.zeros(3)}, {"step": 1})
+    checkpoint.save_tensors(state, {"a": torch.zeros(3)}, {"step": 1})
     with small_files(3000):
         for path, write in (
             (text, lambda: write_text(text, 4000 * "x")),
-            (state, lambda: checkpoint.save(state, {"a": torch.zeros(1000)}, {"step": 2})),
+            (state, lambda: checkpoint.save_tensors(state, {"a": torch.zeros(1000)}, {"step": 2})),
         ):
             with pytest.raises(OSError, match="File too large") as raised:
                 write()
             assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))
     assert text.read_text() == "old"
-    assert checkpoint.load(state)[1] == {"step": 1}
+    assert checkpoint.load_tensors(state)[1] == {"step": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "state.arrow"]

@@ -25,7 +25,7 @@ from ray_distill.artifacts import parquet
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.config.config import Config, load
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import Best, RunState
@@ -34,9 +34,9 @@ from ray_distill.data.labelled_images import LabelledImages
 from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
 from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
 from ray_distill.distillation import checkpoint
-from ray_distill.distillation.checkpoint import KeptRun, keep, load_kept
-from ray_distill.errors import FailedError, MistakeError
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.distillation.checkpoint import SavedRun, load_state, save_state
+from ray_distill.errors import RunError, UserError
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker
 
 SEED = int(os.environ.get("RAY_DISTILL_FUZZ_SEED", "0"))
@@ -167,7 +167,7 @@ def state() -> RunState:
     return start.judge(Best(data, 2, 0.25))
 
 
-def is_run(found: KeptRun) -> bool:
+def is_run(found: SavedRun) -> bool:
     run = found.state
     counts = (
         run.outer_step,
@@ -183,7 +183,7 @@ def is_run(found: KeptRun) -> bool:
         and all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in tensors)
         and shapes <= {run.data.images_NCHW.shape, run.data.labels_NK.shape}
         and (run.outer.clip_ema is None or type(run.outer.clip_ema) is float)
-        and all(isinstance(point, Point) for point in found.unrecorded)
+        and all(isinstance(point, StepMetrics) for point in found.unrecorded)
     )
 
 
@@ -273,13 +273,13 @@ def experiment() -> Config:
 
 
 def write_identity(path: Path) -> None:
-    folder = RunFolder(path.with_name("run"))
+    folder = RunDir(path.with_name("run"))
     folder.open(experiment(), Tracker("sqlite:////there/mlflow.db", "abc"))
     path.write_bytes(folder.identity.read_bytes())
 
 
 def read_identity(path: Path) -> Tracker:
-    folder = RunFolder(path.with_name("run"))
+    folder = RunDir(path.with_name("run"))
     folder.identity.write_bytes(path.read_bytes())
     return folder.reopen(experiment())
 
@@ -293,8 +293,8 @@ KINDS = {
     "checkpoint": (
         300,
         Kind(
-            lambda path: keep(path, "abc", state(), [Point(3, {"loss": 0.1}, 1e9)]),
-            lambda path: load_kept(path, "abc"),
+            lambda path: save_state(path, "abc", state(), [StepMetrics(3, {"loss": 0.1}, 1e9)]),
+            lambda path: load_state(path, "abc"),
             is_run,
             forge_checkpoint,
         ),
@@ -366,7 +366,7 @@ def test_a_file_that_was_tampered_with_gives_an_error_of_ours_or_what_is_valid(
             with little_memory():
                 found = kind.read(target)
             assert kind.valid(found)
-        except (MistakeError, FailedError) as e:
+        except (UserError, RunError) as e:
             refused += 1
             if any("alloc" in text.lower() or "Memory" in text for text in causes(e)):
                 pytest.fail(f"{where}: {e} (a large allocation)")

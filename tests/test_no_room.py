@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import Report
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
 from ray_distill.distillation import recovery, trainer
-from ray_distill.distillation.recovery import Found, NoRoomError
+from ray_distill.distillation.recovery import FoundCheckpoint, NoRoomError
 from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()
@@ -57,8 +57,8 @@ class Train:
 
 
 def report(world: Rank) -> None:
-    found = Found(None, True, "", frozenset({"step_00000005"}))
-    trainer._Reporter(CONFIG, world, None, found)(Report(STATE, [Point(5, {"loss": 1.0}, 1e9)], True))
+    found = FoundCheckpoint(None, True, "", frozenset({"step_00000005"}))
+    trainer._Reporter(CONFIG, world, None, found)(Report(STATE, [StepMetrics(5, {"loss": 1.0}, 1e9)], True))
 
 
 def test_without_room_in_the_storage_rank_0_says_so_and_removes_the_part(

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from ray_distill.evaluation.results import Row
+from ray_distill.evaluation.results import ResultRow
 from ray_distill.pipeline import summary
 from tests.helpers.tiny import tiny_config
 
 
-def row(mean: float, kind: Any = "distilled", treatment: Any = "own", network: str = "convnet1") -> Row:
-    return Row(
+def row(mean: float, kind: Any = "distilled", treatment: Any = "own", network: str = "convnet1") -> ResultRow:
+    return ResultRow(
         subject=kind,
         kind=kind,
         treatment=treatment,

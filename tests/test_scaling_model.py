@@ -82,13 +82,13 @@ def test_the_same_groups_go_to_the_same_ranks_as_in_a_run(model: Any, bench: Cal
 
 def test_what_is_summed_is_what_a_run_sums(model: Any, bench: Callable[..., Any]) -> None:
     """The bytes of the one tensor that the outer loop hands to its world."""
-    from ray_distill.core.distributed import OneProcess
+    from ray_distill.core.distributed import SingleProcess
     from ray_distill.core.outer_loop import outer_step
     from ray_distill.core.state import RunState
 
     summed: list[int] = []
 
-    class Weighing(OneProcess):
+    class Weighing(SingleProcess):
         def sum(self, values: Any) -> Any:
             summed.append(values.numel() * values.element_size())
             return values

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ray_distill import __version__
-from ray_distill.artifacts.parquet import PLAIN_FIELDS, ArtifactError, Contents, read, to_table
+from ray_distill.artifacts.parquet import PLAIN_FIELDS, ArtifactContents, ArtifactError, read, to_table
 from ray_distill.data.preprocessing import Preprocessing
-from ray_distill.errors import is_mistake
-from ray_distill.utils.atomic import written_whole
+from ray_distill.errors import is_user_error
+from ray_distill.utils.atomic import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -124,10 +124,10 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
         path = Path(path)
         try:
-            with written_whole(path) as file:
+            with atomic_write(path) as file:
                 # Statistics would copy chunks of the preprocessing into the footer.
                 pq.write_table(
-                    to_table(Contents(*(getattr(self, name) for name in Contents._fields))),
+                    to_table(ArtifactContents(*(getattr(self, name) for name in ArtifactContents._fields))),
                     file,
                     compression="none",
                     use_dictionary=False,
@@ -135,7 +135,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                     write_page_checksum=True,
                 )
         except OSError as error:
-            if not is_mistake(error):
+            if not is_user_error(error):
                 raise
             raise ArtifactError(f"{path} cannot be written: {error}") from error
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from ray_distill.artifacts.contact_sheet import classes_by_row
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.artifacts.types import Form, Space
-from ray_distill.errors import MistakeError
-from ray_distill.utils.atomic import written_whole
+from ray_distill.errors import UserError
+from ray_distill.utils.atomic import atomic_write
 
 _ENDINGS: dict[Form, str] = {"png": "", "npz": ".npz", "pt": ".pt", "parquet": ".parquet"}
 _FOLDER_NAME = re.compile(r"[^\W_][\w ,'()-]*")
@@ -44,10 +44,10 @@ class Exported(NamedTuple):
 
 
 def space_of(form: Form, space: Space | None) -> Space:
-    """The values that a form holds. Raises: MistakeError for pictures of whitened values."""
+    """The values that a form holds. Raises: UserError for pictures of whitened values."""
     pictures = form in ("png", "parquet")
     if pictures and space == "whitened":
-        raise MistakeError(
+        raise UserError(
             f"--space whitened: {form} holds pictures, of 8 bits a pixel; use --to npz or --to pt"
         )
     return space or ("pixels" if pictures else "whitened")
@@ -60,13 +60,13 @@ def export(dataset: DistilledDataset, form: Form, path: Path, space: Space | Non
         path: where nothing is yet: of a folder for png, otherwise of a file whose name ends as the form's do.
         space: default: pixels in pictures, otherwise as networks train on them.
 
-    Raises: MistakeError for a path that is taken or has no folder, a name of another form, or images that are no
+    Raises: UserError for a path that is taken or has no folder, a name of another form, or images that are no
         pictures; OSError.
     """
     space = space_of(form, space)
     _check_free(form, path)
     if form in ("png", "parquet") and dataset.images_NCHW.shape[1] not in (1, 3):
-        raise MistakeError(
+        raise UserError(
             f"--to {form}: pictures have 1 or 3 channels, the set has {dataset.images_NCHW.shape[1]}; use npz or pt"
         )
     write: dict[Form, Callable[[DistilledDataset, Path, Space], list[str]]] = {
@@ -120,11 +120,11 @@ def _learnt(dataset: DistilledDataset) -> bool:
 
 def _check_free(form: Form, path: Path) -> None:
     if path.suffix != _ENDINGS[form] and form != "png":
-        raise MistakeError(f"--out {path}: the name of {form} ends in {_ENDINGS[form]}")
+        raise UserError(f"--out {path}: the name of {form} ends in {_ENDINGS[form]}")
     if path.exists():
-        raise MistakeError(f"{path}: exists; nothing was written. Use another --out, or remove it.")
+        raise UserError(f"{path}: exists; nothing was written. Use another --out, or remove it.")
     if not path.parent.is_dir():
-        raise MistakeError(f"{path}: there is no folder {path.parent}")
+        raise UserError(f"{path}: there is no folder {path.parent}")
 
 
 def contents_of(dataset: DistilledDataset, space: Space) -> dict[str, Tensor | str | list[str]]:
@@ -153,7 +153,7 @@ def _write_npz(dataset: DistilledDataset, path: Path, space: Space) -> list[str]
         name: value.numpy() if isinstance(value, Tensor) else np.array(value)
         for name, value in contents_of(dataset, space).items()
     }
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **arrays)
     return [
         "import numpy",
@@ -163,7 +163,7 @@ def _write_npz(dataset: DistilledDataset, path: Path, space: Space) -> list[str]
 
 def _write_torch(dataset: DistilledDataset, path: Path, space: Space) -> list[str]:
     contents = contents_of(dataset, space)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         torch.save(contents, file)
     return ["import torch", f'contents = torch.load("{path}", weights_only=True)  # {", ".join(contents)}']
 
@@ -233,7 +233,7 @@ def _write_parquet(dataset: DistilledDataset, path: Path, _space: Space) -> list
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     columns = [pa.array(rows, image_type), pa.array(classes_by_row(dataset.labels_NK), pa.int64())]
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         pq.write_table(pa.table(columns, schema=schema), file)
     return [
         "import pyarrow.parquet",

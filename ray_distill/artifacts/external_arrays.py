@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_distill.artifacts.external_files import Contents, read_contents
+from ray_distill.artifacts.external_files import ExternalContents, read_contents
 from ray_distill.artifacts.types import Layout
 from ray_distill.data.labelled_images import DataError
 
@@ -51,7 +51,7 @@ _ROUNDING = 1e-3
 """That values may lie outside of pixels' bounds."""
 
 
-class Chosen(NamedTuple):
+class ArraySelection(NamedTuple):
     """A file's images, what it says of their labels (None: nothing), and where each was found."""
 
     images: NDArray[Any]
@@ -62,7 +62,9 @@ class Chosen(NamedTuple):
     """The class that each image was made for, where the file says so beside its labels."""
 
 
-def choose(contents: Contents, images: str | None = None, labels: str | None = None) -> Chosen:
+def choose(
+    contents: ExternalContents, images: str | None = None, labels: str | None = None
+) -> ArraySelection:
     """The images and the labels of a file.
 
     Args:
@@ -74,17 +76,17 @@ def choose(contents: Contents, images: str | None = None, labels: str | None = N
     name = _images_name(contents, images)
     found, labels_name = _labels(contents, name, labels)
     classes = contents.arrays.get(CLASSES) if labels_name not in (CLASSES, NO_LABELS) else None
-    return Chosen(contents.arrays[name], name, found, labels_name, classes)
+    return ArraySelection(contents.arrays[name], name, found, labels_name, classes)
 
 
-def listed(contents: Contents) -> str:
+def listed(contents: ExternalContents) -> str:
     """The arrays with their types and shapes, for people."""
     shown = [f"{name} ({a.dtype} {list(a.shape)})" for name, a in list(contents.arrays.items())[:_SHOWN]]
     more = f" and {len(contents.arrays) - _SHOWN} more" if len(contents.arrays) > _SHOWN else ""
     return (", ".join(shown) or "no arrays of numbers") + more
 
 
-def _images_name(contents: Contents, wanted: str | None) -> str:
+def _images_name(contents: ExternalContents, wanted: str | None) -> str:
     arrays = contents.arrays
     if wanted is not None:
         if wanted not in arrays:
@@ -126,7 +128,7 @@ def _may_be_labels(array: NDArray[Any], num_images: int) -> bool:
 
 
 def _labels(
-    contents: Contents, images: str, wanted: str | None
+    contents: ExternalContents, images: str, wanted: str | None
 ) -> tuple[NDArray[Any] | tuple[str, ...] | None, str]:
     known: dict[str, NDArray[Any] | tuple[str, ...]] = {**contents.arrays, **contents.words}
     if wanted == NO_LABELS:
@@ -154,7 +156,7 @@ def _labels(
     return None, NO_LABELS
 
 
-def _labels_in_a_file(contents: Contents, wanted: str) -> tuple[NDArray[Any], str]:
+def _labels_in_a_file(contents: ExternalContents, wanted: str) -> tuple[NDArray[Any], str]:
     path = type(contents.path)(wanted)
     if not path.exists():
         raise DataError(

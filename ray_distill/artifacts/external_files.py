@@ -36,7 +36,7 @@ ALONE = "array"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Contents:
+class ExternalContents:
     """The arrays (integers and floats, one axis or more) and the words of a file."""
 
     path: Path
@@ -45,7 +45,7 @@ class Contents:
     """Strings, and lists and arrays of them."""
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path) -> ExternalContents:
     """All that a file or a folder of images holds.
 
     Raises: DataError for a kind of file that is not known, one that cannot be read, or one with pickled objects.
@@ -71,9 +71,9 @@ def read_contents(path: Path) -> Contents:
     return reader(path)
 
 
-def _of_values(path: Path, values: Iterable[tuple[str, Any]]) -> Contents:
+def _of_values(path: Path, values: Iterable[tuple[str, Any]]) -> ExternalContents:
     """Named NumPy arrays and tuples of strings, sorted out; single numbers are left aside."""
-    contents = Contents(path=path)
+    contents = ExternalContents(path=path)
     for name, value in values:
         if isinstance(value, tuple):
             contents.words[name] = value
@@ -106,7 +106,7 @@ _TORCH_ADVICE = (
 )
 
 
-def _npz(path: Path) -> Contents:
+def _npz(path: Path) -> ExternalContents:
     with (
         _errors_named(path, "an .npz file of plain arrays", _NUMPY_ADVICE),
         np.load(path, allow_pickle=False) as arrays,
@@ -114,7 +114,7 @@ def _npz(path: Path) -> Contents:
         return _of_values(path, [(name, arrays[name]) for name in arrays.files])
 
 
-def _npy(path: Path) -> Contents:
+def _npy(path: Path) -> ExternalContents:
     with _errors_named(path, "an .npy file of a plain array", _NUMPY_ADVICE):
         # The array's own reader: `np.load` would take an archive or a pickle under this name too.
         with path.open("rb") as file:
@@ -122,7 +122,7 @@ def _npy(path: Path) -> Contents:
         return _of_values(path, [(ALONE, array)])
 
 
-def _torch(path: Path) -> Contents:
+def _torch(path: Path) -> ExternalContents:
     with _errors_named(path, "a file of tensors that torch.save wrote", _TORCH_ADVICE):
         loaded = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
         return _of_values(path, _flattened(loaded, ""))
@@ -151,7 +151,7 @@ def _flattened(value: Any, name: str) -> Iterator[tuple[str, Any]]:
                 yield from _flattened(item, f"{inside}{place}")
 
 
-def _hdf5(path: Path) -> Contents:
+def _hdf5(path: Path) -> ExternalContents:
     try:
         import h5py
     except ImportError:
@@ -171,16 +171,16 @@ def _hdf5(path: Path) -> Contents:
         return _of_values(path, found)
 
 
-def _parquet(path: Path) -> Contents:
+def _parquet(path: Path) -> ExternalContents:
     listing = read_parquet([file_at(place_of(str(path)))])
     names = listing.class_names
     labels = listing.labels_N.numpy()
     unnamed = names == tuple(str(k) for k in range(len(names)))
     words = {} if unnamed else {"class_names": names}
-    return Contents(path=path, arrays={"images": _decoded(listing), "labels": labels}, words=words)
+    return ExternalContents(path=path, arrays={"images": _decoded(listing), "labels": labels}, words=words)
 
 
-def _folder(path: Path) -> Contents:
+def _folder(path: Path) -> ExternalContents:
     """The images of class folders; or those in the folder itself, whose names begin with that of a class."""
     place = place_of(str(path))
     if class_folder_names(place):
@@ -188,7 +188,7 @@ def _folder(path: Path) -> Contents:
         labels = [listing.class_names[k] for k in listing.labels_N.tolist()]
     else:
         listing, labels = _images_named_by_class(place)
-    return Contents(path=path, arrays={"images": _decoded(listing)}, words={"labels": tuple(labels)})
+    return ExternalContents(path=path, arrays={"images": _decoded(listing)}, words={"labels": tuple(labels)})
 
 
 def _images_named_by_class(place: Place) -> tuple[Listing, list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_distill.artifacts.external_arrays import CLASSES, Chosen
+from ray_distill.artifacts.external_arrays import CLASSES, ArraySelection
 from ray_distill.data.labelled_images import DataError
 
 _SHOWN = 12
@@ -24,7 +24,7 @@ class Labels(NamedTuple):
     said: str
 
 
-def label_rows(chosen: Chosen, class_names: Sequence[str], where: str) -> Labels:
+def label_rows(chosen: ArraySelection, class_names: Sequence[str], where: str) -> Labels:
     """What a file says of its labels, as rows of target probabilities.
 
     Class numbers, class names, one row of K targets for each image, or nothing: then the images must be as many of

@@ -25,7 +25,7 @@ from ray_distill.artifacts.external_arrays import (
     preprocessed_values,
     unit_pixels,
 )
-from ray_distill.artifacts.external_files import Contents, read_contents
+from ray_distill.artifacts.external_files import ExternalContents, read_contents
 from ray_distill.artifacts.external_labels import by_class, label_rows
 from ray_distill.artifacts.types import Layout, Space
 from ray_distill.builders import experiment
@@ -47,7 +47,7 @@ REAL_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
+class ExternalSpec:
     """What only the user knows of a set that another method saved."""
 
     config: Config
@@ -74,7 +74,9 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def read_set(path: Path, stated: Stated | None = None, progress: Progress | None = None) -> DistilledDataset:
+def load_set(
+    path: Path, stated: ExternalSpec | None = None, progress: Progress | None = None
+) -> DistilledDataset:
     """A distilled set from a file of ours, or from one of another method with what the user states of it.
 
     Its images are sorted by class, each class has as many, and they are in the preprocessed space.
@@ -122,7 +124,7 @@ class _Read(NamedTuple):
     said: str
 
 
-def _read(contents: Contents, stated: Stated, source: LabelledImages) -> _Read:
+def _read(contents: ExternalContents, stated: ExternalSpec, source: LabelledImages) -> _Read:
     """What can be told without the preprocessing. Raises: DataError."""
     where = str(contents.path)
     chosen = choose(contents, stated.images, stated.labels)
@@ -164,7 +166,7 @@ def _with_ipc(config: Config, ipc: int, path: Path) -> Config:
         raise ConfigError(f"{path} has {ipc} image(s) per class, and in the configuration {e}") from None
 
 
-def _check_own_words(contents: Contents, class_names: tuple[str, ...], space: Space) -> None:
+def _check_own_words(contents: ExternalContents, class_names: tuple[str, ...], space: Space) -> None:
     """Raises: DataError for a file that says of itself other classes, or another space."""
     path, words = contents.path, contents.words
     names = words.get("class_names")
@@ -177,7 +179,7 @@ def _check_own_words(contents: Contents, class_names: tuple[str, ...], space: Sp
         raise DataError(f"--space {space}: {path} says of itself {', '.join(words['space'])}")
 
 
-def _check_own_preprocessing(contents: Contents, fitted: Preprocessing) -> None:
+def _check_own_preprocessing(contents: ExternalContents, fitted: Preprocessing) -> None:
     """Raises: DataError for a file that names, or holds, another preprocessing than the fitted one."""
     if "preprocessing" not in contents.words:
         return

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_distill.data.preprocessing import Preprocessing, preprocessing_from_record
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 
 FORMAT = 1
 """Raised with every change that an older reader would misread."""
@@ -40,11 +40,11 @@ _HEADER_FIELDS = (
 )
 
 
-class ArtifactError(MistakeError):
+class ArtifactError(UserError):
     """A file is not an intact distilled dataset, or the values given cannot make one."""
 
 
-class Contents(NamedTuple):
+class ArtifactContents(NamedTuple):
     """The fields of a `DistilledDataset`."""
 
     images_NCHW: Tensor
@@ -57,7 +57,7 @@ class Contents(NamedTuple):
     provenance: dict[str, Any]
 
 
-def to_table(contents: Contents) -> Any:
+def to_table(contents: ArtifactContents) -> Any:
     """The pyarrow table to write, its metadata included."""
     import pyarrow as pa
 
@@ -118,7 +118,7 @@ def _digest(header: dict[str, Any], payload: list[bytes]) -> str:
     return digest.hexdigest()
 
 
-def read(path: Path) -> Contents:
+def read(path: Path) -> ArtifactContents:
     """What a file holds. Raises: any exception, for the caller to turn into one that names the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -146,7 +146,7 @@ def read(path: Path) -> Contents:
         raise ArtifactError("its contents do not match their digest; it was changed or damaged")
     if not np.array_equal(table.column("label").to_numpy(), np.argmax(labels_NK, axis=1)):
         raise ArtifactError("its column `label` is not the most probable class")
-    return Contents(
+    return ArtifactContents(
         images_NCHW=torch.from_numpy(images),
         labels_NK=torch.from_numpy(labels_NK),
         class_names=tuple(header["class_names"]),

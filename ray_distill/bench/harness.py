@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ray_distill.core.networks.network import ImageShape
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 from ray_distill.utils.atomic import write_json
 
 
@@ -42,19 +42,19 @@ def parser(
 
 
 def check(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
-    """The shape of an image. Raises: MistakeError if one of the arguments of all, or of these, is no good."""
+    """The shape of an image. Raises: UserError if one of the arguments of all, or of these, is no good."""
     for name in (*numbers, "ipc", "width", "threads", "repeats"):
         found = getattr(parsed, name)
         if min(found) < 1 if isinstance(found, list) else found < 1:
-            raise MistakeError(f"--{name.replace('_', '-')}: must be at least 1 (found {found})")
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1 (found {found})")
     if parsed.device == "cuda" and not torch.cuda.is_available():
-        raise MistakeError("--device cuda: torch sees no GPU here; use --device cpu")
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     if parsed.json is not None and parsed.json.exists():
-        raise MistakeError(f"--json: {parsed.json} exists already; name another file or remove it")
+        raise UserError(f"--json: {parsed.json} exists already; name another file or remove it")
     try:
         return image_shape(parsed.image)
     except ValueError:
-        raise MistakeError(f"--image: must be like 3x32x32 (found {parsed.image})") from None
+        raise UserError(f"--image: must be like 3x32x32 (found {parsed.image})") from None
 
 
 def image_shape(text: str) -> ImageShape:
@@ -90,6 +90,6 @@ def alone(main: Callable[[], None]) -> None:
     """The command of a module that is run by itself: a mistake is a message and exit code 2."""
     try:
         main()
-    except MistakeError as e:
+    except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)

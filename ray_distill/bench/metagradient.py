@@ -19,7 +19,7 @@ from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagrad
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.utils.memory import peak_bytes
-from ray_distill.utils.timing import in_own_process, seconds
+from ray_distill.utils.timing import call_in_subprocess, seconds
 
 ERROR_WINDOW = Window(10, 3)
 """Where engines are compared with float64: past the first steps, where Adam is close to a sign function and
@@ -115,9 +115,9 @@ def _reference(work: Work) -> torch.Tensor:
 
 def bench(work: Work, engines: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The record of every engine in turn, each from its own process."""
-    reference = in_own_process(_reference, work)
+    reference = call_in_subprocess(_reference, work)
     for name in engines:
-        record, gradient = in_own_process(measure, work, name)
+        record, gradient = call_in_subprocess(measure, work, name)
         record["relative_error_float64"] = float((gradient - reference).norm() / reference.norm())
         yield record
 

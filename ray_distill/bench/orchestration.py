@@ -23,8 +23,8 @@ from ray_distill.bench.subprocess_run import MeasuredRun, measured
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.core.metrics import StepMetrics
+from ray_distill.errors import RunError, UserError
 from ray_distill.utils.progress import Update
 
 CALIBRATION_STEPS = 8
@@ -69,7 +69,7 @@ WORKERS = Benchmark(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class OrchestrationRecord:
     """One measured run."""
 
     benchmark: str
@@ -113,12 +113,12 @@ class Ratio(NamedTuple):
 def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[str]) -> Config:
     """The experiment in the file, or the benchmark's own, with overrides, in one process with one core.
 
-    Raises: MistakeError for what cannot be run, or has no effect here.
+    Raises: UserError for what cannot be run, or has no effect here.
     """
     for override in overrides:
         key = override.partition("=")[0]
         if key == "outer.steps" or key.partition(".")[0] in ("cluster", "evaluation"):
-            raise MistakeError(
+            raise UserError(
                 f"--set {override}: has no effect: outer.steps follow from --seconds, the cluster is that of the "
                 "benchmark, and nothing is evaluated; remove it"
             )
@@ -127,18 +127,16 @@ def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[s
         config = configuration.load(file or demo, [*own, *overrides, "cluster={}"])
     workers = max(way.workers for way in benchmark.ways)
     if config.replicas % workers:
-        raise MistakeError(
-            f"replicas: must be a multiple of {workers}, the workers (found {config.replicas})"
-        )
+        raise UserError(f"replicas: must be a multiple of {workers}, the workers (found {config.replicas})")
     cores = os.cpu_count() or 1
     if cores < workers:
-        raise MistakeError(f"bench {benchmark.name}: needs {workers} cores; this machine has {cores}")
+        raise UserError(f"bench {benchmark.name}: needs {workers} cores; this machine has {cores}")
     return config
 
 
 def carry_out(
     benchmark: Benchmark, config: Config, seconds: float, repeats: int, update: Update
-) -> list[Record]:
+) -> list[OrchestrationRecord]:
     """Both ways in turns, `repeats` times.
 
     Args:
@@ -146,10 +144,10 @@ def carry_out(
             follows from a short calibration.
         update: told of each run that begins, of 1 + 2 repeats.
 
-    Raises: MistakeError; FailedError if a run fails or the two do not arrive at the same distilled set.
+    Raises: UserError; RunError if a run fails or the two do not arrive at the same distilled set.
     """
     machine, versions = this_machine(), installed()
-    records: list[Record] = []
+    records: list[OrchestrationRecord] = []
     first: MeasuredRun | None = None
     # Ray's sockets lie in the folder, and their paths may have no more than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp", ignore_cleanup_errors=True) as place:
@@ -165,7 +163,7 @@ def carry_out(
                 first = first or run
                 check_agreement(first.data, run.data, benchmark.tolerance)
                 records.append(
-                    Record(
+                    OrchestrationRecord(
                         benchmark=benchmark.name,
                         route=way.route,
                         workers=way.workers,
@@ -186,7 +184,7 @@ def _with(config: Config, *overrides: str) -> Config:
     return configuration.parse(configuration.apply_overrides(config.to_dict(), overrides))
 
 
-def steps_for(seconds: float, points: Sequence[Point], validate_every: int) -> int:
+def steps_for(seconds: float, points: Sequence[StepMetrics], validate_every: int) -> int:
     """How many outer steps, with their share of validations, take that long; at least 2.
 
     Args:
@@ -197,8 +195,8 @@ def steps_for(seconds: float, points: Sequence[Point], validate_every: int) -> i
     return max(2, round(seconds / (sum(steps) / len(steps) + validation)))
 
 
-def seconds_of(points: Sequence[Point], began_unix_s: float, ended_unix_s: float) -> dict[str, float]:
-    """Where a run's time went, as fields of a Record."""
+def seconds_of(points: Sequence[StepMetrics], began_unix_s: float, ended_unix_s: float) -> dict[str, float]:
+    """Where a run's time went, as fields of a OrchestrationRecord."""
     steps = [point.values["seconds_per_outer_step"] for point in points]
     validations = [point.values.get("seconds_per_validation", 0.0) for point in points]
     first_unix_s = points[0].unix_s - steps[0] - validations[0]
@@ -214,17 +212,17 @@ def seconds_of(points: Sequence[Point], began_unix_s: float, ended_unix_s: float
 
 
 def check_agreement(a: DistilledData, b: DistilledData, tolerance: float) -> None:
-    """Raises: FailedError if two distilled sets differ by more than the tolerance, relative to their norm."""
+    """Raises: RunError if two distilled sets differ by more than the tolerance, relative to their norm."""
     for what, x, y in zip(("images", "labels"), a, b, strict=True):
         difference = float((x - y).norm() / x.norm())
         if not difference <= tolerance:
-            raise FailedError(
+            raise RunError(
                 f"the runs do not agree: their distilled {what} differ by {difference:.1e} of their norm, and at most "
                 f"{tolerance:g} is allowed; so their times cannot be compared"
             )
 
 
-def ratio(records: Iterable[Record], ways: tuple[Way, Way]) -> Ratio:
+def ratio(records: Iterable[OrchestrationRecord], ways: tuple[Way, Way]) -> Ratio:
     """The seconds of the second way's steady state in those of the first."""
     first, second = (
         [r.steady_s for r in records if (r.route, r.workers) == way] for way in (ways[0], ways[1])

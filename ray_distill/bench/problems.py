@@ -17,7 +17,7 @@ from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, 
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 from ray_distill.utils.timing import device_name
 
 NUM_CLASSES = 10
@@ -186,10 +186,10 @@ def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -
 
 
 def works(arguments: argparse.Namespace) -> list[Work]:
-    """One work for each --ipc. Raises: MistakeError for arguments that do not go together, or a file that exists."""
+    """One work for each --ipc. Raises: UserError for arguments that do not go together, or a file that exists."""
     a = arguments
     if not 2 <= a.window <= a.unroll:
-        raise MistakeError(f"--window: must be from 2 to --unroll, which is {a.unroll} (found {a.window})")
+        raise UserError(f"--window: must be from 2 to --unroll, which is {a.unroll} (found {a.window})")
     shape = harness.check(a, "outer_batch")
     result = [
         Work(
@@ -209,5 +209,5 @@ def works(arguments: argparse.Namespace) -> list[Work]:
     try:
         result[0].build()
     except ValueError as e:
-        raise MistakeError(f"--network: {e}") from None
+        raise UserError(f"--network: {e}") from None
     return result

@@ -19,8 +19,8 @@ from ray_distill.core.metagradient import (
     one_by_one,
 )
 from ray_distill.core.truncation import Window
-from ray_distill.errors import MistakeError
-from ray_distill.utils.timing import in_own_process, seconds
+from ray_distill.errors import UserError
+from ray_distill.utils.timing import call_in_subprocess, seconds
 
 CHOICES = [name for name, spec in ENGINES.items() if not spec.higher]
 
@@ -80,7 +80,7 @@ def row(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command. Raises: MistakeError for arguments that do not go together, or a file that exists."""
+    """The command. Raises: UserError for arguments that do not go together, or a file that exists."""
     about = "Several replicas as one computation, against the same ones one by one; milliseconds for each replica."
     own = parser("replicas", about, ipc=[1], window=10, unroll=30)
     own.set_defaults(network="convnet2", width=64, image="1x8x8", outer_batch=250, threads=1, repeats=5)
@@ -93,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = own.parse_args(arguments)
     todo = works(parsed)
     if min(parsed.replicas) < 1:
-        raise MistakeError(f"--replicas: must be at least 1 (found {parsed.replicas})")
+        raise UserError(f"--replicas: must be at least 1 (found {parsed.replicas})")
     measured = (
-        in_own_process(measure, work, parsed.engine, replicas)
+        call_in_subprocess(measure, work, parsed.engine, replicas)
         for work in todo
         for replicas in parsed.replicas
     )

@@ -24,8 +24,8 @@ from ray_distill.core.retrain import Score, retrain_group
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerProblem
-from ray_distill.errors import MistakeError
-from ray_distill.utils.timing import device_name, in_own_process, seconds
+from ray_distill.errors import UserError
+from ray_distill.utils.timing import call_in_subprocess, device_name, seconds
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 AUGMENTATION = Augmentation(("flip", "rotate"))
@@ -34,7 +34,7 @@ SPREAD = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class SeedsWork:
     """What networks are trained on, and how long."""
 
     device: str
@@ -74,7 +74,7 @@ class Sets(NamedTuple):
     test: tuple[Tensor, Tensor]
 
 
-def sets(work: Work) -> Sets:
+def sets(work: SeedsWork) -> Sets:
     """The work's sets: `ipc` images of each class, and as many of each, or nearly, to score."""
     device, dtype = torch.device(work.device), PRECISIONS[work.precision]
 
@@ -91,7 +91,7 @@ def sets(work: Work) -> Sets:
     return Sets(data, (images("test", test_N), test_N))
 
 
-def problem(work: Work, at_once: int) -> InnerProblem:
+def problem(work: SeedsWork, at_once: int) -> InnerProblem:
     """The training of so many networks at once, whose number settles the size of its passes."""
     network, batch = work.build(), NUM_CLASSES * work.ipc
     device, dtype = torch.device(work.device), PRECISIONS[work.precision]
@@ -113,7 +113,7 @@ def largest_differences(a: Sequence[Sequence[Score]], b: Sequence[Sequence[Score
     )
 
 
-def measure(work: Work, num_seeds: int) -> dict[str, Any]:
+def measure(work: SeedsWork, num_seeds: int) -> dict[str, Any]:
     """The record of one number of seeds, in this process."""
     torch.set_num_threads(work.threads)
     data, test = sets(work)
@@ -171,7 +171,7 @@ def row(record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command. Raises: MistakeError for arguments that do not go together, or a file that exists."""
+    """The command. Raises: UserError for arguments that do not go together, or a file that exists."""
     about = "Several seeds of one network trained as one computation, against the same ones one by one."
     own = parser("seeds", about, ipc=[1])
     own.set_defaults(width=64, image="1x8x8", threads=1, repeats=3)
@@ -186,17 +186,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     own.add_argument("--precision", choices=list(PRECISIONS), default="float32", help="(default %(default)s)")
     parsed = own.parse_args(arguments)
-    measured = (in_own_process(measure, work, count) for work in works(parsed) for count in parsed.seeds)
+    measured = (call_in_subprocess(measure, work, count) for work in works(parsed) for count in parsed.seeds)
     report(HEADER, row, measured, parsed.json, NOTES)
 
 
-def works(parsed: argparse.Namespace) -> list[Work]:
-    """One work for each network and --ipc. Raises: MistakeError for what does not go together, or a file that exists."""
+def works(parsed: argparse.Namespace) -> list[SeedsWork]:
+    """One work for each network and --ipc. Raises: UserError for what does not go together, or a file that exists."""
     shape = check(parsed, "seeds", "horizons", "test_images")
     if parsed.horizons != sorted(set(parsed.horizons)):
-        raise MistakeError(f"--horizons: must increase (found {parsed.horizons})")
+        raise UserError(f"--horizons: must increase (found {parsed.horizons})")
     result = [
-        Work(
+        SeedsWork(
             device=parsed.device,
             image_shape=shape,
             ipc=ipc,
@@ -215,7 +215,7 @@ def works(parsed: argparse.Namespace) -> list[Work]:
         try:
             work.build()
         except ValueError as e:
-            raise MistakeError(f"--networks: {e}") from None
+            raise UserError(f"--networks: {e}") from None
     return result
 
 

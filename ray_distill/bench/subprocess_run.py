@@ -22,12 +22,12 @@ from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.distributed import OneProcess
-from ray_distill.core.metrics import Point
+from ray_distill.core.distributed import SingleProcess
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation import checkpoint
-from ray_distill.errors import FailedError, MistakeError
+from ray_distill.errors import RunError, UserError
 
 SECONDS = ("seconds_per_outer_step", "seconds_per_validation")
 """What is read of a run's points."""
@@ -39,7 +39,7 @@ END_WITHIN_S = 30.0
 class MeasuredRun(NamedTuple):
     """What came of a run, and when."""
 
-    points: list[Point]
+    points: list[StepMetrics]
     data: DistilledData
     """D after the last outer step."""
     began_unix_s: float
@@ -48,7 +48,7 @@ class MeasuredRun(NamedTuple):
     """When its process, and with it its Ray cluster, had ended."""
 
 
-def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
+def bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
     """The outer loop and nothing else: no Ray, no MLflow, no checkpoints."""
     torch.set_num_threads(config.cluster.cpus_per_worker)
     cpu = torch.device("cpu")
@@ -58,32 +58,32 @@ def bare(config: Config, folder: Path) -> tuple[list[Point], RunState]:
     validation = builders_experiment.real_data(config, data.validation, cpu)
     state = RunState.start(builders_experiment.initial_data(config, data.train, cpu), experiment.outer)
     reports: list[Report] = []
-    end = outer_loop(experiment, train, validation, state, OneProcess(), reports.append)
+    end = outer_loop(experiment, train, validation, state, SingleProcess(), reports.append)
     return [point for report in reports for point in report.points], end
 
 
-def through_ray(config: Config, folder: Path) -> tuple[list[Point], RunState]:
+def through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
     """What `distill` does before it evaluates, with a Ray cluster and a store that nobody else uses."""
     from ray_distill import pipeline
     from ray_distill.cluster.connection import cluster
     from ray_distill.distillation.trainer import train
-    from ray_distill.storage.run_dir import RunFolder
+    from ray_distill.storage.run_dir import RunDir
     from ray_distill.tracking.uri import store_uri
     from ray_distill.utils.progress import silent
 
-    place = RunFolder(folder / "run")
+    place = RunDir(folder / "run")
     uri = store_uri(None, place.path)
     with cluster():
         data = pipeline.prepare(config, uri, silent)
         with (
-            pipeline.claimed(config, place, uri) as tracker,
+            pipeline.open_run_dir(config, place, uri) as tracker,
             silent("distilling", config.outer.steps) as update,
         ):
             end = train(config, data, place, tracker, update).state
     return tracker.points(SECONDS), end
 
 
-ROUTES: dict[str, Callable[[Config, Path], tuple[list[Point], RunState]]] = {
+ROUTES: dict[str, Callable[[Config, Path], tuple[list[StepMetrics], RunState]]] = {
     "bare": bare,
     "ray": through_ray,
 }
@@ -96,7 +96,7 @@ def measured(route: str, config: Config, folder: Path) -> MeasuredRun:
         folder: is made, for all that the run leaves, Ray's files included; a short path, since Ray puts sockets
             into it.
 
-    Raises: MistakeError or FailedError, as the run did; FailedError if it ended in any other way.
+    Raises: UserError or RunError, as the run did; RunError if it ended in any other way.
     """
     folder.mkdir()
     (folder / "config.yaml").write_text(config.to_yaml())
@@ -122,10 +122,10 @@ def measured(route: str, config: Config, folder: Path) -> MeasuredRun:
     ended = time.time()
     if code != 0:
         raise _error(code, folder)
-    points = [Point(*point) for point in json.loads((folder / "points.json").read_text())]
+    points = [StepMetrics(*point) for point in json.loads((folder / "points.json").read_text())]
     if len(points) != config.outer.steps:
-        raise FailedError(f"{len(points)} of {config.outer.steps} outer steps were recorded")
-    tensors, _ = checkpoint.load(folder / "end.arrow")
+        raise RunError(f"{len(points)} of {config.outer.steps} outer steps were recorded")
+    tensors, _ = checkpoint.load_tensors(folder / "end.arrow")
     return MeasuredRun(points, DistilledData(tensors["images"], tensors["labels"]), began, ended)
 
 
@@ -144,9 +144,9 @@ def _error(code: int, folder: Path) -> Exception:
     """What the process said of itself before it ended."""
     with suppress(OSError):
         said = (folder / "error").read_text()
-        return MistakeError(said) if code == 2 else FailedError(said)
+        return UserError(said) if code == 2 else RunError(said)
     lines = (folder / "log").read_text(errors="replace").strip().splitlines() or ["nothing"]
-    return FailedError(f"a measured run ended with exit code {code}; it said last: {lines[-1]}")
+    return RunError(f"a measured run ended with exit code {code}; it said last: {lines[-1]}")
 
 
 def _end_with_input() -> None:
@@ -163,11 +163,13 @@ def main(route: str, folder: Path) -> int:
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
         points, end = ROUTES[route](configuration.load(folder / "config.yaml"), folder)
-    except (MistakeError, FailedError) as e:
+    except (UserError, RunError) as e:
         (folder / "error").write_text(str(e))
-        return 2 if isinstance(e, MistakeError) else 1
+        return 2 if isinstance(e, UserError) else 1
     (folder / "points.json").write_text(json.dumps(points))
-    checkpoint.save(folder / "end.arrow", {"images": end.data.images_NCHW, "labels": end.data.labels_NK}, {})
+    checkpoint.save_tensors(
+        folder / "end.arrow", {"images": end.data.images_NCHW, "labels": end.data.labels_NK}, {}
+    )
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from ray_distill.builders.networks import network_for
 from ray_distill.builders.settings import device_of, inner_batch_size, truncation
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.core.networks.group import check_side_by_side
+from ray_distill.core.networks.group import check_groupable
 from ray_distill.core.networks.network import ImageShape, Network
 
 EAGER_FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
@@ -17,10 +17,10 @@ EAGER_FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 1e13}
 alone, so that a run's numbers do not hang on how busy its machine was."""
 SECONDS_PER_CALL = 5e-3
 """What a call of an eager step function takes at least."""
-WORTH_COMPILING_S = 600.0
+MIN_SAVING_TO_COMPILE_S = 600.0
 
 
-def worth_compiling(
+def should_compile(
     config: Config, network: Network, image_shape: ImageShape, num_classes: int, device: torch.device
 ) -> bool:
     """Whether the whole run's step functions would take ten minutes or more without torch.compile."""
@@ -32,7 +32,7 @@ def worth_compiling(
     per_inner_step = 3 * batch * network.forward_flops(image_shape)
     rate = EAGER_FLOPS_PER_SECOND.get(device.type, EAGER_FLOPS_PER_SECOND["cpu"])
     seconds = (unroll + 3 * window) * (per_inner_step / rate + SECONDS_PER_CALL)
-    return seconds * config.outer.steps * config.replicas >= WORTH_COMPILING_S
+    return seconds * config.outer.steps * config.replicas >= MIN_SAVING_TO_COMPILE_S
 
 
 SMALL_MAPS = 100_000
@@ -65,7 +65,7 @@ def _of_groups_that_pay(count: int, least_groups: int) -> int:
     return _of_even_groups(count, min(least_groups, count // LEAST_AT_ONCE))
 
 
-def networks_at_once(
+def network_batch_size(
     config: Config,
     network: Network,
     image_shape: ImageShape,
@@ -78,7 +78,7 @@ def networks_at_once(
 ) -> int:
     """How many of `count` fresh networks are trained as one computation, on a set that is to be judged.
 
-    Like `replicas_at_once` a function of the experiment and not of how many processes share the work.
+    Like `replica_batch_size` a function of the experiment and not of how many processes share the work.
 
     Args:
         batch: images of each network in a step, where it is not the inner training's.
@@ -88,13 +88,13 @@ def networks_at_once(
     if not _pays_at_once(network, image_shape, images, device):
         return 1
     try:
-        check_side_by_side(network.module)
+        check_groupable(network.module)
     except ValueError:
         return 1
     return _of_groups_that_pay(count, least_groups)
 
 
-def replicas_at_once(
+def replica_batch_size(
     config: Config, network: Network, image_shape: ImageShape, num_classes: int, device: torch.device
 ) -> int:
     """How many replicas are computed as one: the size of the groups that workers share out.
@@ -107,7 +107,7 @@ def replicas_at_once(
     """
     chosen, replicas = config.compute.replicas_at_once, config.replicas
     try:
-        check_side_by_side(network.module)
+        check_groupable(network.module)
     except ValueError as e:
         if chosen != "auto" and chosen > 1:
             raise ConfigError(f"compute.replicas_at_once: {e} (found {chosen}); set it to 1") from None
@@ -122,7 +122,7 @@ def check_groups(config: Config, image_shape: ImageShape, num_classes: int) -> N
     """Raises: ConfigError if there are more workers than groups of replicas to share out."""
     network = network_for(config, config.network.name, image_shape, num_classes)
     device = device_of(config)
-    at_once = replicas_at_once(config, network, image_shape, num_classes, device)
+    at_once = replica_batch_size(config, network, image_shape, num_classes, device)
     groups, workers = -(-config.replicas // at_once), config.cluster.num_workers
     if workers > groups:
         raise ConfigError(

@@ -6,7 +6,7 @@ The values that need neither data nor network are in `build_settings`, what pays
 
 import torch
 
-from ray_distill.builders.batching import replicas_at_once, worth_compiling
+from ray_distill.builders.batching import replica_batch_size, should_compile
 from ray_distill.builders.data import data_spec
 from ray_distill.builders.networks import network_for
 from ray_distill.builders.settings import (
@@ -154,9 +154,9 @@ def experiment(
     compiled = config.compute.compile == "always" or (
         config.compute.compile == "auto"
         and config.engine == "adjoint"
-        and worth_compiling(config, network, image_shape, num_classes, device)
+        and should_compile(config, network, image_shape, num_classes, device)
     )
-    at_once = replicas_at_once(config, network, image_shape, num_classes, device)
+    at_once = replica_batch_size(config, network, image_shape, num_classes, device)
     inner = inner_problem(
         config, network, image_shape, num_classes, device, compiled=compiled, at_once=at_once
     )

@@ -33,14 +33,14 @@ def over_the_run(config: Config, value: ScheduledFloat | ScheduledInt) -> Schedu
     return schedule(value, config.outer.steps)
 
 
-def judging_inner_lr(config: Config) -> float:
+def evaluation_inner_lr(config: Config) -> float:
     """The inner step size at the last outer step, which all networks that judge D are trained with."""
     return over_the_run(config, config.inner.lr).at(config.outer.steps - 1)
 
 
 def inner_optimizer(config: Config) -> InnerOptimizer:
     """The optimiser of all networks that judge D; those that D is learnt through may have another lr."""
-    inner, lr = config.inner, judging_inner_lr(config)
+    inner, lr = config.inner, evaluation_inner_lr(config)
     if inner.optimizer == "sgd":
         assert inner.momentum is not None
         assert inner.weight_decay is not None

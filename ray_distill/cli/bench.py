@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import Set, bar, check_target, errors, stderr, stdout
+from ray_distill.cli.console import Set, bar, check_target, exit_codes, stderr, stdout
 
 if TYPE_CHECKING:
-    from ray_distill.bench.orchestration import Benchmark, Ratio, Record
+    from ray_distill.bench.orchestration import Benchmark, OrchestrationRecord, Ratio
 
 app = typer.Typer(
     help="Measure this package on this machine.",
@@ -65,7 +65,7 @@ def overhead(
 
     Measure on a machine that is doing nothing else. Takes about 5 minutes.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.bench.orchestration import OVERHEAD
 
         records, took = _measure(OVERHEAD, config_file, seconds, repeats, json_file, set_ or [])
@@ -94,7 +94,7 @@ def workers(
 
     Measure on a machine that is doing nothing else. Takes about 5 minutes.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.bench.orchestration import WORKERS
 
         _, took = _measure(WORKERS, config_file, seconds, repeats, json_file, set_ or [])
@@ -116,7 +116,7 @@ def metagradient(arguments: typer.Context) -> None:
     Each engine runs in a process of its own. Its options are those of `python -m
     ray_distill.bench.metagradient --help`, which needs nothing but torch (and higher, to compare with).
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.bench.metagradient import main
 
         main(arguments.args)
@@ -128,7 +128,7 @@ def replicas(arguments: typer.Context) -> None:
 
     Its options are those of `python -m ray_distill.bench.replicas --help`, which needs nothing but torch.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.bench.replicas import main
 
         main(arguments.args)
@@ -140,7 +140,7 @@ def seeds(arguments: typer.Context) -> None:
 
     Its options are those of `python -m ray_distill.bench.seeds --help`, which needs nothing but torch.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.bench.seeds import main
 
         main(arguments.args)
@@ -153,7 +153,7 @@ def _measure(
     repeats: int,
     json_file: Path | None,
     overrides: list[str],
-) -> "tuple[list[Record], Ratio]":
+) -> "tuple[list[OrchestrationRecord], Ratio]":
     """Measure, keep the records and print them as a table."""
     from dataclasses import asdict
 
@@ -178,7 +178,7 @@ def _measure(
     return records, ratio(records, benchmark.ways)
 
 
-def _table(records: "list[Record]") -> Table:
+def _table(records: "list[OrchestrationRecord]") -> Table:
     """Seconds of each run; those of the steps and of the validations are in the records."""
     caption = "seconds; between: of the steady state, what is neither step nor validation"
     table = Table("run", "steps", "start-up", "steady", "between", "total", "replicas/s", caption=caption)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from ray_distill.cli.signals import Terminated, check_kept, interruptible
-from ray_distill.errors import FailedError, MistakeError, is_full, is_mistake, room_at
-from ray_distill.utils.secrets import masked
+from ray_distill.cli.signals import Terminated, refuse_job_scratch, sigterm_as_interrupt
+from ray_distill.errors import RunError, UserError, disk_free_message, is_disk_full, is_user_error
+from ray_distill.utils.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,9 @@ PreparedT = TypeVar("PreparedT")
 
 
 @contextmanager
-def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -> Iterator[PreparedT]:
+def ray_while_preparing(
+    prepare: "Callable[[], PreparedT]", *, dashboard: bool = False
+) -> Iterator[PreparedT]:
     """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
     # Two threads that import Ray at a time may each find what the other has half done.
     from ray_distill.cluster.connection import cluster
@@ -74,51 +76,51 @@ def beside_ray(prepare: "Callable[[], PreparedT]", *, dashboard: bool = False) -
 
 
 @contextmanager
-def errors(on_interrupt: str) -> Iterator[None]:
+def exit_codes(on_interrupt: str) -> Iterator[None]:
     """Exceptions that a person can do something about, as one message and an exit code.
 
     A mistake of the user's, such as a path that cannot be used: exit code 2. Work that failed, or a world that did, such
     as a full disk: 1. Ctrl-C: 130, SIGTERM: 143. Of what was interrupted or found no room it says what it leaves.
     """
     try:
-        with interruptible():
+        with sigterm_as_interrupt():
             yield
-    except MistakeError as e:
+    except UserError as e:
         _say_error("error", e)
         raise typer.Exit(2) from None
-    except FailedError as e:
+    except RunError as e:
         _say_error("failed", e)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as e:
         stderr.print(f"stopped; {on_interrupt}", highlight=False)
         raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
     except OSError as e:
-        if is_mistake(e):
+        if is_user_error(e):
             _say_error("error", e)
             raise typer.Exit(2) from None
-        _say_error("failed", _with_advice(e, on_interrupt) if is_full(e) else e)
+        _say_error("failed", _with_advice(e, on_interrupt) if is_disk_full(e) else e)
         raise typer.Exit(1) from None
 
 
 def _with_advice(error: OSError, on_interrupt: str) -> str:
-    room = f" ({room_at(Path(error.filename))})" if isinstance(error.filename, str) else ""
+    room = f" ({disk_free_message(Path(error.filename))})" if isinstance(error.filename, str) else ""
     return f"{error}{room}; what was written before is whole. Make room there; {on_interrupt}"
 
 
 def _say_error(kind: str, error: Exception | str) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
-    stderr.print(masked(str(error)), markup=False, highlight=False)
+    stderr.print(redact(str(error)), markup=False, highlight=False)
 
 
 def storage_of(config: "Config") -> "Storage | None":
-    """The `cluster.storage`, tried out. Raises: MistakeError for one that cannot be used, or would be thrown away."""
+    """The `cluster.storage`, tried out. Raises: UserError for one that cannot be used, or would be thrown away."""
     if config.cluster.storage is None:
         return None
     from ray_distill.storage.remote import Storage
 
     storage = Storage.at(config.cluster.storage)
     if storage.is_local:
-        check_kept(storage.folder, "cluster.storage")
+        refuse_job_scratch(storage.folder, "cluster.storage")
     return storage
 
 
@@ -136,16 +138,16 @@ def note_mlflow_file(storage: "Storage | None", uri: str, what: str) -> None:
 
 
 def check_target(target: Path, option: str = "--out") -> None:
-    """Raises: MistakeError if a file could not be written there, or would be written over or thrown away."""
-    check_kept(target, option)
+    """Raises: UserError if a file could not be written there, or would be written over or thrown away."""
+    refuse_job_scratch(target, option)
     if target.exists():
-        raise MistakeError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
+        raise UserError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
     if not target.parent.is_dir():
-        raise MistakeError(f"{target}: there is no folder {target.parent}")
+        raise UserError(f"{target}: there is no folder {target.parent}")
 
 
 def check_picture(target: Path, option: str = "--out") -> None:
-    """Raises: MistakeError as `check_target`, or for a name that is not that of a PNG."""
+    """Raises: UserError as `check_target`, or for a name that is not that of a PNG."""
     if target.suffix != ".png":
-        raise MistakeError(f"{option} {target}: a picture's name ends in .png")
+        raise UserError(f"{option} {target}: a picture's name ends in .png")
     check_target(target, option)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_distill.cli.console import Set, bar, check_picture, errors, stdout
+from ray_distill.cli.console import Set, bar, check_picture, exit_codes, stdout
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config, DataRequest
 
@@ -68,7 +68,7 @@ def prepare(
 
     `--set data.preprocessing=zca`, `data.image_size=32`, `data.classes=[cat,dog]` and the like are those of a run.
     """
-    with errors("what was finished is kept"):
+    with exit_codes("what was finished is kept"):
         request = _request(source, set_ or [])
         if picture is not None:
             check_picture(picture, "--picture")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import check_target, errors, stdout
-from ray_distill.errors import FailedError
+from ray_distill.cli.console import check_target, exit_codes, stdout
+from ray_distill.errors import RunError
 
 if TYPE_CHECKING:
     from ray_distill.doctor import Finding
@@ -37,7 +37,7 @@ def doctor(
     Starts a small Ray cluster, or connects to that of RAY_ADDRESS; writes a run into the store of MLFLOW_TRACKING_URI
     and a file into PLACE, and deletes both. Exit code 1 if something that is needed is missing.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         if json_file is not None:
             check_target(json_file, "--json")
         from ray_distill.doctor import examine
@@ -50,7 +50,7 @@ def doctor(
         stdout.print(table(findings, terminal=stdout.is_terminal))
         bad = [finding.check for finding in findings if finding.state == "bad"]
         if bad:
-            raise FailedError(f"runs need what is not there: {', '.join(bad)}")
+            raise RunError(f"runs need what is not there: {', '.join(bad)}")
         stdout.print("all that runs need is there", highlight=False)
 
 

@@ -8,19 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import Set, bar, beside_ray, errors, stderr, stdout
-from ray_distill.cli.options import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
-from ray_distill.cli.signals import check_kept
+from ray_distill.cli.console import Set, bar, exit_codes, ray_while_preparing, stderr, stdout
+from ray_distill.cli.options import (
+    ImagesKey,
+    LabelsKey,
+    LayoutOption,
+    Like,
+    SpaceOption,
+    external_set_options,
+)
+from ray_distill.cli.signals import refuse_job_scratch
 from ray_distill.config.config import ConfigError
 
 if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset
-    from ray_distill.artifacts.importer import Stated
+    from ray_distill.artifacts.importer import ExternalSpec
     from ray_distill.cluster.actor_pool import PoolReport
     from ray_distill.evaluation.records import Retraining
-    from ray_distill.evaluation.results import Row
+    from ray_distill.evaluation.results import ResultRow
     from ray_distill.evaluation.run import Evaluation
-    from ray_distill.evaluation.subjects import JudgedSet
+    from ray_distill.evaluation.subjects import EvaluationSet
 
 AGAIN = "the same command again does only what is missing"
 
@@ -95,14 +102,14 @@ def evaluate(
     Sets of other methods (.npz, .npy, .pt, .h5, a folder of images, the hubs' Parquet) are judged as `--like` and
     `--space` state, `--set` laid over that configuration.
     """
-    with errors(AGAIN):
+    with exit_codes(AGAIN):
         from ray_distill.evaluation.journal import check_claimable
         from ray_distill.storage.run_files import evaluation_folder
 
         folder, overrides = out or evaluation_folder(sets[0]), set_ or []
-        check_kept(folder, "--out")
+        refuse_job_scratch(folder, "--out")
         check_claimable(folder)
-        statement = stated(like, space, layout, images, labels, overrides if like else [])
+        statement = external_set_options(like, space, layout, images, labels, overrides if like else [])
         datasets = _read(_named(sets), statement)
         options = {
             "networks": None if networks is None else networks.split(","),
@@ -143,10 +150,10 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     raise ConfigError(f"{', '.join(map(str, paths))}: names a file twice; name each once")
 
 
-def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, DistilledDataset]":
-    """The sets in the files. Raises: MistakeError for a statement about none of them, or what `read_set` raises."""
+def _read(paths: dict[str, Path], statement: "ExternalSpec | None") -> "dict[str, DistilledDataset]":
+    """The sets in the files. Raises: MistakeError for a statement about none of them, or what `load_set` raises."""
     from ray_distill.artifacts.dataset import DistilledDataset
-    from ray_distill.artifacts.importer import is_ours, read_set
+    from ray_distill.artifacts.importer import is_ours, load_set
     from ray_distill.utils.progress import percent, silent
 
     if statement is None and all(path.suffix == ".parquet" for path in paths.values()):
@@ -156,14 +163,14 @@ def _read(paths: dict[str, Path], statement: "Stated | None") -> "dict[str, Dist
     sets = {}
     for name, path in paths.items():
         with (silent if is_ours(path) else bar)("real images", 100) as update:
-            sets[name] = read_set(path, statement, percent(update))
+            sets[name] = load_set(path, statement, percent(update))
     return sets
 
 
-def _judging_part(statement: "Stated", overrides: list[str]) -> list[str]:
+def _judging_part(statement: "ExternalSpec", overrides: list[str]) -> list[str]:
     """What a configuration says of this machine and its stores, which no set carries with it, and the overrides that
     are about judging; the others are in the set by now."""
-    from ray_distill.evaluation.overrides import is_judging
+    from ray_distill.evaluation.overrides import is_evaluation_option
 
     config = statement.config
     here = {
@@ -174,7 +181,7 @@ def _judging_part(statement: "Stated", overrides: list[str]) -> list[str]:
         "cluster.use_gpu": config.cluster.use_gpu,
     }
     said = [f"{key}={json.dumps(value)}" for key, value in here.items() if value is not None]
-    return [*said, *(override for override in overrides if is_judging(override))]
+    return [*said, *(override for override in overrides if is_evaluation_option(override))]
 
 
 def _evaluate(
@@ -184,12 +191,12 @@ def _evaluate(
     folder: Path,
     beside: Path,
 ) -> "Evaluation":
-    from ray_distill.evaluation.overrides import judging_configs
+    from ray_distill.evaluation.overrides import evaluation_configs
 
-    configs = judging_configs([dataset.config for dataset in datasets.values()], options, overrides)
+    configs = evaluation_configs([dataset.config for dataset in datasets.values()], options, overrides)
     uri = _store(configs[0].tracking.uri, beside)
 
-    def prepare() -> "list[JudgedSet]":
+    def prepare() -> "list[EvaluationSet]":
         from ray_distill.evaluation.run import prepare_sets
         from ray_distill.tracking.store import open_store
 
@@ -197,18 +204,18 @@ def _evaluate(
         open_store(uri, configs[0].tracking.experiment)
         return prepared
 
-    with beside_ray(prepare) as prepared:
-        from ray_distill.evaluation.run import judge, parent_of
+    with ray_while_preparing(prepare) as prepared:
+        from ray_distill.evaluation.run import evaluate, parent_of
 
-        return judge(prepared, bar, folder, (uri, parent_of(datasets.values(), uri)))
+        return evaluate(prepared, bar, folder, (uri, parent_of(datasets.values(), uri)))
 
 
 def _store(configured: str | None, beside: Path) -> str:
     """The store that an evaluation is recorded in: the one that its run's folder names, if there is one."""
-    from ray_distill.storage.run_dir import RunFolder
+    from ray_distill.storage.run_dir import RunDir
     from ray_distill.tracking.uri import store_uri
 
-    own = RunFolder(beside).mlflow_store()
+    own = RunDir(beside).mlflow_store()
     return store_uri(configured or os.environ.get("MLFLOW_TRACKING_URI") or own, beside)
 
 
@@ -240,12 +247,12 @@ def say_table(evaluation: "Evaluation") -> None:
         stdout.print(_pool(evaluation.report), markup=False, highlight=False)
 
 
-def _place(of: "Retraining | Row") -> tuple[str, str, str, int]:
+def _place(of: "Retraining | ResultRow") -> tuple[str, str, str, int]:
     """What line of the table it is about."""
     return of.subject, of.network, of.treatment, of.num_images
 
 
-def _cells(row: "Row") -> tuple[str, ...]:
+def _cells(row: "ResultRow") -> tuple[str, ...]:
     steps = "" if row.inner_steps is None else f"{row.inner_steps:,}"
     if row.mean is None:
         return row.label, row.network, steps, "failed", "", "0"

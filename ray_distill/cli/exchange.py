@@ -6,9 +6,16 @@ from typing import Annotated
 import typer
 
 from ray_distill.artifacts.types import Form, Space
-from ray_distill.cli.console import Set, bar, check_target, errors, stdout
-from ray_distill.cli.options import ImagesKey, LabelsKey, LayoutOption, Like, SpaceOption, stated
-from ray_distill.errors import MistakeError
+from ray_distill.cli.console import Set, bar, check_target, exit_codes, stdout
+from ray_distill.cli.options import (
+    ImagesKey,
+    LabelsKey,
+    LayoutOption,
+    Like,
+    SpaceOption,
+    external_set_options,
+)
+from ray_distill.errors import UserError
 
 
 def import_(
@@ -33,18 +40,18 @@ def import_(
     What it does not say of itself is stated: `--like` and `--space`. What is still open is asked for, and what was
     taken for what is said.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         if out.suffix != ".parquet":
-            raise MistakeError(f"--out {out}: the name of a set ends in .parquet")
+            raise UserError(f"--out {out}: the name of a set ends in .parquet")
         check_target(out)
-        statement = stated(like, space, layout, images, labels, set_ or [])
-        from ray_distill.artifacts.importer import is_ours, read_set
+        statement = external_set_options(like, space, layout, images, labels, set_ or [])
+        from ray_distill.artifacts.importer import is_ours, load_set
         from ray_distill.utils.progress import percent
 
         if is_ours(file):
-            raise MistakeError(f"{file} is a distilled set of ours already; use it as it is")
+            raise UserError(f"{file} is a distilled set of ours already; use it as it is")
         with bar("real images", 100) as update:
-            dataset = read_set(file, statement, percent(update))
+            dataset = load_set(file, statement, percent(update))
         dataset.save(out)
         lines = [
             dataset.describe(),
@@ -73,7 +80,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a distilled set in a form that other programs read."""
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.artifacts.dataset import DistilledDataset
         from ray_distill.artifacts.export import export as write
 

@@ -23,10 +23,10 @@ from ray_distill.cli.console import (
     Out,
     Set,
     bar,
-    beside_ray,
     check_picture,
-    errors,
+    exit_codes,
     note_mlflow_file,
+    ray_while_preparing,
     stderr,
     stdout,
     storage_of,
@@ -37,7 +37,7 @@ from ray_distill.cli.evaluate import evaluate, say_table
 from ray_distill.cli.exchange import export, import_
 from ray_distill.cli.plan import plan
 from ray_distill.cli.search import search
-from ray_distill.cli.signals import check_kept
+from ray_distill.cli.signals import refuse_job_scratch
 from ray_distill.config import config as configuration
 from ray_distill.config.config import Config, ConfigError
 
@@ -73,7 +73,7 @@ def options(
 
 
 def _errors() -> "AbstractContextManager[None]":
-    return errors("`ray-distill distill CONFIG.yaml --out DIR --resume` goes on from the last checkpoint")
+    return exit_codes("`ray-distill distill CONFIG.yaml --out DIR --resume` goes on from the last checkpoint")
 
 
 def _place(config: Config, out: Path | None) -> tuple[Path, str]:
@@ -81,7 +81,7 @@ def _place(config: Config, out: Path | None) -> tuple[Path, str]:
     from ray_distill.tracking.uri import store_uri
 
     folder = out or RUNS / config.name
-    check_kept(folder, "--out")
+    refuse_job_scratch(folder, "--out")
     return folder, store_uri(config.tracking.uri, out or RUNS)
 
 
@@ -116,12 +116,12 @@ def _run(
     config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
 ) -> None:
     """A whole run in the folder."""
-    from ray_distill.storage.run_dir import RunFolder
+    from ray_distill.storage.run_dir import RunDir
     from ray_distill.storage.stored_run import StoredRun
     from ray_distill.tracking.uri import check_there
 
     storage = storage_of(config)
-    place = RunFolder(folder, None if storage is None else StoredRun(storage))
+    place = RunDir(folder, None if storage is None else StoredRun(storage))
     if resume:
         uri = place.reopen(config).uri
         check_there(uri)
@@ -138,10 +138,10 @@ def _run(
 
         return prepare(config, uri, bar)
 
-    with beside_ray(prepare) as real:
-        from ray_distill.pipeline import carry_out
+    with ray_while_preparing(prepare) as real:
+        from ray_distill.pipeline import run_experiment
 
-        outcome = carry_out(config, real, place, uri, bar, resume=resume, replace=replace, began=BEGAN)
+        outcome = run_experiment(config, real, place, uri, bar, resume=resume, replace=replace, began=BEGAN)
         files: dict[str, Path | Storage] = {
             "distilled set": place.artifact,
             "its picture": place.contact_sheet,

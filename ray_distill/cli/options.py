@@ -7,10 +7,10 @@ import typer
 
 from ray_distill.artifacts.types import Layout, Space
 from ray_distill.config import config as configuration
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 
 if TYPE_CHECKING:
-    from ray_distill.artifacts.importer import Stated
+    from ray_distill.artifacts.importer import ExternalSpec
 
 Like = Annotated[
     Path | None,
@@ -45,34 +45,34 @@ LabelsKey = Annotated[
 ]
 
 
-def stated(
+def external_set_options(
     like: Path | None,
     space: Space | None,
     layout: Layout | None,
     images: str | None,
     labels: str | None,
     overrides: list[str],
-) -> "Stated | None":
+) -> "ExternalSpec | None":
     """What the options state; None for none of them.
 
     Args:
         overrides: laid over the configuration of --like.
 
-    Raises: MistakeError for a part of the statement without the rest; ConfigError.
+    Raises: UserError for a part of the statement without the rest; ConfigError.
     """
     others = {"--space": space, "--layout": layout, "--images": images, "--labels": labels}
     if like is None:
         given = [f"{name} {value}" for name, value in others.items() if value is not None]
         given += [f"--set {override}" for override in overrides]
         if given:
-            raise MistakeError(f"{given[0]}: has no effect without --like CONFIG.yaml; add it")
+            raise UserError(f"{given[0]}: has no effect without --like CONFIG.yaml; add it")
         return None
     if space is None:
-        raise MistakeError(
+        raise UserError(
             f"--like {like}: say with --space what the file's values are: whitened (already as data.preprocessing "
             "leaves images) or pixels"
         )
     config = configuration.load(like, overrides)
-    from ray_distill.artifacts.importer import Stated
+    from ray_distill.artifacts.importer import ExternalSpec
 
-    return Stated(config=config, space=space, layout=layout, images=images, labels=labels)
+    return ExternalSpec(config=config, space=space, layout=layout, images=images, labels=labels)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import Set, bar, check_target, errors, stdout
+from ray_distill.cli.console import Set, bar, check_target, exit_codes, stdout
 from ray_distill.config import config as configuration
 
 if TYPE_CHECKING:
-    from ray_distill.planning.estimate import Probed, Row
-    from ray_distill.planning.memory_fit import Lever
+    from ray_distill.planning.estimate import PlanRow, Probed
+    from ray_distill.planning.memory_fit import Suggestion
 
 
 def plan(
@@ -46,7 +46,7 @@ def plan(
     Measures a few steps on this machine, in about a minute; needs none of the data for datasets that it knows by
     name. If the memory is not enough, it names the setting to lower, and to what.
     """
-    with errors("nothing was written"):
+    with exit_codes("nothing was written"):
         from ray_distill.planning.estimate import GIB, probe
         from ray_distill.planning.memory_fit import record, setting_to_lower
         from ray_distill.planning.probes import device_of
@@ -64,7 +64,7 @@ def plan(
         _say(probed, lever)
 
 
-def _say(probed: "Probed", lever: "Lever | None") -> None:
+def _say(probed: "Probed", lever: "Suggestion | None") -> None:
     from ray_distill.planning.estimate import rows
 
     every = rows(probed)
@@ -96,7 +96,7 @@ def _measured(probed: "Probed") -> list[str]:
     ]
 
 
-def _table(probed: "Probed", every: "list[Row]") -> Table:
+def _table(probed: "Probed", every: "list[PlanRow]") -> Table:
     """A row for each number of workers."""
     where = "GiB/GPU" if probed.on_gpu else "GiB in all"
     heads = ("workers", "s/step", "s/validation", "hours", "device-hours", "GiB each", where)
@@ -109,7 +109,7 @@ def _table(probed: "Probed", every: "list[Row]") -> Table:
     return table
 
 
-def _limits(probed: "Probed", every: "list[Row]") -> list[str]:
+def _limits(probed: "Probed", every: "list[PlanRow]") -> list[str]:
     """Which rows are no good."""
     cores = os.cpu_count() or 1
     lines = []
@@ -180,7 +180,7 @@ def _would_compile(probed: "Probed") -> bool:
     ).inner.functions.compiled
 
 
-def _verdict(probed: "Probed", own: "Row", lever: "Lever | None") -> str:
+def _verdict(probed: "Probed", own: "PlanRow", lever: "Suggestion | None") -> str:
     there = f"of {_gib(probed.memory_bytes)} GiB"
     if own.fits:
         return f"with {own.workers} worker(s), as configured: fits, {_gib(own.needed_bytes)} {there}"

@@ -13,20 +13,20 @@ from ray_distill.cli.console import (
     Out,
     Set,
     bar,
-    beside_ray,
-    errors,
+    exit_codes,
     note_mlflow_file,
+    ray_while_preparing,
     stderr,
     stdout,
     storage_of,
 )
-from ray_distill.cli.signals import check_kept
+from ray_distill.cli.signals import refuse_job_scratch
 from ray_distill.search.config import SearchConfig, check_installed, load_search
 
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
-    from ray_distill.search.run import Found
-    from ray_distill.search.search_dir import SearchFolder
+    from ray_distill.search.run import SearchOutcome
+    from ray_distill.search.search_dir import SearchDir
 
 WIDE = 500
 """Columns: more than any table needs."""
@@ -61,25 +61,25 @@ def search(
 
     Leaves a leaderboard, the best distilled set, and best.yaml, which is ready for `distill`.
     """
-    with errors("`ray-distill search SEARCH.yaml --out DIR --resume` goes on with all trials"):
+    with exit_codes("`ray-distill search SEARCH.yaml --out DIR --resume` goes on with all trials"):
         settings = load_search(search_file, set_ or [])
         if dry_run:
             _say_search(settings)
             return
-        from ray_distill.search.search_dir import SearchFolder
+        from ray_distill.search.search_dir import SearchDir
         from ray_distill.search.stored_search import StoredSearch
         from ray_distill.tracking.uri import store_uri
 
         path = out or RUNS / settings.name
-        check_kept(path, "--out")
+        refuse_job_scratch(path, "--out")
         storage = storage_of(settings.config)
-        folder = SearchFolder(path, None if storage is None else StoredSearch(storage))
+        folder = SearchDir(path, None if storage is None else StoredSearch(storage))
         uri = store_uri(settings.config.tracking.uri, out or RUNS)
         _carry_out(settings, folder, uri, resume=resume, finalise=finalise)
 
 
 def _carry_out(
-    settings: SearchConfig, folder: "SearchFolder", uri: str, *, resume: bool, finalise: bool
+    settings: SearchConfig, folder: "SearchDir", uri: str, *, resume: bool, finalise: bool
 ) -> None:
     from ray_distill.tracking.uri import check_there
 
@@ -99,26 +99,26 @@ def _carry_out(
         with_test = prepare if finalise else prepare_development
         return with_test(settings.config, uri, bar)
 
-    with beside_ray(prepare, dashboard=settings.workers > 1) as real:
-        from ray_distill.search.run import carry_out
+    with ray_while_preparing(prepare, dashboard=settings.workers > 1) as real:
+        from ray_distill.search.run import run_search
 
-        found = carry_out(settings, real, folder, uri, bar, resume=resume, began=BEGAN)
+        found = run_search(settings, real, folder, uri, bar, resume=resume, began=BEGAN)
         _say_found(found, folder)
         if finalise:
             _finalise(found, real, folder, uri)
 
 
-def _finalise(found: "Found", real: "DevelopmentData", folder: "SearchFolder", uri: str) -> None:
+def _finalise(found: "SearchOutcome", real: "DevelopmentData", folder: "SearchDir", uri: str) -> None:
     """Distil with the best configuration, at its length, and evaluate."""
-    from ray_distill.pipeline import carry_out
-    from ray_distill.storage.run_dir import RunFolder
+    from ray_distill.pipeline import run_experiment
+    from ray_distill.storage.run_dir import RunDir
     from ray_distill.storage.stored_run import StoredRun
 
     name = f"final-{found.rows[0].trial}"
     stored = StoredRun(folder.stored.final(name)) if folder.stored else None
-    place = RunFolder(folder.path / name, stored)
+    place = RunDir(folder.path / name, stored)
     began = time.monotonic()
-    carry_out(found.config, real, place, uri, bar, resume=place.begun, began=began)
+    run_experiment(found.config, real, place, uri, bar, resume=place.begun, began=began)
     stdout.print(f"evaluated: {place.summary}", markup=False, highlight=False)
 
 
@@ -143,7 +143,7 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
     )
 
 
-def _say_found(found: "Found", folder: "SearchFolder") -> None:
+def _say_found(found: "SearchOutcome", folder: "SearchDir") -> None:
     from ray_distill.search.leaderboard import terminal_table
     from ray_distill.tracking.uri import ui_command
 

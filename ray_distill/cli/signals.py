@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 
 UNPACKED = ("runtime_resources", "working_dir_files")
 """Where Ray unpacks what was submitted with --working-dir, inside a cluster's own temporary folder."""
@@ -24,7 +24,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """In the main thread, the first SIGTERM raises Terminated inside the block; further ones are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,11 +42,11 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_kept(target: Path, option: str) -> None:
-    """Raises: MistakeError for a place inside the folder that Ray has made for a job and deletes after it."""
+def refuse_job_scratch(target: Path, option: str) -> None:
+    """Raises: UserError for a place inside the folder that Ray has made for a job and deletes after it."""
     parts = target.resolve().parts
     if UNPACKED in pairwise(parts):
-        raise MistakeError(
+        raise UserError(
             f"{option} {target}: lies in the folder that Ray has made for this job, and deletes; nothing was "
             f"written. Give an absolute path, on a disk that all nodes share if there are several: {option} "
             "/shared/runs/NAME"

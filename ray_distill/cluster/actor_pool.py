@@ -26,8 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from ray_distill.cluster.errors import in_a_line, out_of_memory
-from ray_distill.errors import FailedError
+from ray_distill.cluster.errors import out_of_memory, short_reason
+from ray_distill.errors import RunError
 
 import ray  # isort: skip  (its environment is set by whoever connects to a cluster)
 from ray.exceptions import RayError, RayTaskError
@@ -43,7 +43,7 @@ _JobT = TypeVar("_JobT")
 _ResultT_contra = TypeVar("_ResultT_contra", contravariant=True)
 
 
-class PoolError(FailedError):
+class PoolError(RunError):
     """The pool has no actor, and none can be started."""
 
 
@@ -81,7 +81,7 @@ class Workers:
         return [(name, each) for name, each in (("CPU", self.cpus), ("GPU", self.gpus)) if each > 0]
 
 
-class Customer(Protocol[_JobT, _ResultT_contra]):
+class JobHandler(Protocol[_JobT, _ResultT_contra]):
     """Whose jobs they are. Told what becomes of them, one at a time, in the thread that runs the pool."""
 
     def done(self, job: _JobT, result: _ResultT_contra) -> Iterable[_JobT]:
@@ -139,7 +139,7 @@ class _Task(Generic[JobT]):
 def run_jobs(
     workers: Workers,
     jobs: Iterable[JobT],
-    customer: Customer[JobT, ResultT],
+    customer: JobHandler[JobT, ResultT],
     cost: Callable[[JobT], float] = lambda job: 1.0,
 ) -> PoolReport:
     """Have all jobs done, and those that come of them, by actors on the connected Ray cluster.
@@ -165,7 +165,7 @@ class _Pool(Generic[JobT, ResultT]):
     """Who is there, and who does what."""
 
     def __init__(
-        self, workers: Workers, customer: Customer[JobT, ResultT], cost: Callable[[JobT], float]
+        self, workers: Workers, customer: JobHandler[JobT, ResultT], cost: Callable[[JobT], float]
     ) -> None:
         self._workers, self._customer, self._cost = workers, customer, cost
         self._count = itertools.count()
@@ -240,7 +240,7 @@ class _Pool(Generic[JobT, ResultT]):
             self._failed_starts += 1
             others = self._idle or self._at_work or self._starting
             if self._failed_starts >= MAX_TRIES and not others:
-                raise PoolError(f"actors do not start: {in_a_line(e)}") from e
+                raise PoolError(f"actors do not start: {short_reason(e)}") from e
             return
         self._failed_starts = 0
         now = time.monotonic()
@@ -258,7 +258,7 @@ class _Pool(Generic[JobT, ResultT]):
                 self._lose(actor, task, e.cause)
             else:
                 self._rest(actor, now)
-                self._give_up(task, in_a_line(e.cause))
+                self._give_up(task, short_reason(e.cause))
         except RayError as e:
             self._lose(actor, task, e)
         else:
@@ -284,7 +284,7 @@ class _Pool(Generic[JobT, ResultT]):
             else:
                 heapq.heappush(self._todo, task)
         else:
-            self._give_up(task, f"{task.tries} actors were lost with it; the last: {in_a_line(error)}")
+            self._give_up(task, f"{task.tries} actors were lost with it; the last: {short_reason(error)}")
 
     def _give_up(self, task: _Task[JobT], reason: str) -> None:
         self._done += 1

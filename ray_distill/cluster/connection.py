@@ -24,10 +24,10 @@ from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_distill.config.config import ConfigError
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 
 
-class ClusterError(FailedError):
+class ClusterError(RunError):
     """Ray could not be started or reached."""
 
 
@@ -59,7 +59,7 @@ def _change_policy(now: str, then: str) -> bool:
 
 
 @contextmanager
-def _giving_way() -> Iterator[None]:
+def batch_priority() -> Iterator[None]:
     """Processes and threads started within wait their turn instead of interrupting, where the system knows the difference.
 
     Ray's dozen processes wake more than a thousand times a second, for next to nothing; where workers compute on all
@@ -70,10 +70,10 @@ def _giving_way() -> Iterator[None]:
         yield
     finally:
         if moved:
-            go_first()
+            normal_priority()
 
 
-def go_first() -> None:
+def normal_priority() -> None:
     """Let this thread, and those that it starts, not give way as those of Ray do: for the one that trains."""
     _change_policy("SCHED_BATCH", "SCHED_OTHER")
 
@@ -148,7 +148,7 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         with ExitStack() as local:
             if here:
                 local.enter_context(_on_loopback())
-                local.enter_context(_giving_way())
+                local.enter_context(batch_priority())
                 local.enter_context(in_environment(_at(_free_port())))
             ray.init(
                 address="local" if here else None,

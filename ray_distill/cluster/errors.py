@@ -18,7 +18,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def in_a_line(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """What happened, without Ray's traceback and addresses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if out_of_memory(error):

@@ -24,12 +24,12 @@ class Section(BaseModel):
     )
 
 
-def refuse(message: str) -> PydanticCustomError:
+def invalid(message: str) -> PydanticCustomError:
     """The error to raise for a value that cannot be, with what is allowed."""
     # The value that was found is added where the error is printed; braces would be taken as a template.
     return PydanticCustomError("impossible", "{message}", {"message": message})
 
 
-def earlier(info: ValidationInfo, name: str) -> Any:
+def sibling(info: ValidationInfo, name: str) -> Any:
     """A sibling field that was validated before this one; None if it was itself wrong."""
     return info.data.get(name)

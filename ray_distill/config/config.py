@@ -31,11 +31,11 @@ from ray_distill.config.sections import (
 )
 from ray_distill.config.truncation import RULES, ForwardConfig, TruncationConfig, truncation_misfits
 from ray_distill.config.yaml import from_yaml, to_yaml
-from ray_distill.errors import MistakeError
-from ray_distill.utils.secrets import masked
+from ray_distill.errors import UserError
+from ray_distill.utils.secrets import redact
 
 
-class ConfigError(MistakeError):
+class ConfigError(UserError):
     """A configuration that cannot be run; the message names the key, the value, and what is allowed."""
 
 
@@ -120,7 +120,7 @@ def explain(error: Any) -> str:
 
 def _in_short(found: Any) -> str:
     """A value as a message shows it: enough of it to be known again."""
-    text = masked(repr(found))
+    text = redact(repr(found))
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
 
 

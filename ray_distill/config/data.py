@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_distill.config.base import PositiveInt, Section, Size, earlier, refuse
+from ray_distill.config.base import PositiveInt, Section, Size, invalid, sibling
 from ray_distill.utils.secrets import holds_password
 
 NAMED_SIZES: dict[str, int | None] = {
@@ -36,7 +36,7 @@ def _class_list(value: Any) -> Any:
         return None
     plain = isinstance(value, list | tuple) and all(type(v) is int or isinstance(v, str) for v in value)
     if not plain or len(value) < FEWEST_CLASSES or len(set(value)) != len(value):
-        raise refuse("allowed: a list of two or more classes by name or index, each once")
+        raise invalid("allowed: a list of two or more classes by name or index, each once")
     return tuple(value)
 
 
@@ -94,28 +94,28 @@ class DataConfig(Section):
         kind, separator, path = value.partition(":")
         if not (kind in PATH_KINDS and path if separator else value in NAMED_SIZES):
             kinds = ", ".join(f"'{kind}:PATH'" for kind in PATH_KINDS)
-            raise refuse(f"allowed: {', '.join(map(repr, NAMED_SIZES))}, {kinds}")
+            raise invalid(f"allowed: {', '.join(map(repr, NAMED_SIZES))}, {kinds}")
         return _without_password(path, value)
 
     @field_validator("test_source")
     @classmethod
     def _test_source(cls, value: str | None, info: ValidationInfo) -> str | None:
-        source = earlier(info, "source")
+        source = sibling(info, "source")
         if value is None or source is None:
             return value
         if source in NAMED_SIZES:
-            raise refuse(f"has no effect with data.source {source}, whose test split is fixed; remove it")
+            raise invalid(f"has no effect with data.source {source}, whose test split is fixed; remove it")
         kind, _, path = value.partition(":")
         if kind != _kind(source) or not path:
-            raise refuse(f"allowed: '{_kind(source)}:PATH', of the same kind as data.source")
+            raise invalid(f"allowed: '{_kind(source)}:PATH', of the same kind as data.source")
         return _without_password(path, value)
 
     @field_validator("root")
     @classmethod
     def _named_only(cls, value: str | None, info: ValidationInfo) -> str | None:
-        source = earlier(info, "source")
+        source = sibling(info, "source")
         if value is not None and source is not None and (source not in NAMED_SIZES or source == "digits"):
-            raise refuse(f"has no effect with data.source {source}, whose files lie elsewhere; remove it")
+            raise invalid(f"has no effect with data.source {source}, whose files lie elsewhere; remove it")
         return value if value is None else _without_password(value, value)
 
     @field_validator("cache")
@@ -126,29 +126,31 @@ class DataConfig(Section):
     @field_validator("image_size")
     @classmethod
     def _size(cls, value: int | None, info: ValidationInfo) -> int | None:
-        source = earlier(info, "source")
+        source = sibling(info, "source")
         if value is None and source == "cub200":
-            raise refuse("is missing: cub200 has images of many sizes; give the side to scale them to, as 64")
+            raise invalid(
+                "is missing: cub200 has images of many sizes; give the side to scale them to, as 64"
+            )
         if value is not None and source in NAMED_SIZES and value == NAMED_SIZES[source]:
-            raise refuse(f"has no effect with data.source {source}, whose images have this size; remove it")
+            raise invalid(f"has no effect with data.source {source}, whose images have this size; remove it")
         return DEFAULT_SIZES.get(source) if value is None else value
 
     @field_validator("zca_shrinkage")
     @classmethod
     def _zca_only(cls, value: float | None, info: ValidationInfo) -> float | None:
-        zca = earlier(info, "preprocessing") == "zca"
+        zca = sibling(info, "preprocessing") == "zca"
         if value is not None and not zca:
-            raise refuse("has no effect unless data.preprocessing is zca; remove it")
+            raise invalid("has no effect unless data.preprocessing is zca; remove it")
         return 0.1 if zca and value is None else value
 
     @field_validator("max_broken")
     @classmethod
     def _of_files_only(cls, value: float, info: ValidationInfo) -> float:
-        source = earlier(info, "source")
+        source = sibling(info, "source")
         if value >= 1 and value != int(value):
-            raise refuse("allowed: a number of images, or a fraction below 1")
+            raise invalid("allowed: a number of images, or a fraction below 1")
         if value > 0 and source is not None and _kind(source) not in OF_FILES:
-            raise refuse(
+            raise invalid(
                 f"has no effect with data.source {_kind(source)}, whose images are one block; remove it"
             )
         return value

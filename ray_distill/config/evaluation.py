@@ -12,7 +12,7 @@ from pydantic import (
     field_validator,
 )
 
-from ray_distill.config.base import Section, earlier, refuse
+from ray_distill.config.base import Section, invalid, sibling
 from ray_distill.config.network import network_name
 
 Baseline = Literal["random_real", "herding", "k_means", "whole_train"]
@@ -28,16 +28,16 @@ def _several(value: Any) -> Any:
 
 def _increasing(value: tuple[float, ...]) -> tuple[float, ...]:
     if list(value) != sorted(set(value)):
-        raise refuse("must increase from each to the next")
+        raise invalid("must increase from each to the next")
     return value
 
 
 def _each_once(value: Any) -> Any:
     """YAML lists of names as tuples; repeated names refused."""
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise refuse("allowed: a list of names")
+        raise invalid("allowed: a list of names")
     if len(set(value)) != len(value):
-        raise refuse("names one twice; remove one")
+        raise invalid("names one twice; remove one")
     return tuple(value)
 
 
@@ -94,9 +94,9 @@ class EvaluationConfig(Section):
     @field_validator("robustness")
     @classmethod
     def _with_baselines(cls, value: bool, info: ValidationInfo) -> bool:
-        baselines = earlier(info, "baselines")
+        baselines = sibling(info, "baselines")
         if value and baselines is not None and not set(USUAL) <= set(baselines):
-            raise refuse(f"needs {' and '.join(USUAL)} among evaluation.baselines")
+            raise invalid(f"needs {' and '.join(USUAL)} among evaluation.baselines")
         return value
 
     @field_validator(
@@ -121,12 +121,12 @@ class EvaluationConfig(Section):
             "subset_draws": 8,
         }[name]
         if name.startswith("lr_"):
-            option, needs = earlier(info, "tune_lr"), "evaluation.tune_lr is true"
+            option, needs = sibling(info, "tune_lr"), "evaluation.tune_lr is true"
         elif name == "subset_draws":
-            option, needs = earlier(info, "subsets"), "evaluation.subsets names sizes"
+            option, needs = sibling(info, "subsets"), "evaluation.subsets names sizes"
         else:
             baseline = next(b for b in USUAL if name.startswith(b))
-            baselines = earlier(info, "baselines")
+            baselines = sibling(info, "baselines")
             option = None if baselines is None else baseline in baselines
             needs = f"{baseline} is one of evaluation.baselines"
         if option is None:
@@ -134,5 +134,5 @@ class EvaluationConfig(Section):
             return value
         chosen = bool(option)
         if value is not None and not chosen:
-            raise refuse(f"has no effect unless {needs}; remove it")
+            raise invalid(f"has no effect unless {needs}; remove it")
         return default if chosen and value is None else value

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ray_distill.config.base import Section, Size, earlier, refuse
+from ray_distill.config.base import Section, Size, invalid, sibling
 from ray_distill.core.networks.names import ACTIVATIONS, FAMILIES, POOLINGS, parse_name
 
 TORCHVISION = "torchvision:"
@@ -40,16 +40,16 @@ class NetworkConfig(Section):
     @field_validator("width", "activation", "pooling")
     @classmethod
     def _of_its_family(cls, value: Any, info: ValidationInfo) -> Any:
-        option, name = str(info.field_name), earlier(info, "name")
+        option, name = str(info.field_name), sibling(info, "name")
         if name is None:
             return value
         usual = None if name.startswith(TORCHVISION) else FAMILIES[parse_name(name).family]
         default = getattr(usual, option, None)
         if value is not None and default is None:
-            raise refuse(f"has no effect with network.name {name}; remove it")
+            raise invalid(f"has no effect with network.name {name}; remove it")
         allowed = {"activation": ACTIVATIONS, "pooling": POOLINGS}.get(option)
         if value is not None and allowed is not None and value not in allowed:
-            raise refuse(f"allowed: {', '.join(allowed)}")
+            raise invalid(f"allowed: {', '.join(allowed)}")
         return default if value is None else value
 
 
@@ -57,12 +57,12 @@ def network_name(value: str) -> str:
     """The name itself. Raises: PydanticCustomError that says what can be named."""
     if value.startswith(TORCHVISION):
         if not re.fullmatch(r"[a-z0-9_]+", value.removeprefix(TORCHVISION)):
-            raise refuse(
+            raise invalid(
                 "allowed: torchvision:NAME with the name of a classifier, as in torchvision:mobilenet_v2"
             )
         return value
     try:
         parse_name(value)
     except ValueError as e:
-        raise refuse(f"{e}; or a classifier of torchvision, as in torchvision:mobilenet_v2") from None
+        raise invalid(f"{e}; or a classifier of torchvision, as in torchvision:mobilenet_v2") from None
     return value

@@ -23,7 +23,7 @@ from pydantic import (
     field_validator,
 )
 
-from ray_distill.config.base import NonNegativeInt, Section, earlier, refuse
+from ray_distill.config.base import NonNegativeInt, Section, invalid, sibling
 from ray_distill.core.schedules import Constant, Cosine, Linear, Piecewise, Schedule
 
 Number = TypeVar("Number", int, float)
@@ -64,11 +64,11 @@ class PiecewiseConfig(Section, Generic[Number]):
     @field_validator("from_steps")
     @classmethod
     def _one_for_each_value(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        values = earlier(info, "values")
+        values = sibling(info, "values")
         if values is not None and len(values) != len(value):
-            raise refuse(f"must be as many as values, which are {len(values)}")
+            raise invalid(f"must be as many as values, which are {len(values)}")
         if not value or value[0] != 0 or list(value) != sorted(set(value)):
-            raise refuse("must begin with 0 and increase")
+            raise invalid("must begin with 0 and increase")
         return value
 
     def __str__(self) -> str:

@@ -22,9 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ray_distill.config.base import Fraction, NonNegativeInt, PositiveInt, Section
-from ray_distill.config.base import earlier as _earlier
-from ray_distill.config.base import refuse as _refuse
+from ray_distill.config.base import Fraction, NonNegativeInt, PositiveInt, Section, invalid, sibling
 from ray_distill.config.schedules import ScheduledFloat
 from ray_distill.utils.secrets import holds_password
 
@@ -58,18 +56,18 @@ class DistilledConfig(Section):
     @field_validator("label_lr_scale")
     @classmethod
     def _learnt_only(cls, value: float | None, info: ValidationInfo) -> float | None:
-        learnt = _earlier(info, "learn_labels")
+        learnt = sibling(info, "learn_labels")
         if value is not None and not learnt:
-            raise _refuse("has no effect unless distilled.learn_labels is true; remove it")
+            raise invalid("has no effect unless distilled.learn_labels is true; remove it")
         return 1.0 if learnt and value is None else value
 
 
 def _operations(value: Any) -> Any:
     """YAML lists as tuples; unknown and repeated operations refused."""
     if not isinstance(value, list | tuple):
-        raise _refuse(f"allowed: a list of operations from {', '.join(get_args(Operation))}")
+        raise invalid(f"allowed: a list of operations from {', '.join(get_args(Operation))}")
     if len(set(map(str, value))) != len(value):
-        raise _refuse("names an operation twice; remove one")
+        raise invalid("names an operation twice; remove one")
     return tuple(value)
 
 
@@ -78,11 +76,11 @@ Operations = Annotated[tuple[Operation, ...], BeforeValidator(_operations)]
 
 def _composes(value: Mode, info: ValidationInfo) -> Mode:
     """The composed mode refused where it would be the single one."""
-    operations = _earlier(info, "augmentation")
+    operations = sibling(info, "augmentation")
     if value == "composed" and operations is not None:
         always = [name for name in ALWAYS_COMPOSED if name in operations]
         if not always or len(operations) == 1:
-            raise _refuse(
+            raise invalid(
                 "has no effect with these operations: give augmentation two or more, at least one of them from "
                 f"{', '.join(ALWAYS_COMPOSED)}, or use single"
             )
@@ -125,9 +123,9 @@ class InnerConfig(Section):
             "momentum": ("sgd", 0.9),
             "weight_decay": ("sgd", 5e-4),
         }[str(info.field_name)]
-        mine = _earlier(info, "optimizer") == owner
+        mine = sibling(info, "optimizer") == owner
         if value is not None and not mine:
-            raise _refuse(f"has no effect unless inner.optimizer is {owner}; remove it")
+            raise invalid(f"has no effect unless inner.optimizer is {owner}; remove it")
         return default if mine and value is None else value
 
 
@@ -155,9 +153,9 @@ class OuterConfig(Section):
     @classmethod
     def _can_clip(cls, value: float, info: ValidationInfo) -> float:
         # The average takes the current norm in first: it is at least (1 - decay) times it.
-        decay = _earlier(info, "clip_ema_decay")
+        decay = sibling(info, "clip_ema_decay")
         if decay is not None and value * (1.0 - decay) >= 1.0:
-            raise _refuse(
+            raise invalid(
                 f"can never clip: must be below 1 / (1 - outer.clip_ema_decay), {1 / (1 - decay):g}"
             )
         return value
@@ -239,15 +237,15 @@ class ClusterConfig(Section):
         scheme = re.match(r"([A-Za-z][\w+.-]*):/", value)
         if (scheme and scheme[1] not in STORAGES) or (not scheme and ":" in value):
             allowed = ", ".join(f"{name}://" for name in STORAGES)
-            raise _refuse(f"allowed: a path, or a URI that begins with one of {allowed}")
+            raise invalid(f"allowed: a path, or a URI that begins with one of {allowed}")
         return value
 
     @field_validator("min_workers")
     @classmethod
     def _fewer(cls, value: int | None, info: ValidationInfo) -> int | None:
-        most = _earlier(info, "num_workers")
+        most = sibling(info, "num_workers")
         if value is not None and most is not None and value >= most:
-            raise _refuse(f"must be below cluster.num_workers, which is {most}; lower it, or remove it")
+            raise invalid(f"must be below cluster.num_workers, which is {most}; lower it, or remove it")
         return value
 
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class World(Protocol):
+class Communicator(Protocol):
     """The processes that share the replicas."""
 
     @property
@@ -23,7 +23,7 @@ class World(Protocol):
 
 
 @dataclass(frozen=True)
-class OneProcess:
+class SingleProcess:
     """A world of this process alone."""
 
     rank: int = 0
@@ -34,7 +34,7 @@ class OneProcess:
         return values
 
 
-class Distributed:
+class TorchDistributed:
     """The default process group of torch.distributed."""
 
     @property

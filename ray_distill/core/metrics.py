@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Point(NamedTuple):
+class StepMetrics(NamedTuple):
     """The measurements of one outer step, by name; those of a validation are there when there was one."""
 
     outer_step: int

@@ -1,4 +1,4 @@
-"""The loop over outer steps. It knows ranks only as a `World`: one process, or torch.distributed.
+"""The loop over outer steps. It knows ranks only as a `Communicator`: one process, or torch.distributed.
 
 The experiment fixes the replicas and which of them are one computation; the world only shares them out. Rank
 r of w computes the metagradients of groups r, r + w, ..; one all-reduce of a tensor of the size of D joins them, and every
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ray_distill.core import augment, diagnostics
 from ray_distill.core.distilled import DistilledData, RealDataset
-from ray_distill.core.distributed import World
+from ray_distill.core.distributed import Communicator
 from ray_distill.core.metagradient import GroupEngine, Metagradient
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.retrain import Score, retrain
 from ray_distill.core.rng import Stream
@@ -84,7 +84,7 @@ class Report(NamedTuple):
     """What the loop hands out on its cadence; the same on all ranks, up to the seconds."""
 
     state: RunState
-    points: list[Point]
+    points: list[StepMetrics]
     checkpoint: bool
     """Whether the state is to be kept as a checkpoint."""
 
@@ -176,7 +176,7 @@ def mean_metagradient(
     data: DistilledData,
     window: Window,
     outer_step: int,
-    world: World,
+    world: Communicator,
 ) -> MeanMetagradient:
     """The mean over all replicas of all ranks, by one all-reduce."""
     replicas = experiment.replicas
@@ -197,7 +197,7 @@ def mean_metagradient(
 
 
 def outer_step(
-    experiment: Experiment, train: RealDataset, state: RunState, world: World
+    experiment: Experiment, train: RealDataset, state: RunState, world: Communicator
 ) -> tuple[RunState, dict[str, float]]:
     """One outer step: window, metagradients, mean, finite?, clip and Adam. All ranks return the same.
 
@@ -244,7 +244,7 @@ def label_values(labels_NK: Tensor, metagradient_norm: float) -> dict[str, float
     }
 
 
-def validate(experiment: Experiment, validation: RealDataset, state: RunState, world: World) -> Score:
+def validate(experiment: Experiment, validation: RealDataset, state: RunState, world: Communicator) -> Score:
     """Mean validation score of fresh networks trained on D; shared out over the ranks like replicas."""
     n = experiment.validation.num_networks
     scores = torch.zeros(n, len(Score._fields), dtype=torch.float64)
@@ -273,7 +273,7 @@ def outer_loop(
     train: RealDataset,
     validation: RealDataset,
     state: RunState,
-    world: World,
+    world: Communicator,
     on_report: Callable[[Report], None],
 ) -> RunState:
     """Outer steps from `state` to the end; reports and checkpoints on the cadence, and at the end.
@@ -281,7 +281,7 @@ def outer_loop(
     Raises: NonFiniteError, as `outer_step`, after the steps before it are reported.
     """
     last, cadence = experiment.outer_steps, experiment.cadence
-    points: list[Point] = []
+    points: list[StepMetrics] = []
     while state.outer_step < last:
         began = time.perf_counter()
         try:
@@ -306,7 +306,7 @@ def outer_loop(
                 "best_validation_accuracy": state.best.accuracy,
                 "seconds_per_validation": time.perf_counter() - began,
             }
-        points.append(Point(step, values, time.time()))
+        points.append(StepMetrics(step, values, time.time()))
         checkpoint = _due(step, cadence.checkpoint_every, last)
         if checkpoint or _due(step, cadence.report_every, last):
             on_report(Report(state, points, checkpoint))

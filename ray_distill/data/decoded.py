@@ -24,7 +24,7 @@ from ray_distill.data.listing import Listing
 from ray_distill.data.shared_cache import prepared_once
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import balanced_rows
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 LIMIT_STREAM = Stream(seed=0, name="images kept by a limit")
 """Constant: a limit keeps the same images in every run, whatever its seed."""
@@ -74,7 +74,7 @@ def _wanted(listing: Listing, spec: DataSpec, split: str) -> Listing:
 
 def _slug(source: str) -> str:
     """A readable part for a file's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", masked(source))[-40:].strip("-.")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", redact(source))[-40:].strip("-.")
 
 
 def _key(listing: Listing, spec: DataSpec, split: str) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 
 CHUNK_IMAGES = 1000
 """Images that are turned into floats at a time: 12 MB of CIFAR."""
 
 
-class DataError(MistakeError):
+class DataError(UserError):
     """The data that the user named cannot be used; the message says what, where and how to mend it."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 _SHOWN_NAMES = 8
 
@@ -126,7 +126,7 @@ def place_of(path: str) -> Place:
     try:
         filesystem, inside = FileSystem.from_uri(path)
     except (pa.ArrowException, ValueError, OSError) as e:
-        raise DataError(masked(f"{path} names no place that can be reached: {e}")) from e
+        raise DataError(redact(f"{path} names no place that can be reached: {e}")) from e
     # Options and credentials of the URI are kept out of messages and of keys.
     return Place(filesystem, inside, "" if scheme == "file" else f"{scheme}://")
 

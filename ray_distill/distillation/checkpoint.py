@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import Moments, OuterState
 from ray_distill.core.state import Best, RunState
 from ray_distill.core.truncation import CurriculumState
-from ray_distill.errors import FailedError
-from ray_distill.utils.atomic import written_whole
+from ray_distill.errors import RunError
+from ray_distill.utils.atomic import atomic_write
 
 FORMAT = b"ray_distill checkpoint 1"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64, torch.int64)}
@@ -40,7 +40,7 @@ _SCHEMA = pa.schema(
 _RECORD = b"record"
 
 
-class CheckpointError(FailedError):
+class CheckpointError(RunError):
     """A checkpoint that cannot be read or does not belong to this run."""
 
 
@@ -48,7 +48,7 @@ def _digest(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=16).hexdigest().encode()
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able record to `path`; a reader sees the old file or the new one."""
     rows = []
     for name, tensor in tensors.items():
@@ -62,12 +62,12 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema))
     body = sink.getvalue()
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"\n".join((FORMAT, _digest(body), body)))
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of a file that `save` wrote.
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the record of a file that `save_tensors` wrote.
 
     Raises: CheckpointError for a file that is missing, cut, altered or not a checkpoint.
     """
@@ -108,7 +108,7 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: list[int]) -> Tensor:
 
 
 def to_record(state: RunState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Named tensors and a JSON-able record, for `save`."""
+    """Named tensors and a JSON-able record, for `save_tensors`."""
     tensors = {
         "images": state.data.images_NCHW,
         "labels": state.data.labels_NK,
@@ -208,32 +208,32 @@ def _curriculum_of(record: Mapping[str, Any]) -> CurriculumState:
     return CurriculumState(_count(record, "advanced"), loss, _count(record, "num_stalled"))
 
 
-class KeptRun(NamedTuple):
+class SavedRun(NamedTuple):
     """What a checkpoint of a run holds."""
 
     state: RunState
-    unrecorded: list[Point]
+    unrecorded: list[StepMetrics]
     """Points that MLflow may not have yet."""
 
 
-def keep(path: Path, config_hash: str, state: RunState, unrecorded: Sequence[Point]) -> None:
+def save_state(path: Path, config_hash: str, state: RunState, unrecorded: Sequence[StepMetrics]) -> None:
     """Write a checkpoint of the run with this configuration."""
     tensors, record = to_record(state)
     record |= {"config_hash": config_hash, "unrecorded": list(unrecorded)}
-    save(path, tensors, record)
+    save_tensors(path, tensors, record)
 
 
-def load_kept(path: Path, config_hash: str, device: torch.device | None = None) -> KeptRun:
-    """The inverse of `keep`, onto a device. Raises: CheckpointError if it is not a checkpoint of this run."""
-    tensors, record = load(path)
+def load_state(path: Path, config_hash: str, device: torch.device | None = None) -> SavedRun:
+    """The inverse of `save_state`, onto a device. Raises: CheckpointError if it is not a checkpoint of this run."""
+    tensors, record = load_tensors(path)
     if record.get("config_hash") != config_hash:
         raise CheckpointError(f"{path} is a checkpoint of another configuration")
     state = from_record(tensors, record, device)
     try:
         points = [
-            Point(int(step), {str(name): float(value) for name, value in values.items()}, float(unix_s))
+            StepMetrics(int(step), {str(name): float(value) for name, value in values.items()}, float(unix_s))
             for step, values, unix_s in record["unrecorded"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise CheckpointError(f"{path}: its points are not points ({e})") from e
-    return KeptRun(state, points)
+    return SavedRun(state, points)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 
 
 class Posted(NamedTuple):
     """A report that is to be recorded."""
 
-    points: list[Point]
+    points: list[StepMetrics]
     computation: str | None = None
     """What became of compiling, if it is the report that says so."""
     damaged: str | None = None
@@ -35,7 +35,7 @@ class Taken(NamedTuple):
     """Of the last of them, to be named at the next visit."""
 
 
-class _ProgressBoard:
+class ReportMailbox:
     """The last thing that a run said of itself, and the reports that the driver has not taken yet."""
 
     def __init__(self) -> None:
@@ -70,4 +70,4 @@ class _ProgressBoard:
         return self._recorded
 
 
-ProgressBoard: Any = ray.remote(num_cpus=0)(_ProgressBoard)
+ProgressBoard: Any = ray.remote(num_cpus=0)(ReportMailbox)

@@ -16,12 +16,12 @@ import ray
 import ray.exceptions
 import ray.train
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.distillation.mailbox import Posted
-from ray_distill.tracking.outbox import Recording
+from ray_distill.tracking.outbox import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker
 from ray_distill.utils.progress import Update
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Recorder(ray.train.UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Pass on one report of all ranks; rank 0 speaks for all."""
         try:
-            points = [Point(*p) for p in metrics[0]["points"]]
+            points = [StepMetrics(*p) for p in metrics[0]["points"]]
             posted = Posted(points, metrics[0].get("computation"), metrics[0].get("damaged"))
             # Waited for: this process may end with its last report.
             ray.get(self._board.post_report.remote(posted), timeout=10)
@@ -70,14 +70,14 @@ class Recorder(ray.train.UserCallback):
                     drawn = self._draw(Path(folder) / CHECKPOINT_FILE)
                 ray.get(self._board.post_report.remote(drawn), timeout=10)
         except Exception:
-            logger.warning("a report could not be passed on: %s", masked(traceback.format_exc()))
+            logger.warning("a report could not be passed on: %s", redact(traceback.format_exc()))
 
     def _draw(self, file: Path) -> Posted:
         """The contact sheet of a checkpoint, which Ray may delete before anybody else reads it."""
         from ray_distill.artifacts import contact_sheet
         from ray_distill.distillation import checkpoint
 
-        tensors, record = checkpoint.load(file)
+        tensors, record = checkpoint.load_tensors(file)
         if self._drawn is None:
             # Kept: a whitening computes its inverse once.
             self._drawn = ray.get(self._picture[0])
@@ -99,7 +99,7 @@ class RunRecording:
     def __init__(self, tracker: Tracker, board: Any) -> None:
         self._tracker, self._board = tracker, board
         self._number = 0
-        self._recording: Recording[Posted] = Recording(self._say)
+        self._recording: RetryQueue[Posted] = RetryQueue(self._say)
 
     def visit(self, update: Update) -> None:
         """Take what is new on the board, and show how far the run has come."""

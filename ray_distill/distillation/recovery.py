@@ -18,12 +18,12 @@ import pyarrow.fs
 import ray.train
 import torch
 
-from ray_distill.core.distributed import World
-from ray_distill.distillation.checkpoint import CheckpointError, KeptRun, load_kept
+from ray_distill.core.distributed import Communicator
+from ray_distill.distillation.checkpoint import CheckpointError, SavedRun, load_state
 from ray_distill.distillation.recorder import CHECKPOINT_FILE
-from ray_distill.errors import FailedError, is_full, room_at
+from ray_distill.errors import RunError, disk_free_message, is_disk_full
 
-BOOK = "checkpoint_manager_snapshot.json"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Train's, beside the checkpoints' folders."""
 _NAME = re.compile(r"step_(\d{8,})(?:-(\d+))?")
 ReadT = TypeVar("ReadT")
@@ -33,14 +33,14 @@ class NoWholeCheckpointError(CheckpointError):
     """A run has checkpoints, and none of them can be read."""
 
 
-class NoRoomError(FailedError):
+class NoRoomError(RunError):
     """A checkpoint could not be written because a disk is full."""
 
 
-class Found(NamedTuple):
+class FoundCheckpoint(NamedTuple):
     """Where the workers go on from."""
 
-    kept: KeptRun | None
+    kept: SavedRun | None
     """None if the run has no checkpoint: it begins."""
     booked: bool
     """Whether Train knows of it."""
@@ -80,10 +80,10 @@ def booked() -> list[ray.train.Checkpoint]:
     return [r.checkpoint for r in ray.train.get_all_reported_checkpoints(consistency_mode=committed)]
 
 
-def find(config_hash: str, device: torch.device, world: World) -> Found:
+def latest_valid(config_hash: str, device: torch.device, world: Communicator) -> FoundCheckpoint:
     """The newest whole checkpoint of the run that this Ray Train worker belongs to; every rank must call it.
 
-    Without a book (`put_right`), of all that lie there. Raises: NoWholeCheckpointError.
+    Without a book (`quarantine_snapshot`), of all that lie there. Raises: NoWholeCheckpointError.
     """
     if known := booked():
         return newest_whole(known, config_hash, device, world)
@@ -93,16 +93,16 @@ def find(config_hash: str, device: torch.device, world: World) -> Found:
 
 
 def newest_whole(
-    checkpoints: Sequence[ray.train.Checkpoint], config_hash: str, device: torch.device, world: World
-) -> Found:
+    checkpoints: Sequence[ray.train.Checkpoint], config_hash: str, device: torch.device, world: Communicator
+) -> FoundCheckpoint:
     """The last of these, the oldest first, that every rank can read. Raises: NoWholeCheckpointError."""
     names = frozenset(map(_name, checkpoints))
     kept, damaged = newest_read(
-        checkpoints, lambda folder: load_kept(folder / CHECKPOINT_FILE, config_hash, device), device, world
+        checkpoints, lambda folder: load_state(folder / CHECKPOINT_FILE, config_hash, device), device, world
     )
     said = "; ".join(damaged)
     if kept is not None:
-        return Found(
+        return FoundCheckpoint(
             kept, True, said and f"{said}; the run goes on from outer step {kept.state.outer_step}", names
         )
     if damaged:
@@ -110,14 +110,14 @@ def newest_whole(
             f"no checkpoint of this run can be read: {said}. Bring one of them back from a copy and go on with "
             "--resume; or begin again, with --force or with another --out"
         )
-    return Found(None, True, "", names)
+    return FoundCheckpoint(None, True, "", names)
 
 
 def newest_read(
     checkpoints: Sequence[ray.train.Checkpoint],
     read: Callable[[Path], ReadT],
     device: torch.device,
-    world: World,
+    world: Communicator,
 ) -> tuple[ReadT | None, list[str]]:
     """What the last of these holds, the oldest first, that every rank can read; and what is wrong with those after it.
 
@@ -144,7 +144,7 @@ def _read(checkpoint: ray.train.Checkpoint, read: Callable[[Path], ReadT]) -> tu
         return None, f"{_name(checkpoint)}: {e}"
 
 
-def put_right(storage_path: str, filesystem: pyarrow.fs.FileSystem | None, run: str) -> str:
+def quarantine_snapshot(storage_path: str, filesystem: pyarrow.fs.FileSystem | None, run: str) -> str:
     """Set Train's book aside if Train would refuse it; in the driver, before the run begins.
 
     Args:
@@ -154,7 +154,7 @@ def put_right(storage_path: str, filesystem: pyarrow.fs.FileSystem | None, run: 
     """
     fs = filesystem or pyarrow.fs.LocalFileSystem()
     folder = f"{storage_path}/{run}"
-    book = f"{folder}/{BOOK}"
+    book = f"{folder}/{SNAPSHOT}"
     if fs.get_file_info(book).type == pyarrow.fs.FileType.NotFound:
         return ""
     with fs.open_input_stream(book, compression=None) as file:
@@ -176,10 +176,10 @@ def _trouble(content: bytes, there: set[str]) -> str:
 
 def no_room(error: OSError, place: Path | str, what: str) -> str:
     """What to say of a checkpoint that found no room. Raises: the error, if it is another one."""
-    if not is_full(error):
+    if not is_disk_full(error):
         raise error
     assert error.errno is not None
-    room = f" ({room_at(place)})" if isinstance(place, Path) else ""
+    room = f" ({disk_free_message(place)})" if isinstance(place, Path) else ""
     return (
         f"{place}: no room for {what}: {os.strerror(error.errno)}{room}. The checkpoints before it are whole: make "
         "room there, and go on with --resume"

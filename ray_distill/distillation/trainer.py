@@ -17,22 +17,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ray_distill.cluster.connection import go_first, in_environment, require
+from ray_distill.cluster.connection import in_environment, normal_priority, require
 from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config, parse
-from ray_distill.core.distributed import Distributed, OneProcess, World
-from ray_distill.core.metrics import Point
+from ray_distill.core.distributed import Communicator, SingleProcess, TorchDistributed
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import NonFiniteError, Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation import recovery
-from ray_distill.distillation.checkpoint import KeptRun, keep, load_kept
+from ray_distill.distillation.checkpoint import SavedRun, load_state, save_state
 from ray_distill.distillation.mailbox import ProgressBoard
 from ray_distill.distillation.recorder import CHECKPOINT_FILE, Recorder, RunRecording
-from ray_distill.distillation.recovery import Found, NoRoomError, NoWholeCheckpointError, name_of
-from ray_distill.distillation.worker import Workplace, open_workplace
-from ray_distill.errors import FailedError, is_full
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.distillation.recovery import FoundCheckpoint, NoRoomError, NoWholeCheckpointError, name_of
+from ray_distill.distillation.worker import WorkerContext, open_worker_context
+from ray_distill.errors import RunError, is_disk_full
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.progress import Update
 
@@ -54,7 +54,7 @@ TRAIN_RUN = "run"
 """The name of Ray Train's run inside the run's folder: the pair is what Train resumes by."""
 
 
-class DistillError(FailedError):
+class DistillError(RunError):
     """A run that could not be brought to its end."""
 
 
@@ -75,10 +75,10 @@ class _Reporter:
     be killed between the two, or the store may be away.
     """
 
-    def __init__(self, config: Config, world: World, board: Any, found: Found) -> None:
+    def __init__(self, config: Config, world: Communicator, board: Any, found: FoundCheckpoint) -> None:
         self._config_hash, self._world, self._board = config.hash, world, board
         self._taken = found.names
-        self._unrecorded = found.kept.unrecorded if found.kept else list[Point]()
+        self._unrecorded = found.kept.unrecorded if found.kept else list[StepMetrics]()
         """Rank 0's matter."""
 
     def __call__(self, report: Report) -> None:
@@ -107,7 +107,7 @@ class _Reporter:
         with ExitStack() as stack:
             try:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                keep(folder / CHECKPOINT_FILE, self._config_hash, state, self._unrecorded)
+                save_state(folder / CHECKPOINT_FILE, self._config_hash, state, self._unrecorded)
             except OSError as e:
                 # The other ranks wait for this one's report.
                 ray.train.report(metrics, checkpoint_dir_name=name)
@@ -136,7 +136,7 @@ def quiet_reports() -> None:
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
 
 
-def _compile(place: Workplace, state: RunState, world: World, board: Any) -> str:
+def _compile(place: WorkerContext, state: RunState, world: Communicator, board: Any) -> str:
     """Compile the step functions before the first step, if they are to be; says what became of it."""
     if not place.compiles:
         return ""
@@ -156,15 +156,15 @@ def worker(setup: dict[str, Any]) -> str | None:
     Returns: why the run had to end early, or None.
     """
     quiet_reports()
-    go_first()
+    normal_priority()
     config = parse(setup["config"])
-    place = open_workplace(
+    place = open_worker_context(
         config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], worker_device(config)
     )
-    world: World = Distributed() if dist.is_initialized() else OneProcess()
+    world: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
     (board,) = setup["board"]
     try:
-        found = recovery.find(config.hash, place.device, world)
+        found = recovery.latest_valid(config.hash, place.device, world)
         reporter = _Reporter(config, world, board, found)
         state = _go_on(found, reporter) if found.kept else place.start
         said = _compile(place, state, world, board)
@@ -177,7 +177,7 @@ def worker(setup: dict[str, Any]) -> str | None:
     return None
 
 
-def _go_on(found: Found, reporter: _Reporter) -> RunState:
+def _go_on(found: FoundCheckpoint, reporter: _Reporter) -> RunState:
     """The state to go on from, after what there is to say of it."""
     assert found.kept is not None
     state, unrecorded = found.kept
@@ -213,7 +213,7 @@ def placed_within(config: Config) -> dict[str, str]:
     return {_PLACED_WITHIN: f"{PLACED_WITHIN_S:g}"}
 
 
-def _trainer(config: Config, data: DevelopmentData, folder: RunFolder, board: Any) -> TorchTrainer:
+def _trainer(config: Config, data: DevelopmentData, folder: RunDir, board: Any) -> TorchTrainer:
     fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
         "config": config.to_dict(),
@@ -250,9 +250,7 @@ def check_cluster(config: Config) -> None:
     require(fewest, getattr(cluster, fewest), cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
 
 
-def _fit(
-    trainer: TorchTrainer, recording: RunRecording, folder: RunFolder, update: Update
-) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, recording: RunRecording, folder: RunDir, update: Update) -> ray.train.Result:
     """`trainer.fit()`, with what is on the board recorded and shown once a second, as long as the storage is ours.
 
     It runs in a thread of its own: in the main thread it would answer Ctrl-C itself, end the process without
@@ -281,8 +279,8 @@ def _last_lines(failures: dict[int, Exception]) -> list[str]:
 
 
 def train(
-    config: Config, data: DevelopmentData, folder: RunFolder, tracker: Tracker, update: Update
-) -> KeptRun:
+    config: Config, data: DevelopmentData, folder: RunDir, tracker: Tracker, update: Update
+) -> SavedRun:
     """Distil by Ray Train, from the folder's last checkpoint if there is one.
 
     Returns: the end of the run, and the last points, which MLflow may not have if it was away.
@@ -293,7 +291,7 @@ def train(
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, board)
-    if trouble := recovery.put_right(*folder.train_for_ray(), TRAIN_RUN):
+    if trouble := recovery.quarantine_snapshot(*folder.train_for_ray(), TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
         with closing(RunRecording(tracker, board)) as recording, in_environment(placed_within(config)):
@@ -302,7 +300,7 @@ def train(
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as e:
         cause = getattr(e, "controller_failure", None)
-        if isinstance(cause, OSError) and is_full(cause):
+        if isinstance(cause, OSError) and is_disk_full(cause):
             raise DistillError(
                 recovery.no_room(cause, folder.train_place(), "Ray Train's list of checkpoints")
             ) from e
@@ -312,4 +310,4 @@ def train(
     if result.checkpoint is None:
         raise DistillError("the run ended without a checkpoint")
     with result.checkpoint.as_directory() as kept:
-        return load_kept(Path(kept) / CHECKPOINT_FILE, config.hash)
+        return load_state(Path(kept) / CHECKPOINT_FILE, config.hash)

@@ -14,7 +14,7 @@ import torch
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
 from ray_distill.config.config import Config
-from ray_distill.core.distributed import World
+from ray_distill.core.distributed import Communicator
 from ray_distill.core.outer_loop import Experiment
 from ray_distill.core.state import RunState
 from ray_distill.core.unroll import draw_inner, inner_batch
@@ -24,7 +24,7 @@ from ray_distill.data.splits import Ticket, redeem_development
 
 
 @dataclass(frozen=True, eq=False)
-class Workplace:
+class WorkerContext:
     """An experiment and its real data on a device."""
 
     config: Config
@@ -45,7 +45,7 @@ class Workplace:
         """Whether the step functions are to be compiled, which takes a minute or so."""
         return self.experiment.inner.functions.compiled
 
-    def compile(self, state: RunState, world: World) -> str:
+    def compile(self, state: RunState, world: Communicator) -> str:
         """Compile the step functions for this process's groups of replicas; says what became of it."""
         began, experiment = time.perf_counter(), self.experiment
         draws = draw_inner(experiment.inner, experiment.seed, state.outer_step, 0, 1, state.data)
@@ -56,9 +56,9 @@ class Workplace:
         return f"not compiled ({why})" if why else f"compiled in {time.perf_counter() - began:.0f} s"
 
 
-def open_workplace(
+def open_worker_context(
     config: Config, data: Ticket, fitted: Callable[[], Preprocessing], device: torch.device
-) -> Workplace:
+) -> WorkerContext:
     """The workplace of this process, whose threads and arithmetic it sets.
 
     Args:
@@ -72,4 +72,4 @@ def open_workplace(
         builders_experiment.real_data(config, part, device) for part in redeem_development(data, fitted)
     )
     experiment = builders_experiment.experiment(config, train.image_shape, train.num_classes, device)
-    return Workplace(config, device, experiment, train, validation)
+    return WorkerContext(config, device, experiment, train, validation)

@@ -14,8 +14,8 @@ from typing import Any
 
 from ray_distill.evaluation.jobs import Job
 from ray_distill.evaluation.records import Kind
-from ray_distill.evaluation.scheduler import Course
-from ray_distill.evaluation.subjects import JudgedSet
+from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.subjects import EvaluationSet
 
 CHOSEN: tuple[Kind, ...] = ("herding", "k_means")
 """What networks are trained on that takes long to choose."""
@@ -33,7 +33,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class CoresetChoice:
     """A job, and where what it trains on can be fetched."""
 
     job: Job
@@ -46,7 +46,7 @@ class Chosen:
         return self.job.cost
 
 
-Order = Job | Choice | Chosen
+Order = Job | Choice | CoresetChoice
 """What an actor is asked to do."""
 _Which = tuple[Any, ...]
 
@@ -54,7 +54,9 @@ _Which = tuple[Any, ...]
 class Choices:
     """The customer of the pool: has each choice made when the first job needs it, and passes on all else."""
 
-    def __init__(self, course: Course, sets: Iterable[JudgedSet], ship: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, course: JobScheduler, sets: Iterable[EvaluationSet], ship: Callable[[Any], Any]
+    ) -> None:
         """`ship` is given what was chosen, and returns what actors fetch it by."""
         self._course, self._ship = course, ship
         self._sets = {judged.name: judged for judged in sets}
@@ -74,7 +76,7 @@ class Choices:
             choice = self._choice(job)
             which = self._which(choice)
             if which in self._made:
-                orders.append(Chosen(job=job, at=self._made[which]))
+                orders.append(CoresetChoice(job=job, at=self._made[which]))
             elif which in self._waiting:
                 self._waiting[which].append(job)
             else:
@@ -102,7 +104,7 @@ class Choices:
                 self._made[which] = self._ship(result)
                 self.says(f"{order.kind}: images are chosen")
                 return self._orders(self._waiting.pop(which))
-            case Chosen():
+            case CoresetChoice():
                 return self._orders(self._course.done(order.job, result))
             case _:
                 return self._orders(self._course.done(order, result))
@@ -113,7 +115,7 @@ class Choices:
             case Choice():
                 jobs: Sequence[Job] = self._waiting.pop(self._which(order))
                 reason = f"its images could not be chosen: {reason}"
-            case Chosen():
+            case CoresetChoice():
                 jobs = [order.job]
             case _:
                 jobs = [order]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.evaluation.records import Kind, Treatment
-from ray_distill.evaluation.results import Row, at_last_horizon, label
-from ray_distill.utils.atomic import written_whole
+from ray_distill.evaluation.results import ResultRow, at_last_horizon, label
+from ray_distill.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -25,7 +25,7 @@ BARS, STEPS, IMAGES = "accuracy.png", "accuracy_over_steps.png", "accuracy_over_
 """The pictures of a results folder."""
 
 TrainedOn = tuple[str, Kind, Treatment, int]
-"""See `Row.trained_on`."""
+"""See `ResultRow.trained_on`."""
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555", "#F0E442")
 _MARKS = "osD^vP*X"
@@ -45,7 +45,7 @@ _CLOSEST_TICKS = 0.09
 """Of the axis: ticks closer to another one are left out."""
 
 
-def write_pictures(folder: Path, rows: Sequence[Row]) -> list[Path]:
+def write_pictures(folder: Path, rows: Sequence[ResultRow]) -> list[Path]:
     """Writes the pictures that have something to show, each of them whole. Returns where they are.
 
     Raises: OSError.
@@ -54,12 +54,12 @@ def write_pictures(folder: Path, rows: Sequence[Row]) -> list[Path]:
     for name, figure in ((BARS, bars(rows)), (STEPS, over_steps(rows)), (IMAGES, over_images(rows))):
         if figure is not None:
             paths.append(folder / name)
-            with written_whole(paths[-1]) as file:
+            with atomic_write(paths[-1]) as file:
                 figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
     return paths
 
 
-def bars(rows: Sequence[Row]) -> "Figure | None":
+def bars(rows: Sequence[ResultRow]) -> "Figure | None":
     """The last horizon: a group for each network, with a bar for each thing trained on. None without any."""
     from matplotlib.patches import Patch
 
@@ -86,7 +86,7 @@ def bars(rows: Sequence[Row]) -> "Figure | None":
     return figure
 
 
-def over_steps(rows: Sequence[Row]) -> "Figure | None":
+def over_steps(rows: Sequence[ResultRow]) -> "Figure | None":
     """Accuracy against inner steps, a panel for each network. None unless something has several horizons.
 
     What has one horizon alone, such as the whole training set, is a level line, wherever that horizon lies.
@@ -112,7 +112,7 @@ def over_steps(rows: Sequence[Row]) -> "Figure | None":
     return figure
 
 
-def over_images(rows: Sequence[Row]) -> "Figure | None":
+def over_images(rows: Sequence[ResultRow]) -> "Figure | None":
     """Accuracy at the last horizon against the number of images, a panel for each network. None without subsets.
 
     A line joins random images of a set, and the set; sets and baselines of other sizes are points beside it.
@@ -139,7 +139,7 @@ def over_images(rows: Sequence[Row]) -> "Figure | None":
     return figure
 
 
-def _whisker(axes: "Axes", row: Row, place: float, *, numbered: bool) -> None:
+def _whisker(axes: "Axes", row: ResultRow, place: float, *, numbered: bool) -> None:
     means, errors = _percents([row])
     axes.errorbar(means, place, xerr=errors, fmt="none", **_WHISKER)
     if numbered:
@@ -148,7 +148,7 @@ def _whisker(axes: "Axes", row: Row, place: float, *, numbered: bool) -> None:
 
 
 def _points(
-    axes: "Axes", of: TrainedOn, styles: "_Styles", places: Sequence[float], rows: Sequence[Row]
+    axes: "Axes", of: TrainedOn, styles: "_Styles", places: Sequence[float], rows: Sequence[ResultRow]
 ) -> None:
     """Points with whiskers, joined by a line."""
     means, errors = _percents(rows)
@@ -158,7 +158,7 @@ def _points(
 class _Styles:
     """A colour and a mark for each thing trained on, a hatching for each treatment."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[ResultRow]) -> None:
         of_set = dict.fromkeys(_untreated(row.trained_on) for row in rows if row.kind != "subset")
         self._places = {of: i for i, of in enumerate(of_set)}
 
@@ -251,19 +251,19 @@ def _untreated(of: TrainedOn) -> tuple[str, Kind, int]:
     return subject, kind, num_images
 
 
-def _done(rows: Iterable[Row]) -> list[Row]:
+def _done(rows: Iterable[ResultRow]) -> list[ResultRow]:
     return [row for row in rows if row.mean is not None]
 
 
-def _all_of(rows: Iterable[Row]) -> list[TrainedOn]:
+def _all_of(rows: Iterable[ResultRow]) -> list[TrainedOn]:
     return list(dict.fromkeys(row.trained_on for row in rows))
 
 
-def _networks(rows: Iterable[Row]) -> list[str]:
+def _networks(rows: Iterable[ResultRow]) -> list[str]:
     return list(dict.fromkeys(row.network for row in rows))
 
 
-def _percents(rows: Iterable[Row]) -> tuple[list[float], list[list[float]]]:
+def _percents(rows: Iterable[ResultRow]) -> tuple[list[float], list[list[float]]]:
     """Means, and how far their intervals reach below and above; not a number, of which nothing is drawn, without one."""
     means, below, above = list[float](), list[float](), list[float]()
     for row in rows:
@@ -275,6 +275,6 @@ def _percents(rows: Iterable[Row]) -> tuple[list[float], list[list[float]]]:
     return means, [below, above]
 
 
-def _end(row: Row) -> float:
+def _end(row: ResultRow) -> float:
     """Of its whisker, or of the bar."""
     return 100 * (row.interval[1] if row.interval is not None else row.mean or 0.0)

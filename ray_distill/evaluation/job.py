@@ -27,7 +27,7 @@ from ray_distill.data.splits import redeem, redeem_development
 from ray_distill.data.test_split import load_test
 from ray_distill.evaluation.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.evaluation.choices import Choice
-from ray_distill.evaluation.jobs import DD_RANKING, Job, Line, LrTrial
+from ray_distill.evaluation.jobs import DD_RANKING, Job, LrCandidate, TableRowSpec
 from ray_distill.evaluation.records import Record
 from ray_distill.evaluation.subjects import Tickets
 
@@ -44,7 +44,7 @@ class Shipped:
     """Fetches the preprocessing, on a machine that lacks the preprocessed images."""
 
 
-class SetAtHand:
+class LoadedSet:
     """A judged set in an actor: whatever of its data is asked for is opened then, and kept."""
 
     def __init__(self, shipped: Shipped) -> None:
@@ -88,7 +88,7 @@ class SetAtHand:
         return experiment.real_data(self.config, data, self.device)
 
     def training_set(
-        self, line: Line, index: int, seed: int, chosen: DistilledData | None = None
+        self, line: TableRowSpec, index: int, seed: int, chosen: DistilledData | None = None
     ) -> TrainingSet:
         """What one network of a line is trained on; `seed` is that of what is drawn anew for each network.
 
@@ -129,7 +129,9 @@ def _with_hard_labels(data: DistilledData) -> DistilledData:
     return data._replace(labels_NK=labels_NK)
 
 
-def run_job(here: SetAtHand, job: Job, chosen: DistilledData | None = None) -> list[Record] | list[LrTrial]:
+def run_job(
+    here: LoadedSet, job: Job, chosen: DistilledData | None = None
+) -> list[Record] | list[LrCandidate]:
     """Train fresh networks as the job says. The records are in the order of its indices and horizons."""
     line = job.line
     # Streams of its own: no network is one that D was distilled through, and those that choose an lr, and the images
@@ -151,7 +153,7 @@ def run_job(here: SetAtHand, job: Job, chosen: DistilledData | None = None) -> l
     of = [line.retraining(index) for index in job.indices]
     if job.choosing:
         return [
-            LrTrial(one, job.lr, job.horizons[-1], score[-1].accuracy)
+            LrCandidate(one, job.lr, job.horizons[-1], score[-1].accuracy)
             for one, score in zip(of, scores, strict=True)
         ]
     seconds = clock.seconds(len(job.horizons), len(of))
@@ -162,7 +164,7 @@ def run_job(here: SetAtHand, job: Job, chosen: DistilledData | None = None) -> l
     ]
 
 
-def _problem(here: SetAtHand, job: Job, judge: RealData) -> InnerProblem:
+def _problem(here: LoadedSet, job: Job, judge: RealData) -> InnerProblem:
     """The set's own training, with the lr and the treatment that the job says."""
     config, shape, num_classes = here.config, judge.image_shape, judge.num_classes
     network = network_for(config, job.line.network, shape, num_classes)

@@ -28,7 +28,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.config.network import TORCHVISION
 from ray_distill.core.augment import Augmentation
 from ray_distill.evaluation.records import Kind, Retraining, Treatment
-from ray_distill.evaluation.subjects import JudgedSet
+from ray_distill.evaluation.subjects import EvaluationSet
 
 DD_RANKING = Augmentation(("color", "crop", "cutout", "flip", "scale", "rotate"), "single")
 """The augmentation of the augmentation-robust score: DSA's, one operation at each step (`robustness`)."""
@@ -51,7 +51,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TableRowSpec:
     """What the retrainings of one line of the table have in common."""
 
     subject: Subject
@@ -91,7 +91,7 @@ class Line:
 class Job:
     """Some of a line's networks, trained at one lr: for the table, or to choose the lr."""
 
-    line: Line
+    line: TableRowSpec
     indices: tuple[int, ...]
     lr: float
     choosing: bool
@@ -110,7 +110,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class LrTrial:
+class LrCandidate:
     """How a network that helps to choose an lr has done. The accuracy is a fraction of the validation images."""
 
     of: Retraining
@@ -119,7 +119,7 @@ class LrTrial:
     validation_accuracy: float
 
 
-def jobs_for(line: Line, indices: Iterable[int], lr: float, *, choosing: bool = False) -> list[Job]:
+def jobs_for(line: TableRowSpec, indices: Iterable[int], lr: float, *, choosing: bool = False) -> list[Job]:
     """Jobs for these networks of a line, each of as many as are trained at once.
 
     Those that are missing stay in the groups in which they would have been without the others.
@@ -138,7 +138,7 @@ def best_lr(own_lr: float, accuracies: Mapping[float, Sequence[float]]) -> float
     return min(accuracies, key=rank)
 
 
-def lines_of(sets: Sequence[JudgedSet]) -> list[Line]:
+def lines_of(sets: Sequence[EvaluationSet]) -> list[TableRowSpec]:
     """The lines of the table of some sets, the baselines after them.
 
     A baseline that is the same beside several sets, since they have one protocol and size, stands there once.
@@ -153,7 +153,7 @@ def lines_of(sets: Sequence[JudgedSet]) -> list[Line]:
                 f"{name} and {line.subject.name} are the same set with the same protocol; name it once"
             )
     for kind in sets[0].config.evaluation.baselines:
-        different: dict[tuple[str, ...], list[Line]] = {}
+        different: dict[tuple[str, ...], list[TableRowSpec]] = {}
         for judged in sets:
             beside = _lines(judged, kind, kind)
             different.setdefault(tuple(line.fingerprint for line in beside), beside)
@@ -162,12 +162,14 @@ def lines_of(sets: Sequence[JudgedSet]) -> list[Line]:
     return lines
 
 
-def _named_by_set(line: Line) -> Line:
+def _named_by_set(line: TableRowSpec) -> TableRowSpec:
     subject = line.subject
     return replace(line, subject=replace(subject, name=f"{subject.name} beside {subject.of_set}"))
 
 
-def baselines_beside(sets: Iterable[JudgedSet], lines: Iterable[Line]) -> dict[str, dict[Kind, str]]:
+def baselines_beside(
+    sets: Iterable[EvaluationSet], lines: Iterable[TableRowSpec]
+) -> dict[str, dict[Kind, str]]:
     """For each set the names that its baselines have in the table."""
     names = {line.fingerprint: line.subject.name for line in lines}
     return {
@@ -179,7 +181,7 @@ def baselines_beside(sets: Iterable[JudgedSet], lines: Iterable[Line]) -> dict[s
     }
 
 
-def _set_lines(judged: JudgedSet) -> list[Line]:
+def _set_lines(judged: EvaluationSet) -> list[TableRowSpec]:
     """A distilled set's, and those of its subsets. Raises: ConfigError for one that is as large as the set."""
     evaluation, ipc = judged.config.evaluation, len(judged.dataset) // judged.num_classes
     lines = _lines(judged, judged.name, "distilled")
@@ -196,7 +198,7 @@ def _set_lines(judged: JudgedSet) -> list[Line]:
     return lines
 
 
-def _lines(judged: JudgedSet, name: str, kind: Kind) -> list[Line]:
+def _lines(judged: EvaluationSet, name: str, kind: Kind) -> list[TableRowSpec]:
     """A line for each treatment of a subject, and each network that is trained on it."""
     evaluation, own = judged.config.evaluation, judged.config.network.name
     if kind == "whole_train":
@@ -214,7 +216,7 @@ def _lines(judged: JudgedSet, name: str, kind: Kind) -> list[Line]:
     ]
 
 
-def _treatments(judged: JudgedSet, kind: Kind) -> list[Treatment]:
+def _treatments(judged: EvaluationSet, kind: Kind) -> list[Treatment]:
     """Beside its own, what the robustness scores are made of (`robustness`), as far as that is something else."""
     if kind not in ("distilled", "random_real") or not judged.config.evaluation.robustness:
         return ["own"]
@@ -229,7 +231,9 @@ def _treatments(judged: JudgedSet, kind: Kind) -> list[Treatment]:
     return [treatment for treatment, does in differs.items() if does]
 
 
-def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, num_networks: int) -> Line:
+def _line(
+    judged: EvaluationSet, subject: Subject, treatment: Treatment, name: str, num_networks: int
+) -> TableRowSpec:
     """One line; `name` is the network's."""
     config, evaluation = judged.config, judged.config.evaluation
     batch, horizons = None, evaluation.horizons
@@ -238,16 +242,16 @@ def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, 
         assert evaluation.whole_train_epochs is not None
         batch = min(evaluation.whole_train_batch, judged.num_train)
         horizons = (evaluation.whole_train_epochs * (judged.num_train // batch),)
-    own_lr = settings.judging_inner_lr(config)
+    own_lr = settings.evaluation_inner_lr(config)
     network, flops = judged.network(name)
 
     def at_once(count: int, least_groups: int) -> int:
         of = (config, network, judged.image_shape, judged.num_classes, settings.device_of(config))
-        size = batching.networks_at_once(*of, count, batch=batch, least_groups=least_groups)
+        size = batching.network_batch_size(*of, count, batch=batch, least_groups=least_groups)
         return 1 if subject.is_drawn else size
 
     num_choosing = evaluation.lr_networks or 0
-    return Line(
+    return TableRowSpec(
         subject=subject,
         treatment=treatment,
         network=name,
@@ -269,7 +273,7 @@ def _line(judged: JudgedSet, subject: Subject, treatment: Treatment, name: str, 
 
 
 def _fingerprint(
-    judged: JudgedSet, subject: Subject, treatment: Treatment, network: str, batch: int | None
+    judged: EvaluationSet, subject: Subject, treatment: Treatment, network: str, batch: int | None
 ) -> str:
     """32 hex digits over what determines the numbers: neither names nor where and how fast they are computed."""
     config, of_set = judged.config, subject.kind in ("distilled", "subset")

@@ -17,38 +17,38 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.config.config import ConfigError
-from ray_distill.evaluation.jobs import Line, LrTrial
+from ray_distill.evaluation.jobs import LrCandidate, TableRowSpec
 from ray_distill.evaluation.records import Record, Retraining
-from ray_distill.evaluation.subjects import JudgedSet
+from ray_distill.evaluation.subjects import EvaluationSet
 from ray_distill.utils.atomic import write_json
-from ray_distill.utils.jsonl import JsonLines
-from ray_distill.utils.outbox import JournalError
+from ray_distill.utils.jsonl import JsonlFile
+from ray_distill.utils.outbox import OutboxError
 
 IDENTITY = "evaluation_of.json"
 RECORDS = "records.jsonl"
 
-_Found = Record | LrTrial
+_Found = Record | LrCandidate
 _Key = tuple[type, str, int, int, float]
 
 
-def entry(line: Line, one: Record | LrTrial) -> dict[str, Any]:
+def entry(line: TableRowSpec, one: Record | LrCandidate) -> dict[str, Any]:
     """A line of the file."""
     kind = "record" if isinstance(one, Record) else "lr_trial"
     return {"line": line.fingerprint, kind: asdict(one)}
 
 
-class Journal:
+class ResultsLog:
     """The results that there are, in memory and, if it has a file, there."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Raises: JournalError if a line other than a half one at the end cannot be read."""
-        self._lines = JsonLines(path) if path is not None else None
+        """Raises: OutboxError if a line other than a half one at the end cannot be read."""
+        self._lines = JsonlFile(path) if path is not None else None
         self._found: dict[_Key, _Found] = {}
         self._latest: dict[Retraining, str] = {}
         for number, line in enumerate(self._lines.found if self._lines else [], 1):
             self._take(*_read(line, f"{path}, line {number}"))
 
-    def add(self, line: Line, found: Iterable[_Found]) -> None:
+    def add(self, line: TableRowSpec, found: Iterable[_Found]) -> None:
         """Results of a line, on the disk when this returns."""
         things = []
         for one in found:
@@ -62,20 +62,20 @@ class Journal:
         if isinstance(one, Record):
             self._latest[replace(one.of, index=0)] = fingerprint
 
-    def has(self, line: Line, index: int, lr: float) -> bool:
+    def has(self, line: TableRowSpec, index: int, lr: float) -> bool:
         """Whether a network of the line is tested after all its horizons."""
         return all((Record, line.fingerprint, index, steps, lr) in self._found for steps in line.horizons)
 
-    def trial(self, line: Line, index: int, lr: float) -> LrTrial | None:
+    def trial(self, line: TableRowSpec, index: int, lr: float) -> LrCandidate | None:
         """How a network did that helps to choose the line's lr."""
-        found = self._found.get((LrTrial, line.fingerprint, index, line.horizons[-1], lr))
-        return found if isinstance(found, LrTrial) else None
+        found = self._found.get((LrCandidate, line.fingerprint, index, line.horizons[-1], lr))
+        return found if isinstance(found, LrCandidate) else None
 
-    def of(self, line: Line) -> list[_Found]:
+    def of(self, line: TableRowSpec) -> list[_Found]:
         """All that there is of one line."""
         return [one for (_, fingerprint, *_), one in self._found.items() if fingerprint == line.fingerprint]
 
-    def records(self, lines: Iterable[Line] = ()) -> list[Record]:
+    def records(self, lines: Iterable[TableRowSpec] = ()) -> list[Record]:
         """All that there are, of these lines and of others. Where others were about the same as one of these, but
         had other data or another protocol, they are left out."""
         latest = self._latest | {line.retraining(0): line.fingerprint for line in lines}
@@ -89,16 +89,16 @@ class Journal:
 def _read(line: bytes, where: str) -> tuple[str, _Found]:
     try:
         values = json.loads(line)
-        kind, of = (Record, "record") if "record" in values else (LrTrial, "lr_trial")
+        kind, of = (Record, "record") if "record" in values else (LrCandidate, "lr_trial")
         found = values[of]
         return str(values["line"]), kind(**found | {"of": Retraining(**found["of"])})
     except (ValueError, KeyError, TypeError) as e:
-        raise JournalError(
+        raise OutboxError(
             f"{where}: not a record of an evaluation ({e}); remove the line, or the folder"
         ) from e
 
 
-def identity(sets: Iterable[JudgedSet]) -> dict[str, Any]:
+def identity(sets: Iterable[EvaluationSet]) -> dict[str, Any]:
     """What must be the same for results to stand in one table: the sets, and how an lr is chosen."""
     sets = list(sets)
     evaluation = sets[0].config.evaluation

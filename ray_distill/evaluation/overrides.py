@@ -6,7 +6,7 @@ from typing import Any
 from ray_distill.config.config import Config, ConfigError, apply_overrides, parse
 from ray_distill.config.evaluation import USUAL
 
-JUDGING = (
+EVALUATION_SECTIONS = (
     "evaluation",
     "tracking",
     "data.source",
@@ -18,28 +18,28 @@ JUDGING = (
 """What an evaluation can change; the rest is the set's own."""
 
 
-def is_judging(override: str) -> bool:
-    """Whether a `key=value` is about what `JUDGING` names."""
+def is_evaluation_option(override: str) -> bool:
+    """Whether a `key=value` is about what `EVALUATION_SECTIONS` names."""
     key = override.partition("=")[0]
-    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in JUDGING)
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in EVALUATION_SECTIONS)
 
 
-def judging_configs(
+def evaluation_configs(
     values: Sequence[Mapping[str, Any]], options: Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> list[Config]:
     """The configurations in some artefacts, all with one evaluation: the first one's, with what is to be changed.
 
     Args:
         options: keys of the section `evaluation`.
-        overrides: `key=value` for what `JUDGING` names.
+        overrides: `key=value` for what `EVALUATION_SECTIONS` names.
 
     Raises: ConfigError for another key, or a value that cannot be.
     """
     overrides = list(overrides)
     for override in overrides:
-        if not is_judging(override):
+        if not is_evaluation_option(override):
             raise ConfigError(
-                f"--set {override}: evaluate can change {', '.join(JUDGING)}; the rest is the set's own"
+                f"--set {override}: evaluate can change {', '.join(EVALUATION_SECTIONS)}; the rest is the set's own"
             )
     first = apply_overrides(dict(values[0]), overrides)
     given = {o.partition("=")[0] for o in overrides if o.startswith("evaluation.")}

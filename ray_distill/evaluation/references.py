@@ -12,24 +12,24 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ray_distill.evaluation.jobs import Line, LrTrial
-from ray_distill.evaluation.journal import Journal, entry
+from ray_distill.evaluation.jobs import LrCandidate, TableRowSpec
+from ray_distill.evaluation.journal import ResultsLog, entry
 from ray_distill.evaluation.records import Record
 from ray_distill.utils.atomic import write_text
 
 
-def recall(cache: Path, lines: Iterable[Line], journal: Journal) -> None:
+def recall(cache: Path, lines: Iterable[TableRowSpec], journal: ResultsLog) -> None:
     """Add to the journal what is known of its lines and it lacks. Raises: JournalError for a file that cannot be read."""
     for line in _whole(lines):
-        if missing := _missing(line, Journal(_path(cache, line)), journal):
+        if missing := _missing(line, ResultsLog(_path(cache, line)), journal):
             journal.add(line, missing)
 
 
-def remember(cache: Path, lines: Iterable[Line], journal: Journal) -> None:
+def remember(cache: Path, lines: Iterable[TableRowSpec], journal: ResultsLog) -> None:
     """Keep what the journal has found out. Raises: OSError."""
     for line in _whole(lines):
         path = _path(cache, line)
-        known = Journal(path)
+        known = ResultsLog(path)
         if found := _missing(line, journal, known):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Whole, since others may read or write it at the same time.
@@ -38,15 +38,15 @@ def remember(cache: Path, lines: Iterable[Line], journal: Journal) -> None:
             )
 
 
-def _whole(lines: Iterable[Line]) -> list[Line]:
+def _whole(lines: Iterable[TableRowSpec]) -> list[TableRowSpec]:
     return [line for line in lines if line.subject.kind == "whole_train"]
 
 
-def _path(cache: Path, line: Line) -> Path:
+def _path(cache: Path, line: TableRowSpec) -> Path:
     return cache / "references" / f"{line.fingerprint}.jsonl"
 
 
-def _missing(line: Line, there: Journal, here: Journal) -> list[Record | LrTrial]:
+def _missing(line: TableRowSpec, there: ResultsLog, here: ResultsLog) -> list[Record | LrCandidate]:
     """What is there of a line and not here, under the name that it has now: another table may have named it otherwise."""
     has = {_which(one) for one in here.of(line)}
     return [
@@ -54,5 +54,5 @@ def _missing(line: Line, there: Journal, here: Journal) -> list[Record | LrTrial
     ]
 
 
-def _which(one: Record | LrTrial) -> tuple[object, ...]:
+def _which(one: Record | LrCandidate) -> tuple[object, ...]:
     return type(one), one.of.index, one.inner_steps, one.lr

@@ -16,11 +16,19 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 from ray_distill.evaluation.records import Failure, Record, Retraining
-from ray_distill.evaluation.results import KINDS, TREATMENTS, Results, Row, at_last_horizon, in_order, rows_of
+from ray_distill.evaluation.results import (
+    KINDS,
+    TREATMENTS,
+    ResultRow,
+    Results,
+    at_last_horizon,
+    in_order,
+    rows_of,
+)
 from ray_distill.evaluation.robustness import Robustness
-from ray_distill.utils.atomic import write_json, write_text, written_whole
+from ray_distill.utils.atomic import atomic_write, write_json, write_text
 
 FORMAT = 1
 """Of `evaluation.json`: raised with every change that an older reader would misread."""
@@ -28,7 +36,7 @@ RECORDS, RESULTS, TABLE = "records.parquet", "evaluation.json", "table.md"
 """The files of a results folder."""
 
 
-class ResultsError(MistakeError):
+class ResultsError(UserError):
     """A file is not the results of an evaluation."""
 
 
@@ -74,7 +82,7 @@ def read_results(path: Path) -> Results:
         raise ResultsError(f"{path} is not the results of an evaluation: {error!r}") from error
 
 
-def markdown(rows: Sequence[Row], robustness: Sequence[Robustness] = ()) -> str:
+def markdown(rows: Sequence[ResultRow], robustness: Sequence[Robustness] = ()) -> str:
     """A table of what was trained on x networks at the last horizon, scores, every row, and why something failed."""
     parts = ["Test accuracy: mean ± standard deviation over n retrainings.", _overview(rows)]
     if robustness:
@@ -130,14 +138,14 @@ def _write_parquet(path: Path, records: Sequence[Record], failures: Sequence[Fai
         + [pa.field(name, kind) for name, kind in (measured | {"reason": pa.string()}).items()]
     )
     table = pa.Table.from_pylist([*map(_flat, records), *map(_flat, failures)], schema=schema)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         pq.write_table(table, file)
 
 
-def _overview(rows: Sequence[Row]) -> str:
+def _overview(rows: Sequence[ResultRow]) -> str:
     """A line for each thing trained on, a column for each network."""
     networks = list(dict.fromkeys(row.network for row in rows))
-    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    lines: dict[tuple[Any, ...], dict[str, ResultRow]] = {}
     for row in at_last_horizon(rows):
         lines.setdefault(row.trained_on, {})[row.network] = row
     table = [["trained on", "images", "steps", *networks]]
@@ -148,7 +156,7 @@ def _overview(rows: Sequence[Row]) -> str:
     return _table(table)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: ResultRow | None) -> str:
     if row is None:
         return ""
     if row.mean is None:
@@ -184,7 +192,7 @@ def _robust(robustness: Sequence[Robustness]) -> str:
     return _table(table)
 
 
-def _every(rows: Sequence[Row]) -> str:
+def _every(rows: Sequence[ResultRow]) -> str:
     table = [["trained on", "images", "network", "steps", "n", "mean", "std", "95% interval"]]
     for row in rows:
         interval = "" if row.interval is None else " to ".join(map(_percent, row.interval))
@@ -193,7 +201,7 @@ def _every(rows: Sequence[Row]) -> str:
     return _table(table)
 
 
-def _steps(row: Row) -> str:
+def _steps(row: ResultRow) -> str:
     return "" if row.inner_steps is None else f"{row.inner_steps:,}"
 
 

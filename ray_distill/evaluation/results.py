@@ -40,7 +40,7 @@ class Results(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ResultRow:
     """Accuracies, fractions, over the retrainings that differ in their index alone."""
 
     subject: str
@@ -95,7 +95,7 @@ def half_width(std: float, n: int) -> float:
     return float(stdtrit(n - 1, (1 + _LEVEL) / 2)) * std / math.sqrt(n)
 
 
-def rows_of(records: Sequence[Record], failures: Sequence[Failure] = ()) -> list[Row]:
+def rows_of(records: Sequence[Record], failures: Sequence[Failure] = ()) -> list[ResultRow]:
     """A row for each (subject, kind, treatment, number of images, network, horizon), as `in_order` sorts them.
 
     Where all retrainings failed there is one row for each horizon of the subject with other networks.
@@ -132,7 +132,7 @@ def in_order(records: Sequence[Record], failures: Sequence[Failure] = ()) -> Res
     )
 
 
-def at_last_horizon(rows: Sequence[Row]) -> list[Row]:
+def at_last_horizon(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """The rows with the most inner steps of their subject, treatment and images, in their order."""
     last: dict[tuple[Any, ...], int] = {}
     for row in rows:
@@ -163,10 +163,10 @@ def _horizons(places: Iterable[_Place], failed: Retraining) -> Iterable[int | No
     return dict.fromkeys(same) or [None]
 
 
-def _row(group: Retraining, steps: int | None, accuracies: list[float], reasons: dict[int, str]) -> Row:
+def _row(group: Retraining, steps: int | None, accuracies: list[float], reasons: dict[int, str]) -> ResultRow:
     n = len(accuracies)
     std = statistics.stdev(accuracies) if n > 1 else None
-    return Row(
+    return ResultRow(
         **{name: value for name, value in asdict(group).items() if name != "index"},
         inner_steps=steps,
         n=n,

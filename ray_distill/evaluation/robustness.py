@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
 from ray_distill.evaluation.records import Kind, Treatment
-from ray_distill.evaluation.results import Row, at_last_horizon
+from ray_distill.evaluation.results import ResultRow, at_last_horizon
 
 WEIGHT = 0.5
 
@@ -145,7 +145,7 @@ def _points(difference: float) -> str:
     return f"{abs(100 * difference):.1f} points {'below' if difference < 0 else 'above'}"
 
 
-def robustness_of(rows: Sequence[Row], beside: Mapping[str, Mapping[Kind, str]]) -> list[Robustness]:
+def robustness_of(rows: Sequence[ResultRow], beside: Mapping[str, Mapping[Kind, str]]) -> list[Robustness]:
     """The scores of each set by each network that all the parts were to be trained with.
 
     Args:
@@ -164,7 +164,7 @@ def robustness_of(rows: Sequence[Row], beside: Mapping[str, Mapping[Kind, str]])
 _Found = Mapping[tuple[Kind, str, Treatment, str], float | None]
 
 
-def _robustness(found: _Found, own: Row, baselines: Mapping[Kind, str]) -> Robustness:
+def _robustness(found: _Found, own: ResultRow, baselines: Mapping[Kind, str]) -> Robustness:
     name, network = own.subject, own.network
 
     def of(kind: Kind, treatment: Treatment) -> float | None:

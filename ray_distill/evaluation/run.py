@@ -1,6 +1,6 @@
 """From distilled sets to a table: their real data, the evaluation, its folder, and its record in MLflow.
 
-The command `evaluate`, the last stage of `distill` and `evaluate_sets`, for those who call from Python, all end here.
+The command `retrain_on_pool`, the last stage of `distill` and `evaluate_sets`, for those who call from Python, all end here.
 Results go to disk first and then to MLflow: a store that is away costs a warning, never a result.
 """
 
@@ -20,22 +20,22 @@ from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.evaluation.baselines import check_budget
 from ray_distill.evaluation.figures import write_pictures
-from ray_distill.evaluation.jobs import Line, baselines_beside, lines_of
-from ray_distill.evaluation.journal import RECORDS, Journal, claim, identity, remember
-from ray_distill.evaluation.overrides import judging_configs
+from ray_distill.evaluation.jobs import TableRowSpec, baselines_beside, lines_of
+from ray_distill.evaluation.journal import RECORDS, ResultsLog, claim, identity, remember
+from ray_distill.evaluation.overrides import evaluation_configs
 from ray_distill.evaluation.records import Failure, Record
 from ray_distill.evaluation.references import recall
 from ray_distill.evaluation.references import remember as remember_references
 from ray_distill.evaluation.report import write_results
-from ray_distill.evaluation.results import Row, rows_of
+from ray_distill.evaluation.results import ResultRow, rows_of
 from ray_distill.evaluation.robustness import Robustness, robustness_of
-from ray_distill.evaluation.subjects import JudgedSet
-from ray_distill.evaluation.worker import check_gpus, check_test_source, evaluate, judged_set
+from ray_distill.evaluation.subjects import EvaluationSet
+from ray_distill.evaluation.worker import check_gpus, check_test_source, evaluation_set, retrain_on_pool
 from ray_distill.tracking.store import TrackingError, open_store
-from ray_distill.tracking.tracker import PARENT_TAG, Tracker, open_run, recorded
+from ray_distill.tracking.tracker import PARENT_TAG, Tracker, open_run, tracked_run
 from ray_distill.tracking.uri import StoreError
 from ray_distill.utils.progress import Bar, percent, silent
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Evaluation:
 
     records: list[Record]
     failures: list[Failure]
-    lrs: dict[Line, float]
+    lrs: dict[TableRowSpec, float]
     """The lr of each line of this evaluation, chosen or its own."""
     report: PoolReport | None
     """How the pool has used its time; None if nothing was missing."""
@@ -57,7 +57,7 @@ class Evaluation:
     """DD-Ranking's scores, if they were asked for."""
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         """Mean, deviation and interval of each line at each horizon."""
         return rows_of(self.records, self.failures)
 
@@ -71,15 +71,15 @@ def check_evaluation(config: Config, data: DevelopmentData) -> None:
 
 def with_test_images(
     name: str, dataset: DistilledDataset, config: Config, data: DevelopmentData, bar: Bar
-) -> JudgedSet:
+) -> EvaluationSet:
     """A set to judge, and its test images. Raises: DataError."""
     with bar("test images", 100) as update:
-        return judged_set(name, dataset, config, data, percent(update))
+        return evaluation_set(name, dataset, config, data, percent(update))
 
 
 def prepare_sets(
     sets: Mapping[str, DistilledDataset], configs: Sequence[Config], bar: Bar
-) -> list[JudgedSet]:
+) -> list[EvaluationSet]:
     """Sets with the real images that they are judged with.
 
     Raises: ConfigError, DataError for all that can be known before anything is trained.
@@ -105,8 +105,8 @@ def prepare_sets(
     return prepared
 
 
-def judge(
-    sets: Sequence[JudgedSet],
+def evaluate(
+    sets: Sequence[EvaluationSet],
     bar: Bar,
     folder: Path | None = None,
     store: tuple[str, str | None] | None = None,
@@ -122,7 +122,7 @@ def judge(
     check_gpus(sets[0].config)
     lines, of, cache = lines_of(sets), identity(sets), sets[0].tickets.train.spec.cache
     known = claim(folder, of) if folder else {}
-    journal = Journal(folder / RECORDS if folder else None)
+    journal = ResultsLog(folder / RECORDS if folder else None)
     tracker, warnings = None, list[str]()
     if store is not None:
         try:
@@ -130,11 +130,11 @@ def judge(
         except StoreError as e:
             warnings.append(str(e))
     if folder and tracker:
-        remember(folder, of, {"uri": masked(tracker.uri), "run_id": tracker.run_id})
-    with recorded(tracker) if tracker else nullcontext():
+        remember(folder, of, {"uri": redact(tracker.uri), "run_id": tracker.run_id})
+    with tracked_run(tracker) if tracker else nullcontext():
         recall(cache, lines, journal)
         with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
-            course, report = evaluate(sets, lines, journal, update)
+            course, report = retrain_on_pool(sets, lines, journal, update)
         try:
             remember_references(cache, lines, journal)
         except OSError as e:
@@ -144,12 +144,15 @@ def judge(
         done = Evaluation(*found, course.lrs, report, folder, tracker, warnings, robustness)
         files = _write(folder, done) if folder else []
         if tracker:
-            tell(warnings, lambda: _log(tracker, done, files))
+            warn_on_failure(warnings, lambda: _log(tracker, done, files))
     return done
 
 
 def _robustness(
-    sets: Sequence[JudgedSet], lines: Sequence[Line], records: Sequence[Record], failures: Sequence[Failure]
+    sets: Sequence[EvaluationSet],
+    lines: Sequence[TableRowSpec],
+    records: Sequence[Record],
+    failures: Sequence[Failure],
 ) -> list[Robustness]:
     if not sets[0].config.evaluation.robustness:
         return []
@@ -164,9 +167,11 @@ def _write(folder: Path, done: Evaluation) -> list[Path]:
     ]
 
 
-def _tracker(sets: Sequence[JudgedSet], known: Mapping[str, str], uri: str, parent: str | None) -> Tracker:
+def _tracker(
+    sets: Sequence[EvaluationSet], known: Mapping[str, str], uri: str, parent: str | None
+) -> Tracker:
     """The MLflow run of an evaluation: the one that its folder knows, or a new one."""
-    if known.get("uri") == masked(uri) and (tracker := Tracker(uri, known["run_id"])).has_run():
+    if known.get("uri") == redact(uri) and (tracker := Tracker(uri, known["run_id"])).has_run():
         tracker.reopen()
         return tracker
     config = sets[0].config
@@ -177,7 +182,7 @@ def _tracker(sets: Sequence[JudgedSet], known: Mapping[str, str], uri: str, pare
     return open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
 
 
-def metric_name(row: Row) -> str:
+def metric_name(row: ResultRow) -> str:
     """Of a row's accuracy in MLflow, which takes few characters in names."""
     label = row.subject if row.treatment == "own" else f"{row.subject} {row.treatment}"
     if row.kind == "subset":
@@ -207,7 +212,7 @@ def _log(tracker: Tracker, done: Evaluation, files: Iterable[Path]) -> None:
         tracker.log_file(path)
 
 
-def tell(warnings: list[str], log: Callable[[], object]) -> None:
+def warn_on_failure(warnings: list[str], log: Callable[[], object]) -> None:
     """Try to log; what the store does not take becomes a warning."""
     try:
         log()
@@ -248,11 +253,11 @@ def evaluate_sets(
     """
     from ray_distill.cluster.connection import cluster
 
-    configs = judging_configs([dataset.config for dataset in sets.values()], options, overrides)
+    configs = evaluation_configs([dataset.config for dataset in sets.values()], options, overrides)
     prepared = prepare_sets(sets, configs, bar)
     store = None
     if uri is not None:
         open_store(uri, configs[0].tracking.experiment)
         store = (uri, parent_of(sets.values(), uri))
     with cluster():
-        return judge(prepared, bar, folder, store)
+        return evaluate(prepared, bar, folder, store)

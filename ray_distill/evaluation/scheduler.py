@@ -6,16 +6,16 @@ with those for the table. What the journal has is not done again.
 
 from collections.abc import Iterable, Sequence
 
-from ray_distill.evaluation.jobs import Job, Line, LrTrial, best_lr, jobs_for
-from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.jobs import Job, LrCandidate, TableRowSpec, best_lr, jobs_for
+from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.records import Failure, Record
 from ray_distill.utils.progress import Update
 
 
-class Course:
+class JobScheduler:
     """One evaluation, from its first job to its last."""
 
-    def __init__(self, lines: Sequence[Line], journal: Journal, update: Update) -> None:
+    def __init__(self, lines: Sequence[TableRowSpec], journal: ResultsLog, update: Update) -> None:
         """`update` is told how many networks are trained, of all those of the lines."""
         self._lines, self._journal, self._update = lines, journal, update
         self._awaited = {line.fingerprint: 0 for line in lines}
@@ -23,7 +23,7 @@ class Course:
         self._num_done = 0
         self.failures: list[Failure] = []
         """What could not be done."""
-        self.lrs: dict[Line, float] = {}
+        self.lrs: dict[TableRowSpec, float] = {}
         """The lr of each line, chosen or its own; absent if none could be chosen."""
 
     def jobs(self) -> list[Job]:
@@ -37,7 +37,7 @@ class Course:
         """All that the journal has."""
         return self._journal.records(self._lines)
 
-    def _first(self, line: Line) -> list[Job]:
+    def _first(self, line: TableRowSpec) -> list[Job]:
         missing = {
             lr: [i for i in range(line.num_choosing) if self._journal.trial(line, i, lr) is None]
             for lr in line.grid
@@ -47,7 +47,7 @@ class Course:
         self._awaited[line.fingerprint] = len(jobs)
         return jobs or self._with_lr(line)
 
-    def _with_lr(self, line: Line) -> list[Job]:
+    def _with_lr(self, line: TableRowSpec) -> list[Job]:
         """The jobs for the table, once all is known that is needed to choose the lr."""
         accuracies: dict[float, list[float]] = {}
         for lr in line.grid:
@@ -64,12 +64,12 @@ class Course:
         self._num_done += line.num_networks - len(missing)
         return jobs_for(line, missing, lr)
 
-    def _fail(self, line: Line, indices: Iterable[int], reason: str) -> None:
+    def _fail(self, line: TableRowSpec, indices: Iterable[int], reason: str) -> None:
         new = [Failure(line.retraining(index), reason) for index in indices]
         self.failures += new
         self._num_done += len(new)
 
-    def done(self, job: Job, result: Sequence[Record] | Sequence[LrTrial]) -> Iterable[Job]:
+    def done(self, job: Job, result: Sequence[Record] | Sequence[LrCandidate]) -> Iterable[Job]:
         """Keep the results."""
         line = job.line
         self._journal.add(line, result)

@@ -26,7 +26,7 @@ class Tickets(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class JudgedSet:
+class EvaluationSet:
     """A distilled set that is judged, and the real images that it is judged with."""
 
     name: str

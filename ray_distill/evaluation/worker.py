@@ -21,12 +21,12 @@ from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData, issue
 from ray_distill.data.test_split import check_test, load_test
-from ray_distill.evaluation.choices import Choice, Choices, Chosen, Order
-from ray_distill.evaluation.job import SetAtHand, Shipped, run_job
-from ray_distill.evaluation.jobs import Line
-from ray_distill.evaluation.journal import Journal
-from ray_distill.evaluation.scheduler import Course
-from ray_distill.evaluation.subjects import JudgedSet, Tickets
+from ray_distill.evaluation.choices import Choice, Choices, CoresetChoice, Order
+from ray_distill.evaluation.job import LoadedSet, Shipped, run_job
+from ray_distill.evaluation.jobs import TableRowSpec
+from ray_distill.evaluation.journal import ResultsLog
+from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.subjects import EvaluationSet, Tickets
 from ray_distill.utils.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
@@ -39,13 +39,13 @@ def check_test_source(config: Config) -> None:
     check_test(data_spec(config))
 
 
-def judged_set(
+def evaluation_set(
     name: str,
     dataset: DistilledDataset,
     config: Config,
     data: DevelopmentData,
     progress: Progress | None = None,
-) -> JudgedSet:
+) -> EvaluationSet:
     """A set with the real images that it is judged with: those that it may be trained beside, and the source's test
     split with the set's preprocessing. Raises: DataError if they do not fit."""
     spec = data_spec(config)
@@ -56,7 +56,7 @@ def judged_set(
             f"{tuple(dataset.images_NCHW.shape[1:])} images of {', '.join(dataset.class_names)}"
         )
     ticket, _ = issue(spec, test, dataset.preprocessing, progress)
-    return JudgedSet(
+    return EvaluationSet(
         name=name,
         dataset=dataset,
         config=config,
@@ -73,7 +73,7 @@ class _Retrainer:
     def __init__(self, shipped: dict[str, tuple[dict[str, Any], Tickets, list[Any]]]) -> None:
         torch.set_num_threads(1)
         self._sets = {
-            name: SetAtHand(Shipped(config, tickets, partial(ray.get, arrays), partial(ray.get, fitted)))
+            name: LoadedSet(Shipped(config, tickets, partial(ray.get, arrays), partial(ray.get, fitted)))
             for name, (config, tickets, (arrays, fitted)) in shipped.items()
         }
 
@@ -82,7 +82,7 @@ class _Retrainer:
         match order:
             case Choice():
                 return self._sets[order.of_set].choose(order)
-            case Chosen(job=job, at=at):
+            case CoresetChoice(job=job, at=at):
                 here = self._sets[job.line.subject.of_set]
                 return run_job(here, job, here.taken(ray.get(at[0])))
             case _:
@@ -104,7 +104,7 @@ def check_gpus(config: Config) -> None:
         )
 
 
-def workers(sets: Sequence[JudgedSet]) -> Workers:
+def workers(sets: Sequence[EvaluationSet]) -> Workers:
     """The actors that judge these sets."""
     shipped = {}
     for judged in sets:
@@ -115,15 +115,15 @@ def workers(sets: Sequence[JudgedSet]) -> Workers:
     return Workers(of=_Retrainer, arguments=[shipped], gpus=_gpus(sets[0].config))
 
 
-def evaluate(
-    sets: Sequence[JudgedSet], lines: Sequence[Line], journal: Journal, update: Update
-) -> tuple[Course, PoolReport | None]:
+def retrain_on_pool(
+    sets: Sequence[EvaluationSet], lines: Sequence[TableRowSpec], journal: ResultsLog, update: Update
+) -> tuple[JobScheduler, PoolReport | None]:
     """Have what is missing in the journal done on the connected Ray cluster.
 
     Returns: what has come of it; and how the pool has used its time, None if nothing was missing.
     Raises: PoolError if no actor can be started.
     """
-    course = Course(lines, journal, update)
+    course = JobScheduler(lines, journal, update)
     # In a list, Ray passes the reference on, instead of what it refers to.
     choices = Choices(course, sets, lambda arrays: [ray.put(arrays)])
     orders = choices.jobs()

@@ -95,7 +95,7 @@ class WorkerMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PlanRow:
     """The run with so many workers."""
 
     workers: int
@@ -185,7 +185,7 @@ def num_validations(config: Config) -> int:
     return -(-config.outer.steps // config.validation.every)
 
 
-def row(probed: Probed, workers: int) -> Row:
+def row(probed: Probed, workers: int) -> PlanRow:
     """The run with so many workers, each on a device like the one that was probed."""
     config = probed.config
     used = min(workers, len(probed.sizes))
@@ -201,7 +201,7 @@ def row(probed: Probed, workers: int) -> Row:
     compile_s = sum(probed.groups[size].steps.compile_s for size in {1, *shares[0]})
     run_s = compile_s + config.outer.steps * step_s + num_validations(config) * validation_s
     needed = probed.needed_bytes(used)
-    return Row(
+    return PlanRow(
         workers=workers,
         replicas_each=max(sum(share) for share in shares),
         idle=workers - used,
@@ -215,7 +215,7 @@ def row(probed: Probed, workers: int) -> Row:
     )
 
 
-def rows(probed: Probed) -> list[Row]:
+def rows(probed: Probed) -> list[PlanRow]:
     """For 1, 2, 4 and 8 workers, and for as many as the configuration names, at most and at least."""
     cluster = probed.config.cluster
     own = {cluster.num_workers, cluster.min_workers or cluster.num_workers}

@@ -13,7 +13,7 @@ from ray_distill.core.metagradient import segment_length
 from ray_distill.planning.estimate import GIB, Group, Probed, WorkerMemory, num_validations, rows
 
 
-class Lever(NamedTuple):
+class Suggestion(NamedTuple):
     """A setting that governs a part of the memory."""
 
     key: str
@@ -24,7 +24,7 @@ class Lever(NamedTuple):
     """The largest value with which the run would fit, all else as it is."""
 
 
-def setting_to_lower(probed: Probed) -> Lever | None:
+def setting_to_lower(probed: Probed) -> Suggestion | None:
     """The setting to lower so that the configured number of workers fits.
 
     None: they fit as they are, or no setting is enough alone.
@@ -42,14 +42,14 @@ def setting_to_lower(probed: Probed) -> Lever | None:
     return _fewer_workers(probed, workers, memory)
 
 
-def _of_the_unroll(probed: Probed, group: Group, memory: WorkerMemory, room: int) -> Iterator[Lever]:
+def _of_the_unroll(probed: Probed, group: Group, memory: WorkerMemory, room: int) -> Iterator[Suggestion]:
     """How many states are kept, and how many images are in a pass."""
     if max(memory.batch_drawn, memory.scoring) > room:
         return
     compute, too_much = probed.config.compute, memory.unrolled - room
     gib = math.floor(100 * (memory.states - too_much) / GIB) / 100
     if 0 < gib < compute.state_memory_gib and _can_replay(probed, group, gib):
-        yield Lever(
+        yield Suggestion(
             "compute.state_memory_gib", "the states of a window", memory.states, compute.state_memory_gib, gib
         )
     size = group.steps.images_per_pass
@@ -57,7 +57,7 @@ def _of_the_unroll(probed: Probed, group: Group, memory: WorkerMemory, room: int
         return
     fewer = size * (memory.passes - too_much) // max(1, memory.passes)
     if 1 <= fewer < size:
-        yield Lever("compute.images_per_pass", "the activations of a pass", memory.passes, size, fewer)
+        yield Suggestion("compute.images_per_pass", "the activations of a pass", memory.passes, size, fewer)
 
 
 def _can_replay(probed: Probed, group: Group, gib: float) -> bool:
@@ -69,7 +69,7 @@ def _can_replay(probed: Probed, group: Group, gib: float) -> bool:
     return True
 
 
-def _of_the_real_images(probed: Probed, memory: WorkerMemory, room: int) -> Iterator[Lever]:
+def _of_the_real_images(probed: Probed, memory: WorkerMemory, room: int) -> Iterator[Suggestion]:
     """The real batch, and the held-out images that are scored at once."""
     config, images = probed.config, probed.images
     size, held, drawn = config.outer.batch_size, memory.batch_held, memory.batch_drawn
@@ -77,14 +77,14 @@ def _of_the_real_images(probed: Probed, memory: WorkerMemory, room: int) -> Iter
     if memory.scoring <= room:
         fewer = min(size * (held - memory.unrolled + room) // max(1, held), size * room // max(1, drawn))
         if 1 <= fewer < size:
-            yield Lever("outer.batch_size", "the real batch", max(held, drawn), size, fewer)
+            yield Suggestion("outer.batch_size", "the real batch", max(held, drawn), size, fewer)
     if max(memory.unrolled, drawn) <= room:
         fewer = probed.validation.images * room // max(1, memory.scoring)
         if images.num_classes <= fewer < probed.validation.images:
             part, now = "the held-out images that are scored at once", config.data.validation_fraction
             # Two digits, not rounded up.
             digits = 10 ** (1 - math.floor(math.log10(fewer / count)))
-            yield Lever(
+            yield Suggestion(
                 "data.validation_fraction",
                 part,
                 memory.scoring,
@@ -93,20 +93,20 @@ def _of_the_real_images(probed: Probed, memory: WorkerMemory, room: int) -> Iter
             )
 
 
-def _fewer_workers(probed: Probed, workers: int, memory: WorkerMemory) -> Lever | None:
+def _fewer_workers(probed: Probed, workers: int, memory: WorkerMemory) -> Suggestion | None:
     """As many as fit on this machine."""
     if probed.on_gpu:
         return None
     most = (probed.memory_bytes - probed.shared_bytes()) // memory.total
     part_bytes = workers * memory.total
     return (
-        Lever("cluster.num_workers", "the workers", part_bytes, workers, most)
+        Suggestion("cluster.num_workers", "the workers", part_bytes, workers, most)
         if 1 <= most < workers
         else None
     )
 
 
-def record(probed: Probed, lever: Lever | None) -> dict[str, Any]:
+def record(probed: Probed, lever: Suggestion | None) -> dict[str, Any]:
     """The plan as plain data: what was measured, and what follows."""
     config = probed.config
     return {

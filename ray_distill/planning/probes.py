@@ -31,7 +31,7 @@ from ray_distill.core.unroll import InnerDraws, draw_inner, initial_state, run_s
 from ray_distill.data.labelled_images import CHUNK_IMAGES
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 from ray_distill.planning.images import RealImages
 from ray_distill.utils.memory import Growth
 from ray_distill.utils.timing import seconds
@@ -105,12 +105,12 @@ class ValidationProbe(NamedTuple):
 
 
 def in_own_process(function: Callable[[Setting], Result], setting: Setting) -> Result:
-    """The function's result from a fresh process. Raises: FailedError if that was ended from outside."""
+    """The function's result from a fresh process. Raises: RunError if that was ended from outside."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(function, setting).result()
         except BrokenProcessPool:
-            raise FailedError(
+            raise RunError(
                 "a probe's process was ended from outside, as a system does whose memory is full; lower "
                 "compute.images_per_pass, outer.batch_size or network.width, and plan again"
             ) from None

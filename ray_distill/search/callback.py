@@ -7,24 +7,24 @@ from typing import Any, Literal, Protocol
 
 from ray import tune
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.files import TUNE
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.population import Exchange
 from ray_distill.search.results import Value
 
-Ended = Literal["finished", "stopped", "failed"]
+TrialEnd = Literal["finished", "stopped", "failed"]
 
 
-class Bystander(Protocol):
+class SearchObserver(Protocol):
     """Who is told what happens, before the journal notes it, as far as it would not be told again after a kill in
     between; it neither blocks nor raises."""
 
     def begin(self, trial: str, values: Mapping[str, Value]) -> None:
         """A trial begins, or goes on, with these values."""
 
-    def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
+    def add_points(self, trial: str, points: Sequence[StepMetrics], held: Mapping[str, Value] | None) -> None:
         """Measurements of its outer steps, and the values that held, where they may change."""
 
     def clone(self, trial: str, parent: str, outer_step: int) -> None:
@@ -33,14 +33,14 @@ class Bystander(Protocol):
     def damaged(self, trial: str, said: str) -> None:
         """It goes on from an older checkpoint than its last."""
 
-    def end(self, trial: str, status: Ended, reason: str | None) -> None:
+    def end(self, trial: str, status: TrialEnd, reason: str | None) -> None:
         """It is over."""
 
     def show(self) -> None:
         """The journal knows of one more that is over."""
 
 
-class Clerk(tune.Callback):
+class JournalCallback(tune.Callback):
     """Writes what happens into the journal, and tells the bystander; runs in the driver."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Clerk(tune.Callback):
         journal: SearchJournal,
         attempt: str,
         deadline: float,
-        bystander: Bystander,
+        bystander: SearchObserver,
         take_exchange: Callable[[], Exchange | None] | None,
     ) -> None:
         """`take_exchange`: a population's."""
@@ -61,7 +61,7 @@ class Clerk(tune.Callback):
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A validation, or that a trial cannot go on."""
-        name, points = trial.trial_id, [Point(*p) for p in result["points"]]
+        name, points = trial.trial_id, [StepMetrics(*p) for p in result["points"]]
         if "damaged" in result:
             self._bystander.damaged(name, result["damaged"])
         self._bystander.add_points(name, points, result.get("values") if self._take_exchange else None)
@@ -103,7 +103,7 @@ class Clerk(tune.Callback):
         clones = [clone._asdict() for clone in exchange.clones]
         self._journal.write("barrier", outer_step=exchange.outer_step, clones=clones)
 
-    def _end(self, name: str, status: Ended, reason: str | None, seconds: float | None = None) -> None:
+    def _end(self, name: str, status: TrialEnd, reason: str | None, seconds: float | None = None) -> None:
         self._bystander.end(name, status, reason)
         self._journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
         self._bystander.show()

@@ -26,7 +26,7 @@ from pydantic import (
     field_validator,
 )
 
-from ray_distill.config.base import Section, refuse
+from ray_distill.config.base import Section, invalid
 from ray_distill.search.results import Value
 
 KEY = r"[a-z_]+(\.[a-z_]+)+"
@@ -46,7 +46,7 @@ def keys_of(difference: str) -> list[str]:
 
 def _in_order(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
-        raise refuse("must be [low, high] with low below high")
+        raise invalid("must be [low, high] with low below high")
     return value
 
 
@@ -63,7 +63,7 @@ class _Fractional(Section):
     def _fractions(cls, value: str | None, info: ValidationInfo) -> str | None:
         numbers = next(iter(info.data.values()), None)
         if value is not None and numbers is not None and not all(map(_is_fraction, numbers)):
-            raise refuse(f"takes fractions from 0 to 1 (there are {list(numbers)})")
+            raise invalid(f"takes fractions from 0 to 1 (there are {list(numbers)})")
         return value
 
     @property
@@ -74,7 +74,7 @@ class _Fractional(Section):
 
 def _each_once(value: tuple[Value, ...]) -> tuple[Value, ...]:
     if len(set(map(repr, value))) != len(value):
-        raise refuse("names a value twice; remove one")
+        raise invalid("names a value twice; remove one")
     return value
 
 
@@ -131,7 +131,7 @@ class RandintDomain(Section):
     def _order(cls, value: tuple[int | str, int | str]) -> tuple[int | str, int | str]:
         low, high = value
         if isinstance(low, int) and isinstance(high, int) and low >= high:
-            raise refuse("must be [low, high] with low below high")
+            raise invalid("must be [low, high] with low below high")
         return value
 
     @property

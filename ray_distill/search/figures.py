@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ray_distill.search.axes import scale_of
 from ray_distill.search.leaderboard import ranked, searched_keys
 from ray_distill.search.results import TrialRecord
-from ray_distill.utils.atomic import written_whole
+from ray_distill.utils.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,6 +266,6 @@ def save_all(trials: Sequence[TrialRecord], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             paths.append(folder / f"{name}.png")
-            with written_whole(paths[-1]) as file:
+            with atomic_write(paths[-1]) as file:
                 figure.savefig(file, format="png", facecolor="white")
     return paths

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 from ray_distill.search.accounting import SearchTime, spent
 from ray_distill.search.config import JUDGED_BY
 from ray_distill.search.results import Measured, TrialRecord, Value
-from ray_distill.utils.outbox import Journal
+from ray_distill.utils.outbox import OutboxFile
 
 Status = Literal["finished", "stopped", "failed", "running"]
 
@@ -132,14 +132,14 @@ class SearchJournal:
 
     def __init__(self, path: Path, keep: Callable[[], None] = lambda: None) -> None:
         """Reads what is there; `keep` is called after each line. Raises: JournalError."""
-        self.trouble: FailedError | None = None
+        self.trouble: RunError | None = None
         """Why what was written could not be kept; Tune makes something else of what a callback raises."""
         self._keep = keep
         self.logs: dict[str, TrialLog] = {}
         self.barrier = 0
         """The population's last exchange."""
         self._events: list[dict[str, Any]] = []
-        self._lines = Journal(path)
+        self._lines = OutboxFile(path)
         for entry in self._lines.unsaid:
             self._take(entry.thing)
 
@@ -159,7 +159,7 @@ class SearchJournal:
         self._take(self._lines.add({"event": event, **of, "unix_s": time.time()}).thing)
         try:
             self._keep()
-        except FailedError as e:
+        except RunError as e:
             self.trouble = e
             raise
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray_distill.search.results import TrialRecord, Value
-from ray_distill.utils.atomic import write_json, write_text, written_whole
+from ray_distill.utils.atomic import atomic_write, write_json, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -181,7 +181,7 @@ def save(rows: Sequence[LeaderboardRow], folder: Path, took: str) -> list[Path]:
     paths = [folder / f"leaderboard.{ending}" for ending in ("md", "parquet", "json")]
     write_text(paths[0], f"{markdown(rows)}\n{took}\n")
     columns = {name: _column([row[name] for row in flat]) for name in (flat[0] if flat else {})}
-    with written_whole(paths[1]) as file:
+    with atomic_write(paths[1]) as file:
         pq.write_table(pa.table(columns), file)
     write_json(paths[2], flat)
     return paths

@@ -22,15 +22,15 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from ray_distill.cluster.connection import go_first
+from ray_distill.cluster.connection import normal_priority
 from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config, parse
-from ray_distill.core.distributed import Distributed, OneProcess, World
+from ray_distill.core.distributed import Communicator, SingleProcess, TorchDistributed
 from ray_distill.core.state import RunState
 from ray_distill.distillation.recovery import NoWholeCheckpointError, booked, newest_read
 from ray_distill.distillation.trainer import quiet_reports, scaling_of, worker_device
-from ray_distill.distillation.worker import Workplace, open_workplace
-from ray_distill.search.trial import About, distil, given_checkpoint, read_state, say_again, taken_up
+from ray_distill.distillation.worker import WorkerContext, open_worker_context
+from ray_distill.search.trial import TrialMeta, distil, given_checkpoint, read_state, say_again, taken_up
 
 
 def train_worker(setup: dict[str, Any]) -> None:
@@ -40,12 +40,12 @@ def train_worker(setup: dict[str, Any]) -> None:
         setup: the trial's `proposal` and `shared` (see `search_trial.trial`), and `checkpoint`, the one that Tune gave.
     """
     quiet_reports()
-    go_first()
+    normal_priority()
     proposal, shared = setup["proposal"], setup["shared"]
     config = parse(proposal["config"])
     fitted = shared["fitted"]
-    place = open_workplace(config, shared["data"], lambda: ray.get(fitted[0]), worker_device(config))
-    world: World = Distributed() if dist.is_initialized() else OneProcess()
+    place = open_worker_context(config, shared["data"], lambda: ray.get(fitted[0]), worker_device(config))
+    world: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
     # Train has its own after one of its workers was lost.
     given = [] if setup["checkpoint"] is None else [setup["checkpoint"]]
     kept, damaged = newest_kept([*given, *booked()], place, world, shared["search_hash"])
@@ -62,8 +62,8 @@ def train_worker(setup: dict[str, Any]) -> None:
 
 
 def newest_kept(
-    checkpoints: Sequence[ray.train.Checkpoint], place: Workplace, world: World, search_hash: str
-) -> tuple[tuple[RunState, About] | None, str]:
+    checkpoints: Sequence[ray.train.Checkpoint], place: WorkerContext, world: Communicator, search_hash: str
+) -> tuple[tuple[RunState, TrialMeta] | None, str]:
     """What the last of these holds, the oldest first, that all ranks can read, which every one must ask; and what is wrong
     with those after it, for people."""
     kept, damaged = newest_read(

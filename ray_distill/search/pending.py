@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ray_distill.distillation.checkpoint import CheckpointError
-from ray_distill.search.callback import Bystander
+from ray_distill.search.callback import SearchObserver
 from ray_distill.search.config import PbtScheduler, SearchConfig
 from ray_distill.search.journal import Kept, SearchJournal, TrialLog
 from ray_distill.search.queue import Drawn, Proposal, known, trial_name
 from ray_distill.search.results import Value
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 
 
 def trials_left(
-    search: SearchConfig, folder: SearchFolder, journal: SearchJournal, bystander: Bystander
+    search: SearchConfig, folder: SearchDir, journal: SearchJournal, bystander: SearchObserver
 ) -> Iterator[Callable[[], Proposal]]:
     """The trials that are to go on, and then those that have not begun; the journal says where each goes on."""
     for log in list(journal.logs.values()):
@@ -44,7 +44,7 @@ def trials_left(
         yield partial(_begin, journal, number, draw, bystander)
 
 
-def newest_whole(log: TrialLog, folder: SearchFolder, search_hash: str) -> tuple[Kept | None, str]:
+def newest_whole(log: TrialLog, folder: SearchDir, search_hash: str) -> tuple[Kept | None, str]:
     """The newest checkpoint of a trial that can be read, None for its start; and what is wrong with those after it."""
     damaged: list[str] = []
     found = None
@@ -68,7 +68,7 @@ def _known(values: list[dict[str, Value]], number: int) -> Drawn:
 
 
 def _go_on(
-    search: SearchConfig, folder: SearchFolder, journal: SearchJournal, log: TrialLog, bystander: Bystander
+    search: SearchConfig, folder: SearchDir, journal: SearchJournal, log: TrialLog, bystander: SearchObserver
 ) -> Proposal:
     kept = None if log.checkpoint is None else folder.place_of(log.checkpoint)
     # Members that wait for the others' report at an exchange say theirs again.
@@ -77,7 +77,9 @@ def _go_on(
     return Proposal(log.name, log.now, kept, again)
 
 
-def _begin(journal: SearchJournal, number: int, draw: Callable[[], Drawn], bystander: Bystander) -> Proposal:
+def _begin(
+    journal: SearchJournal, number: int, draw: Callable[[], Drawn], bystander: SearchObserver
+) -> Proposal:
     drawn = draw()
     proposal = Proposal(trial_name(number), drawn.values)
     journal.write("trial", trial=proposal.name, values=drawn.values, numbers=drawn.numbers)

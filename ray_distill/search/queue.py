@@ -68,7 +68,7 @@ class Proposal:
     """Whether to begin with the checkpoint's own report."""
 
 
-class Proposals(SearchAlgorithm):
+class TrialQueue(SearchAlgorithm):
     """The queue that Tune takes its trials from."""
 
     def __init__(

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from ray_distill.builders.checks import check_fits_data
 from ray_distill.config.config import Config
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation.outputs import to_dataset
 from ray_distill.search import figures, leaderboard
 from ray_distill.search.accounting import SearchTime
-from ray_distill.search.callback import Ended
+from ray_distill.search.callback import TrialEnd
 from ray_distill.search.config import PbtScheduler, SearchConfig, check_installed
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.leaderboard import LeaderboardRow
 from ray_distill.search.queue import known, number_of
 from ray_distill.search.results import TrialRecord, Value
-from ray_distill.search.search_dir import SearchFolder
-from ray_distill.search.tracking import SearchTracking, recorded_search
+from ray_distill.search.search_dir import SearchDir
+from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.search.trial import read_state
 from ray_distill.search.tuner import SearchError, capacity, cores_of_trial, room, run_trials
 from ray_distill.storage.preflight import check_reached
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchOutcome:
     """What a search came to."""
 
     rows: list[LeaderboardRow]
@@ -71,7 +71,7 @@ class _Desk:
         self._record.begin(trial, values)
         self._say()
 
-    def add_points(self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None) -> None:
+    def add_points(self, trial: str, points: Sequence[StepMetrics], held: Mapping[str, Value] | None) -> None:
         self._record.add_points(trial, points, held)
         self._say()
 
@@ -82,7 +82,7 @@ class _Desk:
         logger.warning("%s: %s", trial, said)
         self._record.damaged(trial, said)
 
-    def end(self, trial: str, status: Ended, reason: str | None) -> None:
+    def end(self, trial: str, status: TrialEnd, reason: str | None) -> None:
         self._record.end(trial, status, reason)
 
     def show(self) -> None:
@@ -105,7 +105,7 @@ def records_of(journal: SearchJournal) -> list[TrialRecord]:
 
 
 @contextmanager
-def claimed(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: bool) -> Iterator[Tracker]:
+def claimed(search: SearchConfig, folder: SearchDir, uri: str, *, resume: bool) -> Iterator[Tracker]:
     """The folder for this process alone, while the block lasts, and the search's MLflow run, new or taken up again.
 
     Raises: ConfigError, StoreError, StorageError, StorageAwayError.
@@ -125,7 +125,7 @@ def claimed(search: SearchConfig, folder: SearchFolder, uri: str, *, resume: boo
         yield tracker
 
 
-def _open_run(search: SearchConfig, uri: str, folder: SearchFolder) -> Tracker:
+def _open_run(search: SearchConfig, uri: str, folder: SearchDir) -> Tracker:
     params = search.model_dump(mode="json", exclude={"base"}, exclude_none=True)
     params |= {"base": search.config.experiment()}
     tags = {"search_hash": search.hash, "kind": "search"}
@@ -134,16 +134,16 @@ def _open_run(search: SearchConfig, uri: str, folder: SearchFolder) -> Tracker:
     return tracking_tracker.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
 
 
-def carry_out(
+def run_search(
     search: SearchConfig,
     data: DevelopmentData,
-    folder: SearchFolder,
+    folder: SearchDir,
     uri: str,
     bar: Bar,
     *,
     resume: bool,
     began: float,
-) -> Found:
+) -> SearchOutcome:
     """Run the trials that are left, on the connected Ray cluster, and keep the best. The MLflow run ends with it.
 
     Args:
@@ -157,7 +157,7 @@ def carry_out(
     with claimed(search, folder, uri, resume=resume) as tracker:
         journal = SearchJournal(folder.journal, folder.keep)
         _begin_attempt(search, journal, began)
-        with recorded_search(tracker, folder.path, warnings) as record:
+        with tracked_search(tracker, folder.path, warnings) as record:
             if resume:
                 record.go_on()
             with bar("searching", search.num_trials) as update:
@@ -165,13 +165,13 @@ def carry_out(
             config, rows, took = _keep(search, data, folder, journal, record)
         # MLflow has been told what it takes.
         folder.keep()
-    return Found(rows, config, tracker, took, warnings)
+    return SearchOutcome(rows, config, tracker, took, warnings)
 
 
 def _keep(
     search: SearchConfig,
     data: DevelopmentData,
-    folder: SearchFolder,
+    folder: SearchDir,
     journal: SearchJournal,
     record: SearchTracking,
 ) -> tuple[Config, list[LeaderboardRow], SearchTime]:
@@ -203,7 +203,7 @@ def _begin_attempt(search: SearchConfig, journal: SearchJournal, began: float) -
 def _keep_best(
     search: SearchConfig,
     data: DevelopmentData,
-    folder: SearchFolder,
+    folder: SearchDir,
     journal: SearchJournal,
     tracker: Tracker,
 ) -> tuple[Config, list[Path]]:

@@ -22,11 +22,11 @@ from ray_distill.storage.remote import StorageAwayError
 from ray_distill.storage.run_dir import check_free, check_same, with_password
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.atomic import write_text
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 
 @dataclass(frozen=True)
-class SearchFolder:
+class SearchDir:
     """A search's files."""
 
     path: Path
@@ -127,7 +127,7 @@ class SearchFolder:
         """Claim the folder for a new search, and its storage before it."""
         self.path.mkdir(parents=True, exist_ok=True)
         kept = str(self.stored.storage) if self.stored else None
-        identity = SearchIdentity(search.hash, masked(tracker.uri), tracker.run_id, kept)
+        identity = SearchIdentity(search.hash, redact(tracker.uri), tracker.run_id, kept)
         if self.stored:
             self.stored.claim(search.to_yaml(), identity)
         write_text(self.search, search.to_yaml())

@@ -21,8 +21,8 @@ from typing import Any
 from ray_distill.config.config import ConfigError
 from ray_distill.search.files import IDENTITY, JOURNAL, SEARCH, TUNE, UNSAID, SearchIdentity
 from ray_distill.storage.remote import Storage, StorageAwayError
-from ray_distill.storage.workdir import StoredFiles
-from ray_distill.utils.outbox import replace, unsaid
+from ray_distill.storage.workdir import WorkDir
+from ray_distill.utils.outbox import pending, replace
 
 PAUSES_S = (1.0, 4.0, 15.0, 30.0)
 """Before a storage that is away is asked again; after the last the search ends."""
@@ -30,7 +30,7 @@ PAUSES_S = (1.0, 4.0, 15.0, 30.0)
 logger = logging.getLogger(__name__)
 
 
-class StoredSearch(StoredFiles):
+class StoredSearch(WorkDir):
     """A search's files in a storage."""
 
     what = "search"
@@ -64,7 +64,7 @@ class StoredSearch(StoredFiles):
         for pause_s in (*PAUSES_S, None):
             self.check_held()
             try:
-                self.storage.put(UNSAID, unsaid(root / UNSAID))
+                self.storage.put(UNSAID, pending(root / UNSAID))
                 self.storage.put(JOURNAL, (root / JOURNAL).read_bytes())
                 return
             except StorageAwayError as e:

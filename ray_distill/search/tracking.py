@@ -24,13 +24,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
 from ray_distill.search.leaderboard import LeaderboardRow, markdown
 from ray_distill.search.results import Value
-from ray_distill.tracking.outbox import Recording
-from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, ended_as
-from ray_distill.utils.outbox import Entry, Journal
+from ray_distill.tracking.outbox import RetryQueue
+from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, final_status
+from ray_distill.utils.outbox import Entry, OutboxFile
 
 JOURNAL = "mlflow_journal.jsonl"
 """The journal's file in the search's folder."""
@@ -71,10 +71,10 @@ class SearchTracking:
         self._runs: dict[str, Tracker] = {}
         """Those that the recording has opened."""
         self._running: set[str] = set()
-        self._journal = Journal(folder / JOURNAL)
+        self._journal = OutboxFile(folder / JOURNAL)
         self.found_unsaid = len(self._journal.unsaid)
         """How many things an earlier process could not say; they are said first."""
-        self._recording = Recording(self._say, list(self._journal.unsaid))
+        self._recording = RetryQueue(self._say, list(self._journal.unsaid))
 
     # What the driver says.
 
@@ -92,7 +92,7 @@ class SearchTracking:
         self._put("begin", trial=trial, values=dict(values), unix_s=time.time())
 
     def add_points(
-        self, trial: str, points: Sequence[Point], held: Mapping[str, Value] | None = None
+        self, trial: str, points: Sequence[StepMetrics], held: Mapping[str, Value] | None = None
     ) -> None:
         """Measurements of a trial's outer steps; steps that its run has already are passed over.
 
@@ -187,7 +187,7 @@ class SearchTracking:
             case "begin":
                 self._runs[said["trial"]] = self.parent.open_trial(said["trial"], said["values"], unix_s)
             case "points":
-                self._run_of(said["trial"]).log_points([Point(*point) for point in said["points"]])
+                self._run_of(said["trial"]).log_points([StepMetrics(*point) for point in said["points"]])
             case "clone":
                 cloned_from = ("cloned_from", said["outer_step"], float(said["parent_number"]))
                 self._run_of(said["trial"]).log_metrics([cloned_from])
@@ -222,11 +222,11 @@ class SearchTracking:
         values = said["values"] | ({} if best is None else {"best_validation_accuracy": best})
         if values:
             over = sum(row["status"] != "running" for row in said["rows"])
-            self.parent.log_values(Point(over, values, unix_s))
+            self.parent.log_values(StepMetrics(over, values, unix_s))
 
 
 @contextmanager
-def recorded_search(parent: Tracker, folder: Path, warnings: list[str]) -> Iterator[SearchTracking]:
+def tracked_search(parent: Tracker, folder: Path, warnings: list[str]) -> Iterator[SearchTracking]:
     """The record of a search, whose MLflow run ends with the block: FINISHED, KILLED from outside, or FAILED.
 
     What MLflow has not got then is added to `warnings`. Raises: JournalError.
@@ -239,4 +239,4 @@ def recorded_search(parent: Tracker, folder: Path, warnings: list[str]) -> Itera
         error = e
         raise
     finally:
-        warnings += tracking.close(ended_as(error))
+        warnings += tracking.close(final_status(error))

@@ -21,13 +21,13 @@ from ray import tune
 
 from ray_distill.builders import settings
 from ray_distill.config.config import parse
-from ray_distill.core.distributed import OneProcess, World
-from ray_distill.core.metrics import Point
+from ray_distill.core.distributed import Communicator, SingleProcess
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
 from ray_distill.core.state import RunState
-from ray_distill.distillation.checkpoint import CheckpointError, keep, load_kept
+from ray_distill.distillation.checkpoint import CheckpointError, load_state, save_state
 from ray_distill.distillation.recovery import NoWholeCheckpointError, newest_read
-from ray_distill.distillation.worker import Workplace, open_workplace
+from ray_distill.distillation.worker import WorkerContext, open_worker_context
 from ray_distill.search.config import JUDGED_BY
 from ray_distill.search.results import Value
 from ray_distill.utils.atomic import write_json
@@ -40,7 +40,7 @@ Lineage = list[tuple[int, dict[str, Value]]]
 
 
 @dataclass
-class About:
+class TrialMeta:
     """What a checkpoint says of its trial."""
 
     lineage: Lineage
@@ -50,7 +50,7 @@ class About:
     """The report that the checkpoint was kept with."""
 
     @classmethod
-    def load(cls, path: Path) -> "About":
+    def load(cls, path: Path) -> "TrialMeta":
         """From a checkpoint's folder. Raises: CheckpointError."""
         file = path / ABOUT
         try:
@@ -66,7 +66,7 @@ class About:
         return cls(lineage, seconds, told)
 
 
-def began_with(about: About, state: RunState, values: dict[str, Value]) -> RunState:
+def began_with(about: TrialMeta, state: RunState, values: dict[str, Value]) -> RunState:
     """Take a state up with these values, noted in its lineage.
 
     Sets are judged by networks that are trained with the inner step size. Where that changes, accuracies from before
@@ -97,13 +97,15 @@ def tell_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
     tune.report(said, checkpoint=checkpoint and tune.Checkpoint.from_directory(checkpoint))
 
 
-class Teller:
+class TuneReporter:
     """What the outer loop's reports become: reports to Tune, with checkpoints."""
 
-    def __init__(self, about: About, search_hash: str, validate_every: int, tell: Tell, damaged: str) -> None:
+    def __init__(
+        self, about: TrialMeta, search_hash: str, validate_every: int, tell: Tell, damaged: str
+    ) -> None:
         self._about, self._hash, self._every, self._tell = about, search_hash, validate_every, tell
         self._also = {"damaged": damaged} if damaged else dict[str, Any]()
-        self._waiting: list[Point] = []
+        self._waiting: list[StepMetrics] = []
         self._since = time.perf_counter()
 
     def __call__(self, report: Report) -> None:
@@ -113,7 +115,7 @@ class Teller:
         if report.checkpoint:
             self._about.told = self._told(report.points[-1])
             with tempfile.TemporaryDirectory() as folder:
-                keep(Path(folder) / STATE, self._hash, report.state, [])
+                save_state(Path(folder) / STATE, self._hash, report.state, [])
                 write_json(Path(folder) / ABOUT, asdict(self._about))
                 points, self._waiting = self._waiting, []
                 said = self._about.told | self._also | {"points": [tuple(p) for p in points]}
@@ -121,7 +123,7 @@ class Teller:
                 self._tell(said, Path(folder))
         self._since = time.perf_counter()
 
-    def _told(self, point: Point) -> dict[str, Any]:
+    def _told(self, point: StepMetrics) -> dict[str, Any]:
         _, values = self._about.lineage[-1]
         return {
             "outer_step": point.outer_step,
@@ -143,24 +145,24 @@ class Teller:
 
 def read_state(
     checkpoint: Path, search_hash: str, device: torch.device | None = None
-) -> tuple[RunState, About]:
+) -> tuple[RunState, TrialMeta]:
     """What a checkpoint's folder holds. Raises: CheckpointError for a damaged one, or one of another search."""
-    return load_kept(checkpoint / STATE, search_hash, device).state, About.load(checkpoint)
+    return load_state(checkpoint / STATE, search_hash, device).state, TrialMeta.load(checkpoint)
 
 
 def taken_up(
-    kept: tuple[RunState, About] | None, place: Workplace, values: dict[str, Value]
-) -> tuple[RunState, About]:
+    kept: tuple[RunState, TrialMeta] | None, place: WorkerContext, values: dict[str, Value]
+) -> tuple[RunState, TrialMeta]:
     """What a checkpoint held, or the state before the first outer step, with these values from now on."""
-    state, about = kept or (place.start, About([]))
+    state, about = kept or (place.start, TrialMeta([]))
     return began_with(about, state, values), about
 
 
 def distil(
-    place: Workplace,
+    place: WorkerContext,
     state: RunState,
-    about: About,
-    world: World,
+    about: TrialMeta,
+    world: Communicator,
     search_hash: str,
     tell: Tell,
     damaged: str = "",
@@ -169,7 +171,7 @@ def distil(
     if place.compiles:
         place.compile(state, world)
     experiment = judged_often(place.experiment)
-    teller = Teller(about, search_hash, experiment.cadence.validate_every, tell, damaged)
+    teller = TuneReporter(about, search_hash, experiment.cadence.validate_every, tell, damaged)
     try:
         outer_loop(experiment, place.train, place.validation, state, world, teller)
     except NonFiniteError as e:
@@ -187,7 +189,7 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
             `search_hash` and `filesystem` (pyarrow's, of Tune's storage; None for this machine's).
     """
     config = parse(proposal["config"])
-    place = open_workplace(
+    place = open_worker_context(
         config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_of(config)
     )
     given, kept, damaged = given_checkpoint(proposal, shared), None, ""
@@ -196,7 +198,7 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
         if proposal["again"] and not damaged:
             say_again(given)
     state, about = taken_up(kept, place, proposal["values"])
-    distil(place, state, about, OneProcess(), shared["search_hash"], tell_tune, damaged)
+    distil(place, state, about, SingleProcess(), shared["search_hash"], tell_tune, damaged)
 
 
 def given_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.Checkpoint | None:
@@ -209,25 +211,25 @@ def given_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.C
 
 def newest_with(
     given: tune.Checkpoint, values: dict[str, Value], search_hash: str, device: torch.device
-) -> tuple[tuple[RunState, About], str]:
+) -> tuple[tuple[RunState, TrialMeta], str]:
     """What the checkpoint holds that a trial was given; if it is damaged, the newest whole one before it that was kept with
     these values, and what is wrong with those after that.
 
     A state from before an exchange led there by other values. Raises: NoWholeCheckpointError.
     """
 
-    def read(folder: Path) -> tuple[RunState, About]:
+    def read(folder: Path) -> tuple[RunState, TrialMeta]:
         return read_state(folder, search_hash, device)
 
-    def read_same(folder: Path) -> tuple[RunState, About]:
+    def read_same(folder: Path) -> tuple[RunState, TrialMeta]:
         state, about = read(folder)
         if about.lineage[-1][1] != values:
             raise CheckpointError("was kept with other values")
         return state, about
 
-    found, damaged = newest_read([given], read, device, OneProcess())
+    found, damaged = newest_read([given], read, device, SingleProcess())
     if found is None:
-        found, more = newest_read(_before(given), read_same, device, OneProcess())
+        found, more = newest_read(_before(given), read_same, device, SingleProcess())
         damaged += more
     said = "; ".join(damaged)
     if found is None:
@@ -246,6 +248,6 @@ def _before(given: tune.Checkpoint) -> list[tune.Checkpoint]:
 def say_again(checkpoint: tune.Checkpoint) -> None:
     """Tell Tune what a checkpoint was kept with."""
     with checkpoint.as_directory() as folder:
-        told = About.load(Path(folder)).told
+        told = TrialMeta.load(Path(folder)).told
         if told is not None:
             tune.report({**told, "points": []}, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -17,15 +17,15 @@ from typing import Any
 from ray_distill.cluster.connection import in_environment, require
 from ray_distill.config.config import ConfigError
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.errors import FailedError
-from ray_distill.search.callback import Bystander, Clerk
+from ray_distill.errors import RunError
+from ray_distill.search.callback import JournalCallback, SearchObserver
 from ray_distill.search.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.search.files import TUNE
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.pending import trials_left
 from ray_distill.search.population import Population
-from ray_distill.search.queue import Proposals
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.queue import TrialQueue
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import trial
 from ray_distill.storage.run_files import TRAIN
 
@@ -37,7 +37,7 @@ METRIC = "best_validation_accuracy"
 """What trials are compared by, with population-based training excepted."""
 
 
-class SearchError(FailedError):
+class SearchError(RunError):
     """A search that could not be brought to its end."""
 
 
@@ -148,9 +148,9 @@ def _quiet_tune(at_once: int) -> Iterator[None]:
 def run_trials(
     search: SearchConfig,
     data: DevelopmentData,
-    folder: SearchFolder,
+    folder: SearchDir,
     journal: SearchJournal,
-    bystander: Bystander,
+    bystander: SearchObserver,
 ) -> None:
     """Run the trials that are left, on the connected cluster, until all have ended or time is up.
 
@@ -173,7 +173,7 @@ def run_trials(
     seconds = None if search.budget.hours is None else 3600 * search.budget.hours
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     scheduler = scheduler_of(search, journal)
-    clerk = Clerk(
+    clerk = JournalCallback(
         search,
         journal,
         attempt,
@@ -189,7 +189,7 @@ def run_trials(
                 name=attempt,
                 storage_path=storage_path,
                 storage_filesystem=filesystem,
-                search_alg=Proposals(search, left, at_once),
+                search_alg=TrialQueue(search, left, at_once),
                 scheduler=scheduler,
                 callbacks=[clerk],
                 time_budget_s=seconds,

@@ -10,7 +10,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.errors import first_line
 from ray_distill.storage.lease import Holder, read_lease
 from ray_distill.storage.remote import Storage, StorageAwayError
-from ray_distill.storage.workdir import StoredFiles
+from ray_distill.storage.workdir import WorkDir
 
 REACHED_WITHIN_S = 120.0
 """How long a node may take to say so; the first call starts a process there."""
@@ -27,7 +27,7 @@ def _reach(storage: Storage, there: Holder) -> str:
     return "" if found is not None and found.token == there.token else "what the driver wrote is not there"
 
 
-def check_reached(stored: StoredFiles | None) -> None:
+def check_reached(stored: WorkDir | None) -> None:
     """That all nodes of the connected cluster reach a storage that is held, each by its own credentials.
 
     Raises: ConfigError.

@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from ray_distill.errors import FailedError, MistakeError, first_line
-from ray_distill.utils.atomic import written_whole
-from ray_distill.utils.secrets import masked
-from ray_distill.utils.timeout import in_time
+from ray_distill.errors import RunError, UserError, first_line
+from ray_distill.utils.atomic import atomic_write
+from ray_distill.utils.secrets import redact
+from ray_distill.utils.timeout import call_with_timeout
 
 TRIAL = ".ray-distill-"
 """How the name of a file begins that is there to try the place out; one stays where nothing may be deleted."""
@@ -36,11 +36,11 @@ CLOUD = (
 """What to look at where a store in a cloud does not do."""
 
 
-class StorageError(MistakeError):
+class StorageError(UserError):
     """A place that the user named and that cannot be used."""
 
 
-class StorageAwayError(FailedError):
+class StorageAwayError(RunError):
     """The place does not take, or does not give, what it should. What is on this machine's disk does not depend on it."""
 
 
@@ -60,10 +60,10 @@ class Storage:
         Raises: StorageError for one that pyarrow cannot use, or that does not take a file, by what it answers.
         """
         try:
-            return in_time(lambda: cls._tried(uri), PATIENCE_S)
-        except (OSError, ValueError, pa.ArrowException, FailedError) as e:
+            return call_with_timeout(lambda: cls._tried(uri), PATIENCE_S)
+        except (OSError, ValueError, pa.ArrowException, RunError) as e:
             said = f"{uri}: cannot be used as storage: {first_line(e).removeprefix(f'{uri}: ')}"
-            raise StorageError(masked(said) + (CLOUD if "://" in uri else "")) from None
+            raise StorageError(redact(said) + (CLOUD if "://" in uri else "")) from None
 
     @classmethod
     def _tried(cls, uri: str) -> "Storage":
@@ -75,7 +75,7 @@ class Storage:
         return storage
 
     def __str__(self) -> str:
-        return masked(self.uri)
+        return redact(self.uri)
 
     @property
     def is_local(self) -> bool:
@@ -146,7 +146,7 @@ class Storage:
             if self.is_local:
                 path = Path(self._at(name))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with written_whole(path) as file:
+                with atomic_write(path) as file:
                     file.write(content)
                 return
             # An object is there when its stream is closed, and not before.
@@ -170,4 +170,4 @@ class Storage:
         try:
             yield
         except (OSError, pa.ArrowException) as e:
-            raise StorageAwayError(masked(f"{self}: {first_line(e)}")) from e
+            raise StorageAwayError(redact(f"{self}: {first_line(e)}")) from e

@@ -37,11 +37,11 @@ from ray_distill.storage.run_files import (
     evaluation_folder,
 )
 from ray_distill.storage.stored_run import StoredRun
-from ray_distill.storage.workdir import StoredFiles
+from ray_distill.storage.workdir import WorkDir
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.tracking.uri import store_uri
 from ray_distill.utils.atomic import write_text
-from ray_distill.utils.secrets import MASK, masked
+from ray_distill.utils.secrets import MASK, redact
 
 STORE = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlartifacts"}
 """MLflow's, in a folder that was given with --out. Alone they are not a run: they may be shared, or left by a run that
@@ -67,7 +67,7 @@ def with_password(uri: str, path: Path) -> str:
     if MASK not in uri:
         return uri
     known = store_uri(None, path)
-    if masked(known) != uri:
+    if redact(known) != uri:
         raise ConfigError(
             f"{path}: what is in it is recorded at {uri}, and its password is not kept; set $MLFLOW_TRACKING_URI to "
             "that URI with its password"
@@ -87,7 +87,7 @@ class Tied(Protocol):
         """Where the checkpoints are, if not in the folder."""
 
 
-def check_same(path: Path, here: Tied | None, stored: StoredFiles, there: Tied) -> None:
+def check_same(path: Path, here: Tied | None, stored: WorkDir, there: Tied) -> None:
     """Raises: ConfigError unless a folder is free, where nothing is known of it, or what is in it is what is stored."""
     if here is None:
         check_free(path, f"The {stored.what} in {stored} goes on in a new --out, or in its own.")
@@ -100,7 +100,7 @@ def check_same(path: Path, here: Tied | None, stored: StoredFiles, there: Tied) 
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """A run's files."""
 
     path: Path
@@ -226,7 +226,7 @@ class RunFolder:
         """Claim the folder for a new run, and its storage before it."""
         self.path.mkdir(parents=True, exist_ok=True)
         kept = str(self.stored.storage) if self.stored else None
-        identity = Identity(config.hash, masked(tracker.uri), tracker.run_id, kept)
+        identity = Identity(config.hash, redact(tracker.uri), tracker.run_id, kept)
         if self.stored:
             self.stored.claim(config.to_yaml(), identity)
         write_text(self.config, config.to_yaml())

@@ -13,7 +13,7 @@ from typing import Any
 from ray_distill.config.config import ConfigError
 from ray_distill.storage.remote import StorageAwayError
 from ray_distill.storage.run_files import CONFIG, DELETABLE, EVALUATION, IDENTITY, SUMMARY, TRAIN, Identity
-from ray_distill.storage.workdir import StoredFiles, whole_files
+from ray_distill.storage.workdir import WorkDir, whole_files
 
 FOLLOW_S = 10.0
 """Between two looks at a folder that grows."""
@@ -21,7 +21,7 @@ FOLLOW_S = 10.0
 logger = logging.getLogger(__name__)
 
 
-class StoredRun(StoredFiles):
+class StoredRun(WorkDir):
     """A run's files in a storage."""
 
     what = "run"

@@ -13,7 +13,7 @@ from typing import ClassVar
 from ray_distill.config.config import ConfigError
 from ray_distill.storage.lease import LEASE, Lease
 from ray_distill.storage.remote import TRIAL, Storage
-from ray_distill.utils.atomic import written_whole
+from ray_distill.utils.atomic import atomic_write
 
 
 def whole_files(path: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def whole_files(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class StoredFiles:
+class WorkDir:
     """The files of a run, or of a search, in a storage."""
 
     storage: Storage
@@ -93,5 +93,5 @@ class StoredFiles:
             if content is None:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(target) as file:
+            with atomic_write(target) as file:
                 file.write(content)

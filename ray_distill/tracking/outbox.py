@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -20,11 +20,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 """Between two offers to a store that is away."""
 
 
-class AwayError(FailedError):
+class AwayError(RunError):
     """The store cannot be reached, or is busy: what it was offered may be taken later."""
 
 
-class Recording(Generic[T]):
+class RetryQueue(Generic[T]):
     """Calls a function on each thing that is put in, one after another, in a thread of its own.
 
     The function may raise AwayError, and is then called again with the same thing: it must be able to say a
@@ -114,4 +114,4 @@ class Recording(Generic[T]):
         said = str(error) or type(error).__name__
         if said not in self._refused:
             self._refused.append(said)
-            logger.warning("%s", said, exc_info=None if isinstance(error, FailedError) else error)
+            logger.warning("%s", said, exc_info=None if isinstance(error, RunError) else error)

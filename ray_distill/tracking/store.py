@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.errors import FailedError, first_line
+from ray_distill.errors import RunError, first_line
 from ray_distill.tracking.outbox import AwayError
 from ray_distill.tracking.uri import StoreError, sqlite_file
-from ray_distill.utils.secrets import masked
+from ray_distill.utils.secrets import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-class TrackingError(FailedError):
+class TrackingError(RunError):
     """The store does not take what a run has to say. The results on disk do not depend on it."""
 
 
@@ -61,7 +61,7 @@ def store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
         if error is TrackingError and getattr(e, "error_code", None) not in REFUSALS:
             error = StoreAwayError
-        raise error(masked(f"MLflow at {uri}: {first_line(e)}")) from e
+        raise error(redact(f"MLflow at {uri}: {first_line(e)}")) from e
 
 
 def client_of(uri: str) -> "MlflowClient":

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.tracking.store import (
     TrackingError,
     client_of,
@@ -69,7 +69,7 @@ class Tracker:
         history = self.client.get_metric_history(self.run_id, WITNESS)
         return [max((m.step for m in history), default=0)]
 
-    def log_points(self, points: Sequence[Point]) -> int:
+    def log_points(self, points: Sequence[StepMetrics]) -> int:
         """Add measurements of outer steps, those that the store does not have yet, each at the time when its
         step ended. Of several points of one step, the last.
 
@@ -93,7 +93,7 @@ class Tracker:
             self.__dict__.pop("_logged", None)
             raise
 
-    def log_values(self, point: Point) -> None:
+    def log_values(self, point: StepMetrics) -> None:
         """Metrics at a step of their own kind, such as the number of trials; the very same may be added again.
 
         Raises: TrackingError.
@@ -101,7 +101,7 @@ class Tracker:
         with store(self.uri):
             self.client.log_batch(self.run_id, metrics=_metrics([point]))
 
-    def points(self, names: Sequence[str]) -> list[Point]:
+    def points(self, names: Sequence[str]) -> list[StepMetrics]:
         """What `log_points` has added, as far as it has these names, in order. Raises: TrackingError."""
         values: dict[int, dict[str, float]] = {}
         ended: dict[int, float] = {}
@@ -110,7 +110,7 @@ class Tracker:
                 for m in self.client.get_metric_history(self.run_id, name):
                     values.setdefault(m.step, {})[name] = m.value
                     ended[m.step] = m.timestamp / 1000
-        return [Point(step, values[step], ended[step]) for step in sorted(values)]
+        return [StepMetrics(step, values[step], ended[step]) for step in sorted(values)]
 
     def log_metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
         """(name, step, value) that are no measurement of an outer step, such as a test accuracy after so many inner
@@ -207,7 +207,7 @@ class Tracker:
             return Tracker(self.uri, run.info.run_id)
 
 
-def _metrics(points: Sequence[Point]) -> "list[Metric]":
+def _metrics(points: Sequence[StepMetrics]) -> "list[Metric]":
     from mlflow.entities import Metric
 
     return [Metric(n, v, int(p.unix_s * 1000), p.outer_step) for p in points for n, v in p.values.items()]
@@ -248,7 +248,7 @@ def open_run(
     return Tracker(uri, run.info.run_id)
 
 
-def ended_as(error: BaseException | None) -> str:
+def final_status(error: BaseException | None) -> str:
     """MLflow's word for a run that ended with this error: stopped from outside is KILLED."""
     if error is None:
         return "FINISHED"
@@ -256,7 +256,7 @@ def ended_as(error: BaseException | None) -> str:
 
 
 @contextmanager
-def recorded(tracker: Tracker) -> Iterator[None]:
+def tracked_run(tracker: Tracker) -> Iterator[None]:
     """The MLflow run ends with the block: FINISHED, KILLED from outside, or FAILED. Never hides an error."""
     error: BaseException | None = None
     try:
@@ -265,7 +265,7 @@ def recorded(tracker: Tracker) -> Iterator[None]:
         error = e
         raise
     finally:
-        status = ended_as(error)
+        status = final_status(error)
         try:
             tracker.finish(status)
         except TrackingError as e:

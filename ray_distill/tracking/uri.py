@@ -5,14 +5,14 @@ import re
 import shlex
 from pathlib import Path
 
-from ray_distill.errors import MistakeError
-from ray_distill.utils.secrets import masked
+from ray_distill.errors import UserError
+from ray_distill.utils.secrets import redact
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """Of stores."""
 
 
-class StoreError(MistakeError):
+class StoreError(UserError):
     """The store that the user named cannot be opened."""
 
 
@@ -25,7 +25,7 @@ def store_uri(configured: str | None, folder: Path) -> str:
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
     if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://|databricks$", uri):
         raise StoreError(
-            f"MLflow at {masked(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
+            f"MLflow at {redact(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
             f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
         )
     file = sqlite_file(uri)
@@ -50,5 +50,5 @@ def check_there(uri: str) -> None:
 def ui_command(uri: str) -> str:
     """What to do to look at the store."""
     if uri.startswith("http"):
-        return f"open {masked(uri)} in a browser"
-    return f"uv run mlflow ui --backend-store-uri {shlex.quote(masked(uri))}"
+        return f"open {redact(uri)} in a browser"
+    return f"uv run mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes its place at `path`, on the disk, when the block ends without an error.
 
     It lies beside `path` meanwhile, under a hidden name of its own. Raises: OSError, with the path.
@@ -34,7 +34,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> None:
     """UTF-8 text."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class JsonLines:
+class JsonlFile:
     """One writer, in one process at a time."""
 
     def __init__(self, path: Path) -> None:

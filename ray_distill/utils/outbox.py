@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ray_distill.errors import MistakeError
-from ray_distill.utils.atomic import write_text, written_whole
-from ray_distill.utils.jsonl import JsonLines
+from ray_distill.errors import UserError
+from ray_distill.utils.atomic import atomic_write, write_text
+from ray_distill.utils.jsonl import JsonlFile
 
 
-class JournalError(MistakeError):
+class OutboxError(UserError):
     """The file is not a journal."""
 
 
@@ -35,7 +35,7 @@ def _said_bytes(path: Path) -> int:
     return int(said.read_text()) if said.exists() else 0
 
 
-def unsaid(path: Path) -> bytes:
+def pending(path: Path) -> bytes:
     """The lines of a journal that nobody has said yet, while another thread says them; nothing where there is none.
 
     As a journal of their own they are all that is left of it to say.
@@ -51,20 +51,20 @@ def unsaid(path: Path) -> bytes:
 def replace(path: Path, lines: bytes) -> None:
     """Put a journal of these lines, none of which is said, in the place of another."""
     _said(path).unlink(missing_ok=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(lines)
 
 
-class Journal:
+class OutboxFile:
     """One writer, in one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Take up the file, or begin one. Raises: JournalError."""
+        """Take up the file, or begin one. Raises: OutboxError."""
         self._path = path
         self._said = _said(path)
         path.touch()
         # A line that was cut off by a kill was never in the hands of a recording.
-        self._lines = JsonLines(path)
+        self._lines = JsonlFile(path)
         self.unsaid = self._read(self._lines.found)
         """What the journal held, and nobody has said, when it was taken up."""
 
@@ -77,7 +77,7 @@ class Journal:
                 if end > said_bytes:
                     entries.append(Entry(end, dict(json.loads(line))))
         except (ValueError, TypeError) as e:
-            raise JournalError(f"{self._path}: not a journal, or damaged at byte {end}: {e}") from None
+            raise OutboxError(f"{self._path}: not a journal, or damaged at byte {end}: {e}") from None
         return entries
 
     def add(self, thing: Mapping[str, Any]) -> Entry:

@@ -1,7 +1,7 @@
 """URIs that may hold a password: what of them is shown, and what is kept.
 
 Passwords stand behind the user (`postgresql://me:password@host/db`, `s3://key:secret@bucket`) or among the options
-(`?password=..`, `?token=..`). Whatever is printed, logged or written goes through `masked`, whole messages too,
+(`?password=..`, `?token=..`). Whatever is printed, logged or written goes through `redact`, whole messages too,
 since libraries repeat the URI that they were given. A password that is needed again comes from the environment.
 """
 
@@ -16,11 +16,11 @@ _OPTION = re.compile(
 )
 
 
-def masked(text: str) -> str:
+def redact(text: str) -> str:
     """The text, every password of a URI in it replaced by `***`."""
     return _OPTION.sub(rf"\1{MASK}", _BEHIND_USER.sub(rf"\1{MASK}@", text))
 
 
 def holds_password(uri: str) -> bool:
     """Whether masking would change it."""
-    return masked(uri) != uri
+    return redact(uri) != uri

@@ -4,13 +4,13 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 
 T = TypeVar("T")
 
 
-def in_time(work: Callable[[], T], limit_s: float) -> T:
-    """What `work` returns. Raises: what it raises; FailedError if it takes longer."""
+def call_with_timeout(work: Callable[[], T], limit_s: float) -> T:
+    """What `work` returns. Raises: what it raises; RunError if it takes longer."""
     came: list[T] = []
     raised: list[Exception] = []
 
@@ -27,5 +27,5 @@ def in_time(work: Callable[[], T], limit_s: float) -> T:
     if raised:
         raise raised[0]
     if not came:
-        raise FailedError(f"no answer in {limit_s} s")
+        raise RunError(f"no answer in {limit_s} s")
     return came[0]

@@ -40,7 +40,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
+def call_in_subprocess(function: Callable[..., Any], *arguments: object) -> Any:
     """The function's result from a fresh process, so that no engine pays for another's memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

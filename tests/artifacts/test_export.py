@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.artifacts.export import export
-from ray_distill.artifacts.importer import Stated, read_set
+from ray_distill.artifacts.importer import ExternalSpec, load_set
 from ray_distill.cli.main import app
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 
 runner = CliRunner()
@@ -32,7 +32,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
 
 
 def again(world: World, path: Path, space: Any) -> DistilledDataset:
-    return read_set(path, Stated(config=world.config, space=space))
+    return load_set(path, ExternalSpec(config=world.config, space=space))
 
 
 @pytest.mark.parametrize("kind", ["none", "normalise", "zca"])
@@ -218,7 +218,7 @@ def test_what_cannot_be_written(
     worlds: dict[str, World], tmp_path: Path, form: Any, name: str, space: Any, says: str
 ) -> None:
     (tmp_path / "taken.npz").write_text("precious")
-    with pytest.raises(MistakeError, match=re.escape(says)):
+    with pytest.raises(UserError, match=re.escape(says)):
         export(set_of(worlds["zca"]), form, tmp_path / name, space)
     assert [p.name for p in tmp_path.iterdir()] == ["taken.npz"]
     assert (tmp_path / "taken.npz").read_text() == "precious"
@@ -227,7 +227,7 @@ def test_what_cannot_be_written(
 def test_images_that_are_no_pictures(tmp_path: Path) -> None:
     """Five channels: no PNG, and arrays."""
     five = make_world(tmp_path, "none", (5, 3, 4))
-    with pytest.raises(MistakeError, match="1 or 3 channels, the set has 5"):
+    with pytest.raises(UserError, match="1 or 3 channels, the set has 5"):
         export(set_of(five), "png", tmp_path / "set")
     export(set_of(five), "npz", tmp_path / "set.npz")
 

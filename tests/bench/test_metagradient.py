@@ -18,9 +18,9 @@ from ray_distill.bench.metagradient import ERROR_WINDOW, flops_per_window_step, 
 from ray_distill.bench.problems import ENGINES, Work, problem
 from ray_distill.cli.main import app
 from ray_distill.core.retrain import Score
-from ray_distill.errors import MistakeError
+from ray_distill.errors import UserError
 from ray_distill.utils.memory import peak_bytes
-from ray_distill.utils.timing import in_own_process, seconds
+from ray_distill.utils.timing import call_in_subprocess, seconds
 
 TINY = Work(
     device="cpu",
@@ -165,7 +165,7 @@ def test_a_difference_between_seeds_would_be_seen() -> None:
     ],
 )
 def test_mistakes_of_seeds_are_named(arguments: list[str], says: str) -> None:
-    with pytest.raises(MistakeError, match=re.escape(says)):
+    with pytest.raises(UserError, match=re.escape(says)):
         seeds.main(arguments)
 
 
@@ -194,20 +194,20 @@ def test_a_difference_between_the_two_would_be_seen() -> None:
     ],
 )
 def test_mistakes_are_named(arguments: list[str], says: str) -> None:
-    with pytest.raises(MistakeError, match=re.escape(says)):
+    with pytest.raises(UserError, match=re.escape(says)):
         metagradient.main(arguments)
 
 
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("mine")
     for main in (metagradient.main, bench_replicas.main):
-        with pytest.raises(MistakeError, match="exists already"):
+        with pytest.raises(UserError, match="exists already"):
             main([*OPTIONS, "--json", str(tmp_path / "there.json")])
     assert (tmp_path / "there.json").read_text() == "mine"
-    with pytest.raises(MistakeError, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         seeds.main([*SEEDS, "--json", str(tmp_path / "there.json")])
     assert (tmp_path / "there.json").read_text() == "mine"
-    with pytest.raises(MistakeError, match="--replicas: must be at least 1"):
+    with pytest.raises(UserError, match="--replicas: must be at least 1"):
         bench_replicas.main([*OPTIONS, "--replicas", "0"])
 
 
@@ -225,7 +225,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from ray_distill.{module} import main
+from ray_distill.bench.{module} import main
 main({arguments!r})
 """
 
@@ -236,9 +236,9 @@ SHORT = ["--ipc", "1", "--window", "2", "--unroll", "2", *OPTIONS]
 @pytest.mark.parametrize(
     ("module", "arguments", "says"),
     [
-        ("bench_metagradient", ["--engines", "eager", *SHORT], "eager"),
-        ("bench_replicas", ["--replicas", "2", *SHORT], "eager"),
-        ("bench_seeds", ["--seeds", "2", "--horizons", "1", *SEEDS], "mlp1 width 5"),
+        ("metagradient", ["--engines", "eager", *SHORT], "eager"),
+        ("replicas", ["--replicas", "2", *SHORT], "eager"),
+        ("seeds", ["--seeds", "2", "--horizons", "1", *SEEDS], "mlp1 width 5"),
     ],
 )
 def test_it_runs_where_there_is_only_torch(
@@ -254,7 +254,7 @@ def test_it_runs_where_there_is_only_torch(
     )
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
-    wrong = [sys.executable, "-m", f"ray_distill.{module}", "--threads", "0"]
+    wrong = [sys.executable, "-m", f"ray_distill.bench.{module}", "--threads", "0"]
     done = subprocess.run(wrong, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --threads")
@@ -263,4 +263,4 @@ def test_it_runs_where_there_is_only_torch(
 def test_the_peak_of_a_process_is_its_own() -> None:
     """Not that of the process that started it, which holds 400 MB more of touched pages: `getrusage` would give those."""
     held = torch.ones(100_000_000)
-    assert in_own_process(peak_bytes, False) < peak_bytes(False) - 3 * held.numel()
+    assert call_in_subprocess(peak_bytes, False) < peak_bytes(False) - 3 * held.numel()

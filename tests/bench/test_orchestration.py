@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ray_distill.bench.orchestration import (
     OVERHEAD,
     WORKERS,
-    Record,
+    OrchestrationRecord,
     check_agreement,
     experiment_of,
     ratio,
@@ -19,16 +19,16 @@ from ray_distill.bench.orchestration import (
 )
 from ray_distill.cli.main import app
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
-from ray_distill.errors import FailedError
+from ray_distill.core.metrics import StepMetrics
+from ray_distill.errors import RunError
 from tests.helpers.tiny import tiny_config
 
 runner = CliRunner()
 
 
-def point(step: int, unix_s: float, took: float, validation: float | None = None) -> Point:
+def point(step: int, unix_s: float, took: float, validation: float | None = None) -> StepMetrics:
     values = {"seconds_per_outer_step": took}
-    return Point(
+    return StepMetrics(
         step, values if validation is None else values | {"seconds_per_validation": validation}, unix_s
     )
 
@@ -54,8 +54,8 @@ def test_how_many_steps_fill_the_wanted_seconds() -> None:
     assert steps_for(1.0, points, 5) == 2
 
 
-def record(route: str, workers: int, repeat: int, steady_s: float) -> Record:
-    return Record(
+def record(route: str, workers: int, repeat: int, steady_s: float) -> OrchestrationRecord:
+    return OrchestrationRecord(
         benchmark="any",
         route=route,
         workers=workers,
@@ -94,11 +94,11 @@ def test_runs_that_arrive_elsewhere_are_not_compared() -> None:
     near = DistilledData(data.images_NCHW * (1 + 1e-5), data.labels_NK)
     check_agreement(data, data, OVERHEAD.tolerance)
     check_agreement(data, near, WORKERS.tolerance)
-    with pytest.raises(FailedError, match=r"images differ by 1\.0e-05"):
+    with pytest.raises(RunError, match=r"images differ by 1\.0e-05"):
         check_agreement(data, near, OVERHEAD.tolerance)
-    with pytest.raises(FailedError, match="labels differ"):
+    with pytest.raises(RunError, match="labels differ"):
         check_agreement(data, data._replace(labels_NK=data.labels_NK * 2), WORKERS.tolerance)
-    with pytest.raises(FailedError, match="images differ by nan"):
+    with pytest.raises(RunError, match="images differ by nan"):
         check_agreement(data, data._replace(images_NCHW=data.images_NCHW * torch.nan), WORKERS.tolerance)
 
 

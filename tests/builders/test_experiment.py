@@ -156,7 +156,7 @@ def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
         count: int, name: str = "convnet1", shape: ImageShape = GREY, device: torch.device = cpu, **how: int
     ) -> int:
         network = networks.network_for(config, name, shape, 10)
-        return batching.networks_at_once(config, network, shape, 10, device, count, **how)
+        return batching.network_batch_size(config, network, shape, 10, device, count, **how)
 
     sizes = {1: 1, 2: 1, 3: 3, 5: 5, 6: 3, 8: 4, 9: 5, 17: 6}
     assert {count: at_once(count) for count in sizes} == sizes
@@ -171,7 +171,7 @@ def test_fresh_networks_are_trained_at_once_where_that_pays() -> None:
     for joining, size in ((nn.Identity(), 4), (nn.LocalResponseNorm(2), 1)):
         with torch.device("meta"):
             layers = nn.Sequential(nn.Conv2d(1, 2, 3), joining, nn.Flatten(), nn.Linear(72, 10))
-            assert batching.networks_at_once(config, Network(layers), GREY, 10, cpu, 8) == size
+            assert batching.network_batch_size(config, Network(layers), GREY, 10, cpu, 8) == size
 
 
 def test_the_number_of_workers_does_not_change_the_groups() -> None:

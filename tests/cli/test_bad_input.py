@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from ray_distill.cli.main import app
 from ray_distill.config import config as configuration
 from ray_distill.storage.lock import held
-from ray_distill.storage.run_dir import RunFolder, check_free
+from ray_distill.storage.run_dir import RunDir, check_free
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 
@@ -463,7 +463,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 def run_of(folder: Path, **changes: object) -> None:
     """A folder with an unfinished run of the demo, as the run leaves it."""
-    RunFolder(folder).open(configuration.load(DEMO), Tracker(f"sqlite:///{folder}/mlflow.db", "abc"))
+    RunDir(folder).open(configuration.load(DEMO), Tracker(f"sqlite:///{folder}/mlflow.db", "abc"))
     identity = json.loads((folder / "run.json").read_text()) | changes
     (folder / "run.json").write_text(json.dumps(identity))
     (folder / "train" / "run").mkdir(parents=True)
@@ -596,7 +596,7 @@ def test_force_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
     """MLflow's store stays, and what a link points to; a free folder is free with it too."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "state.arrow").write_text("precious")
-    place = RunFolder(tmp_path / "run")
+    place = RunDir(tmp_path / "run")
     place.check_replaceable()
     run_of(place.path)
     shutil.rmtree(place.train)

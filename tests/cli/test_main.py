@@ -17,7 +17,7 @@ from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.cli.main import app, demo_config
 from ray_distill.config import config as configuration
 from ray_distill.config.config import ConfigError, parse
-from ray_distill.storage.run_dir import RunFolder, check_free
+from ray_distill.storage.run_dir import RunDir, check_free
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 
@@ -77,7 +77,7 @@ def test_what_a_store_left_behind_does_not_block_a_folder(tmp_path: Path) -> Non
 def test_what_may_be_resumed(tmp_path: Path) -> None:
     """The same experiment in the same store, not finished; with other workers if one likes."""
     config = configuration.load(Path(DIGITS))
-    folder, tracker = RunFolder(tmp_path), Tracker("sqlite:////there/mlflow.db", "abc")
+    folder, tracker = RunDir(tmp_path), Tracker("sqlite:////there/mlflow.db", "abc")
     with pytest.raises(ConfigError, match="no run of ours"):
         folder.reopen(config)
     folder.open(config, tracker)
@@ -135,12 +135,14 @@ def test_learnt_labels_leave_pictures_in_their_classes(artifact: Path, tmp_path:
 def test_what_a_set_brings_along_for_baselines_is_dropped_with_them(artifact: Path) -> None:
     """The demo's draws of random images have no effect with --baselines none, and are none of the user's mistakes. Two
     sets are judged by one evaluation, the first one's."""
-    from ray_distill.evaluation.overrides import judging_configs
+    from ray_distill.evaluation.overrides import evaluation_configs
 
     values = DistilledDataset.load(artifact).config
     assert values["evaluation"]["random_real_draws"] == 5
     other = values | {"evaluation": values["evaluation"] | {"seeds": 9}, "seed": 3}
-    first, second = judging_configs([values, other], {"baselines": [], "tune_lr": True}, ["data.root=null"])
+    first, second = evaluation_configs(
+        [values, other], {"baselines": [], "tune_lr": True}, ["data.root=null"]
+    )
     assert (first.evaluation.baselines, first.evaluation.random_real_draws) == ((), None)
     assert first.evaluation.lr_grid is not None
     assert second.evaluation == first.evaluation

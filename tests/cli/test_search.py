@@ -11,7 +11,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.search.config import parse_search
 from ray_distill.search.queue import known
 from ray_distill.search.run import claimed
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.lock import LOCK, held
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search
@@ -45,7 +45,7 @@ def test_what_is_refused_before_anything_starts(
 ) -> None:
     """A folder that is in use, or at work in, nothing to resume, another search, a package that is not there: exit code 2,
     one message, nothing written."""
-    folder = SearchFolder(tmp_path / "s")
+    folder = SearchDir(tmp_path / "s")
 
     def told(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["search", str(search_file), "--out", str(folder.path), *arguments])
@@ -71,7 +71,7 @@ def test_what_is_refused_before_anything_starts(
 def test_one_search_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
     """Of two that both found it idle, or free, the second comes to nothing: no MLflow run, no file; the first is as it
     was. When the first has ended the search can be resumed, in the same run."""
-    folder, uri = SearchFolder(tmp_path / "s"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder, uri = SearchDir(tmp_path / "s"), f"sqlite:///{tmp_path / 'mlflow.db'}"
     with claimed(tiny_search(), folder, uri, resume=False) as first:
         before = {path: path.read_bytes() for path in folder.path.iterdir()}
         for resume in (True, False):

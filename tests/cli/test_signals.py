@@ -8,10 +8,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ray_distill.cli.console import errors
+from ray_distill.cli.console import exit_codes
 from ray_distill.cli.main import app
-from ray_distill.cli.signals import Terminated, check_kept, interruptible
-from ray_distill.errors import MistakeError
+from ray_distill.cli.signals import Terminated, refuse_job_scratch, sigterm_as_interrupt
+from ray_distill.errors import UserError
 
 DIGITS = str(Path(__file__).parents[2] / "experiments" / "digits_ipc1.yaml")
 
@@ -22,7 +22,7 @@ def test_sigterm_is_an_interrupt_once() -> None:
     done = []
 
     def work() -> None:
-        with interruptible():
+        with sigterm_as_interrupt():
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
                 done.append("more work")
@@ -44,7 +44,7 @@ def test_a_signal_is_an_exit_code_and_an_advice(
     # What a shell starts in the background ignores Ctrl-C, these tests too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(typer.Exit) as ended, errors("go on like this"):
+        with pytest.raises(typer.Exit) as ended, exit_codes("go on like this"):
             os.kill(os.getpid(), number)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -76,6 +76,6 @@ def test_results_elsewhere_are_not(tmp_path: Path) -> None:
     """Beside the folder; and in folders of those names that are not one in the other."""
     unpacked(tmp_path)
     for elsewhere in ("mine", "working_dir_files/mine", "runtime_resources/a/working_dir_files/mine"):
-        check_kept(tmp_path / elsewhere, "--out")
-    with pytest.raises(MistakeError):
-        check_kept(tmp_path / "runtime_resources" / "working_dir_files" / "mine", "--out")
+        refuse_job_scratch(tmp_path / elsewhere, "--out")
+    with pytest.raises(UserError):
+        refuse_job_scratch(tmp_path / "runtime_resources" / "working_dir_files" / "mine", "--out")

@@ -5,7 +5,7 @@ import os
 import pytest
 import ray
 
-from ray_distill.cluster.connection import go_first
+from ray_distill.cluster.connection import normal_priority
 
 
 def test_processes_of_a_cluster_of_ours_know_its_address_and_this_one_as_before(ray_cluster: None) -> None:
@@ -22,7 +22,7 @@ def test_processes_of_ray_give_way_to_threads_that_train(ray_cluster: None) -> N
     @ray.remote
     def policies() -> tuple[int, int]:
         before = os.sched_getscheduler(0)
-        go_first()
+        normal_priority()
         return before, os.sched_getscheduler(0)
 
     assert ray.get(policies.remote()) == (os.SCHED_BATCH, os.SCHED_OTHER)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ray_distill.cluster.connection  # noqa: F401  (sets Ray's environment)
-from ray_distill.cluster.errors import in_a_line, out_of_memory
+from ray_distill.cluster.errors import out_of_memory, short_reason
 
 from ray.exceptions import OutOfMemoryError, RayError  # isort: skip
 
@@ -21,7 +21,7 @@ ON_A_GPU = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total c
 def test_what_ray_kills_for_memory() -> None:
     for error in (OutOfMemoryError(KILLED), RayError(KILLED)):
         assert out_of_memory(error)
-        assert in_a_line(error) == (
+        assert short_reason(error) == (
             "out of memory: 13.89GB of its machine's 23.54GB were in use, so Ray killed it"
         )
 
@@ -38,9 +38,9 @@ def test_memory_that_is_not_to_be_had() -> None:
         (torch.cuda.OutOfMemoryError(ON_A_GPU), "20.00 GiB"),
     ):
         assert out_of_memory(error)
-        assert in_a_line(error) == f"out of memory: {amount} more could not be had"
+        assert short_reason(error) == f"out of memory: {amount} more could not be had"
 
 
 def test_an_error_of_the_work_itself() -> None:
     assert not out_of_memory(ValueError("no such\nthing"))
-    assert in_a_line(ValueError("no such\n  thing")) == "ValueError: no such thing"
+    assert short_reason(ValueError("no such\n  thing")) == "ValueError: no such thing"

@@ -12,7 +12,7 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.inner_optimizer import SGD, Adam
 from ray_distill.core.metagradient import Metagradient, adjoint_metagradient, adjoint_metagradients
 from ray_distill.core.microbatches import Batches
-from ray_distill.core.networks.group import NetworkGroup, check_side_by_side
+from ray_distill.core.networks.group import NetworkGroup, check_groupable
 from ray_distill.core.networks.names import ACTIVATIONS, FAMILIES, NORMS, POOLINGS
 from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
@@ -80,11 +80,11 @@ def test_every_family_of_networks_is_among_those_that_are_set_side_by_side() -> 
                 suffix = f"-{norm}" if norm and NORMS[norm] != what.norm else ""
                 spec = NetworkSpec(name=f"{family}{depth}{suffix}", width=16)
                 image_shape = (1, 512, 512) if family == "convnet" else (1, 32, 32)
-                check_side_by_side(build_network(spec, image_shape, 2).module)
+                check_groupable(build_network(spec, image_shape, 2).module)
     for activation in ACTIVATIONS:
         for pooling in POOLINGS:
             spec = NetworkSpec(name="convnet1", activation=activation, pooling=pooling)
-            check_side_by_side(build_network(spec, (1, 8, 8), 2).module)
+            check_groupable(build_network(spec, (1, 8, 8), 2).module)
 
 
 def random_group(

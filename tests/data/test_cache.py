@@ -28,18 +28,18 @@ from tests.helpers.tiny import whole
 
 SLOW_BUILD = """
 import sys, time
-from ray_distill.data import pixels
+from ray_distill.data import decoded
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from pathlib import Path
-plain = pixels.decoded
+plain = decoded.decoded
 def slowly(*arguments, **options):
     print("building", flush=True)
     for image in plain(*arguments, **options):
         yield image
         time.sleep(float(sys.argv[3]))
-pixels.decoded = slowly
-pixels._CHUNK_IMAGES = 2
+decoded.decoded = slowly
+decoded._CHUNK_IMAGES = 2
 print(load_development(DataSpec(source=sys.argv[1], cache=Path(sys.argv[2]))).digest, flush=True)
 """
 """A process that loads a folder's images, slowly, and says when it decodes them."""
@@ -139,7 +139,7 @@ def test_the_same_is_prepared_once_and_something_else_anew(tmp_path: Path) -> No
 TAKE_ALL = """
 import sys, torch
 from pathlib import Path
-from ray_distill.data.arrow_images import open_images
+from ray_distill.data.arrow_file import open_images
 from ray_distill.data.preprocessing import NoPreprocessing
 from ray_distill.data import real_data
 from ray_distill.data.real_data import RealData

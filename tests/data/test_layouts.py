@@ -106,13 +106,13 @@ def test_a_distillation_needs_no_test_file(name: str, tmp_path: Path) -> None:
     assert load_development(third).digest == before.digest
 
 
-def test_names_of_test_data_are_written_in_held_out_alone() -> None:
+def test_names_of_test_data_are_written_in_test_split_alone() -> None:
     """No module that a distillation can import names a test file, folder, mark or key."""
     words = ("t10k", "test_batch", "test.bin", "val_annotations", "x_test", "test_images", 'mark="0"')
-    for module in PACKAGE.glob("data/*.py"):
+    for module in (PACKAGE / "data").rglob("*.py"):
         code = ast.unparse(_without_docstrings(ast.parse(module.read_text()))).replace("'", '"')
         found = [word for word in words if word in code]
-        assert bool(found) == (module.name == "held_out.py"), (module.name, found)
+        assert bool(found) == (module.name == "test_split.py"), (module.name, found)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

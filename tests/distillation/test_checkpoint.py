@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import Best, RunState
@@ -17,10 +17,10 @@ from ray_distill.distillation.checkpoint import (
     CheckpointError,
     _digest,
     from_record,
-    keep,
-    load,
-    load_kept,
-    save,
+    load_state,
+    load_tensors,
+    save_state,
+    save_tensors,
     to_record,
 )
 
@@ -35,13 +35,13 @@ RECORD = {"step": 3, "ema": 0.1, "best": None}
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save(tmp_path / "c.arrow", TENSORS, RECORD)
+    save_tensors(tmp_path / "c.arrow", TENSORS, RECORD)
     return tmp_path / "c.arrow"
 
 
 def test_round_trip_is_bit_equal(saved: Path) -> None:
     """Values, shapes, dtypes and the record; and nothing else is left in the folder."""
-    tensors, record = load(saved)
+    tensors, record = load_tensors(saved)
     assert record == RECORD
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -58,7 +58,7 @@ def test_every_truncation_is_refused(saved: Path, tmp_path: Path) -> None:
     for i in range(50):
         cut.write_bytes(content[: len(content) * i // 50])
         with pytest.raises(CheckpointError):
-            load(cut)
+            load_tensors(cut)
 
 
 def test_every_mutation_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_every_mutation_is_refused(saved: Path, tmp_path: Path) -> None:
         mutated[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         changed.write_bytes(mutated)
         with pytest.raises(CheckpointError):
-            load(changed)
+            load_tensors(changed)
 
 
 def test_a_forged_body_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_forged_body_is_refused(saved: Path, tmp_path: Path) -> None:
         mutated[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
         forged.write_bytes(b"\n".join((FORMAT, _digest(bytes(mutated)), bytes(mutated))))
         try:
-            tensors, _ = load(forged)
+            tensors, _ = load_tensors(forged)
         except CheckpointError:
             refused += 1
             continue
@@ -96,7 +96,7 @@ def test_a_forged_body_is_refused(saved: Path, tmp_path: Path) -> None:
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     """A missing file, a pickle (which is not run), something else under a digest that fits."""
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load(tmp_path / "missing.arrow")
+        load_tensors(tmp_path / "missing.arrow")
     witness = tmp_path / "witness"
 
     class Bomb:
@@ -105,19 +105,19 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
     (tmp_path / "pickle.arrow").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
-        load(tmp_path / "pickle.arrow")
+        load_tensors(tmp_path / "pickle.arrow")
     assert not witness.exists()
     body = b"anything"
     (tmp_path / "other.arrow").write_bytes(b"\n".join((FORMAT, _digest(body), body)))
     with pytest.raises(CheckpointError, match="does not hold"):
-        load(tmp_path / "other.arrow")
+        load_tensors(tmp_path / "other.arrow")
 
 
 def test_a_failed_write_leaves_the_old_file(saved: Path) -> None:
     """A record that JSON cannot hold: the error comes out, the old contents stay, no temporary is left."""
     with pytest.raises(TypeError):
-        save(saved, {}, {"x": object()})
-    assert load(saved)[1] == RECORD
+        save_tensors(saved, {}, {"x": object()})
+    assert load_tensors(saved)[1] == RECORD
     assert [p.name for p in saved.parent.iterdir()] == ["c.arrow"]
 
 
@@ -177,14 +177,17 @@ def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -
     """State and points, NaN and all; under another configuration the file is refused."""
     data = DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2))
     state = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).judge(Best(data, 0, 0.25))
-    points = [Point(3, {"loss": 0.1}, 1e9 + 0.125), Point(4, {"loss": float("inf"), "extra": 2.0}, 1e9 + 1)]
-    keep(tmp_path / "c.arrow", "abc", state, points)
-    kept = load_kept(tmp_path / "c.arrow", "abc")
+    points = [
+        StepMetrics(3, {"loss": 0.1}, 1e9 + 0.125),
+        StepMetrics(4, {"loss": float("inf"), "extra": 2.0}, 1e9 + 1),
+    ]
+    save_state(tmp_path / "c.arrow", "abc", state, points)
+    kept = load_state(tmp_path / "c.arrow", "abc")
     assert kept.unrecorded == points
     assert to_record(kept.state)[1] == to_record(state)[1]
     assert torch.equal(kept.state.data.images_NCHW, data.images_NCHW)
     with pytest.raises(CheckpointError, match="another configuration"):
-        load_kept(tmp_path / "c.arrow", "abd")
+        load_state(tmp_path / "c.arrow", "abd")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,6 @@ def test_what_is_no_point_is_refused(forged: object, tmp_path: Path) -> None:
     """Whatever stands in the place of the points: a CheckpointError, and nothing else."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
     tensors, record = to_record(RunState.start(data, OuterOptimizer(lr=Constant(1.0))))
-    save(tmp_path / "c.arrow", tensors, record | {"config_hash": "abc", "unrecorded": forged})
+    save_tensors(tmp_path / "c.arrow", tensors, record | {"config_hash": "abc", "unrecorded": forged})
     with pytest.raises(CheckpointError, match="not points"):
-        load_kept(tmp_path / "c.arrow", "abc")
+        load_state(tmp_path / "c.arrow", "abc")

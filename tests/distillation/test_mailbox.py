@@ -1,16 +1,16 @@
 """The board between a run's controller and its driver: no report lost, none taken twice."""
 
-from ray_distill.core.metrics import Point
-from ray_distill.distillation.mailbox import Posted, _ProgressBoard
+from ray_distill.core.metrics import StepMetrics
+from ray_distill.distillation.mailbox import Posted, ReportMailbox
 
 
 def report(step: int) -> Posted:
-    return Posted([Point(step, {"outer_loss": 1.0}, 1e9 + step)])
+    return Posted([StepMetrics(step, {"outer_loss": 1.0}, 1e9 + step)])
 
 
 def test_reports_stay_until_the_driver_names_them() -> None:
     """An answer that was lost on the way is given again; what the driver has is forgotten."""
-    board = _ProgressBoard()
+    board = ReportMailbox()
     assert board.take(0) == (0, "workers are starting", [], 0)
     board.post_report(report(1))
     board.post_report(report(2))
@@ -25,7 +25,7 @@ def test_reports_stay_until_the_driver_names_them() -> None:
 
 
 def test_what_is_recorded_is_what_the_driver_says() -> None:
-    board = _ProgressBoard()
+    board = ReportMailbox()
     assert board.recorded() == 0
     board.post_recorded(7)
     assert board.recorded() == 7

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.core import outer_loop as loop
-from ray_distill.core.distributed import OneProcess
+from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
@@ -48,7 +48,7 @@ def run(b: Bench, state: RunState | None = None, reports: list[Report] | None = 
     """The loop in one process, from the start or from a state."""
     state = state or RunState.start(b.initial, b.experiment.outer)
     seen = reports if reports is not None else []
-    return outer_loop(b.experiment, b.train, b.validation, state, OneProcess(), seen.append)
+    return outer_loop(b.experiment, b.train, b.validation, state, SingleProcess(), seen.append)
 
 
 def same(a: RunState, b: RunState) -> bool:
@@ -91,10 +91,10 @@ def test_twenty_steps_are_some_and_the_rest_from_a_checkpoint(
         stop = min(k for k, c in curricula.items() if 0 < c.advanced < last and c.num_stalled == 1)
     half = replace(b.experiment, outer_steps=stop)
     stopped = outer_loop(
-        half, b.train, b.validation, RunState.start(b.initial, half.outer), OneProcess(), lambda _: None
+        half, b.train, b.validation, RunState.start(b.initial, half.outer), SingleProcess(), lambda _: None
     )
-    checkpoint.save(tmp_path / "state.arrow", *to_record(stopped))
-    resumed = run(b, from_record(*checkpoint.load(tmp_path / "state.arrow")))
+    checkpoint.save_tensors(tmp_path / "state.arrow", *to_record(stopped))
+    resumed = run(b, from_record(*checkpoint.load_tensors(tmp_path / "state.arrow")))
     assert straight.outer_step == resumed.outer_step == 20
     assert same(straight, resumed)
     assert not torch.equal(straight.data.images_NCHW, stopped.data.images_NCHW)
@@ -111,7 +111,9 @@ def test_each_step_says_how_alike_its_replicas_are_and_where_in_the_window_it_le
     window = draw_window(b.experiment, 0, CurriculumState())
     each = replica_metagradients(b.experiment, b.train, b.initial, window, 0, range(3))
     flat = torch.stack([one.grad.images_NCHW.flatten() for one in each])
-    _, values = outer_step(b.experiment, b.train, RunState.start(b.initial, b.experiment.outer), OneProcess())
+    _, values = outer_step(
+        b.experiment, b.train, RunState.start(b.initial, b.experiment.outer), SingleProcess()
+    )
     assert values["metagradient_variance"] == pytest.approx(float(flat.var(dim=0).sum()), rel=1e-9)
     assert values["metagradient_norm"] == pytest.approx(float(flat.mean(dim=0).norm()), rel=1e-12)
     assert -0.5 <= values["replica_cosine"] <= 1.0
@@ -124,7 +126,7 @@ def test_the_metagradient_is_the_mean_over_replicas(bench: Make) -> None:
     """With two replicas: half the sum of what each gives alone."""
     b = bench()
     window = draw_window(b.experiment, 3, CurriculumState())
-    mean, finite, _ = mean_metagradient(b.experiment, b.train, b.initial, window, 3, OneProcess())
+    mean, finite, _ = mean_metagradient(b.experiment, b.train, b.initial, window, 3, SingleProcess())
     (first,), (second,) = (
         replica_metagradients(b.experiment, b.train, b.initial, window, 3, [r]) for r in range(2)
     )
@@ -141,7 +143,7 @@ def test_replicas_at_once_change_no_number(bench: Make, at_once: int) -> None:
     b = bench(replicas=5)
     experiment = replace(b.experiment, engine=adjoint_metagradients, replicas_at_once=at_once)
     window = draw_window(experiment, 3, CurriculumState())
-    mean, finite, _ = mean_metagradient(experiment, b.train, b.initial, window, 3, OneProcess())
+    mean, finite, _ = mean_metagradient(experiment, b.train, b.initial, window, 3, SingleProcess())
     each = [replica_metagradients(b.experiment, b.train, b.initial, window, 3, [r])[0] for r in range(5)]
     assert finite.tolist() == [1] * 5
     for ours, parts in zip(mean.grad, zip(*(one.grad for one in each), strict=True), strict=True):
@@ -162,7 +164,7 @@ def test_a_replica_of_a_group_that_is_not_finite_is_the_one_that_is_named(
     monkeypatch.setattr(loop, "draw_inner", spoilt)
     experiment = replace(b.experiment, engine=adjoint_metagradients, replicas_at_once=2)
     window = draw_window(experiment, 3, CurriculumState())
-    _, finite, _ = mean_metagradient(experiment, b.train, b.initial, window, 3, OneProcess())
+    _, finite, _ = mean_metagradient(experiment, b.train, b.initial, window, 3, SingleProcess())
     assert finite.tolist() == [1, 1, 1, 0, 1]
 
 
@@ -231,8 +233,8 @@ def test_an_outer_step_leaves_every_global_generator_alone(bench: Make) -> None:
     b = bench()
     state = RunState.start(b.initial, b.experiment.outer)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    state, _ = outer_step(b.experiment, b.train, state, OneProcess())
-    validate(b.experiment, b.validation, state, OneProcess())
+    state, _ = outer_step(b.experiment, b.train, state, SingleProcess())
+    validate(b.experiment, b.validation, state, SingleProcess())
     after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -268,7 +270,7 @@ def test_a_nan_never_reaches_the_distilled_set(bench: Make) -> None:
     experiment = replace(b.experiment, engine=one_by_one(nan_engine({2: 1})))
     states: list[RunState] = [RunState.start(b.initial, experiment.outer)]
     for _ in range(4):
-        state, values = outer_step(experiment, b.train, states[-1], OneProcess())
+        state, values = outer_step(experiment, b.train, states[-1], SingleProcess())
         states.append(state)
     assert values["outer_loss"] > 0
     assert torch.equal(states[3].data.images_NCHW, states[2].data.images_NCHW)
@@ -292,7 +294,7 @@ def test_nans_in_a_row_end_the_run_and_name_their_place(bench: Make) -> None:
             b.train,
             b.validation,
             RunState.start(b.initial, experiment.outer),
-            OneProcess(),
+            SingleProcess(),
             reports.append,
         )
     assert [[p.outer_step for p in r.points] for r in reports] == [[1, 2, 3, 4, 5], [6]]
@@ -347,7 +349,7 @@ def test_networks_that_judge_are_trained_at_the_last_inner_step_size(bench: Make
     """At every outer step of the run, and in the final evaluation: a score is that of the constant lr .2."""
     b, constant = bench(inner={"lr": RAMP}), bench(inner={"lr": 0.2})
     state = RunState.start(b.initial, b.experiment.outer)
-    ours, other = (validate(x.experiment, b.validation, state, OneProcess()) for x in (b, constant))
+    ours, other = (validate(x.experiment, b.validation, state, SingleProcess()) for x in (b, constant))
     assert ours == other
     network = b.experiment.inner.network
     problem = builders_experiment.inner_problem(b.config, network, b.data.image_shape, b.data.num_classes)
@@ -361,7 +363,7 @@ def test_the_outer_step_size_follows_its_schedule_and_the_log(bench: Make) -> No
     experiment = replace(b.experiment, engine=one_by_one(nan_engine({1: 0})))
     states, rates = [RunState.start(b.initial, experiment.outer)], []
     for _ in range(4):
-        state, values = outer_step(experiment, b.train, states[-1], OneProcess())
+        state, values = outer_step(experiment, b.train, states[-1], SingleProcess())
         states.append(state)
         rates.append(values["outer_lr"])
     assert rates == [0.01, 0.01, 0.01, 1e-9]
@@ -398,14 +400,14 @@ def test_learnt_labels_move_with_the_images_and_tell_how_they_do(bench: Make) ->
     """One step from one-hot: every label moves by about lr / scale = .02, none below 0; the log has their sums."""
     b = bench(distilled={"learn_labels": True, "label_lr_scale": 0.5})
     state = RunState.start(b.initial, b.experiment.outer)
-    stepped, values = outer_step(b.experiment, b.train, state, OneProcess())
+    stepped, values = outer_step(b.experiment, b.train, state, SingleProcess())
     before, after = state.data.labels_NK, stepped.data.labels_NK
     assert torch.equal(before, torch.eye(10, dtype=torch.float64))
     assert float(after.min()) == 0.0
     moved = (after - before)[after > 0]
     torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.02), rtol=1e-3, atol=0)
     window = draw_window(b.experiment, 0, CurriculumState())
-    mean, _, _ = mean_metagradient(b.experiment, b.train, b.initial, window, 0, OneProcess())
+    mean, _, _ = mean_metagradient(b.experiment, b.train, b.initial, window, 0, SingleProcess())
     assert values["label_metagradient_norm"] == pytest.approx(float(mean.grad.labels_NK.norm()), rel=1e-14)
     sums = after.sum(dim=1)
     assert [values[f"label_row_sum_{what}"] for what in ("mean", "min", "max")] == [
@@ -489,7 +491,7 @@ def test_validation_is_the_mean_over_its_networks(bench: Make) -> None:
     """Three networks, beyond the replicas' indices: accuracy and loss are the means of the three."""
     b = bench(validation={"num_networks": 3})
     state = RunState.start(b.initial, b.experiment.outer)
-    ours = validate(b.experiment, b.validation, state, OneProcess())
+    ours = validate(b.experiment, b.validation, state, SingleProcess())
     scores = [
         retrain(b.experiment.inner, b.initial, b.validation.batches, [6], seed=b.config.seed, index=2 + i)[0]
         for i in range(3)
@@ -506,9 +508,9 @@ def test_validation_looks_at_validation_data_only(bench: Make) -> None:
     rows = [int((b.train.labels_N == k).nonzero()[0]) for k in range(10)]
     state = state._replace(data=state.data._replace(images_NCHW=b.train.images(torch.tensor(rows))))
     experiment = replace(b.experiment, validation=replace(b.experiment.validation, horizon=40))
-    right = validate(experiment, b.validation, state, OneProcess())
+    right = validate(experiment, b.validation, state, SingleProcess())
     shifted = replace(b.validation, labels_N=(b.validation.labels_N + 1) % 10)
-    wrong = validate(experiment, shifted, state, OneProcess())
+    wrong = validate(experiment, shifted, state, SingleProcess())
     assert right.accuracy > 0.3 > wrong.accuracy
     assert right.loss < wrong.loss
 
@@ -524,8 +526,13 @@ def test_a_run_through_batch_norm_learns_and_judges_as_any_other(bench: Make) ->
     start = RunState.start(b.initial, b.experiment.outer)
     end = run(b)
     alone = outer_loop(
-        replace(b.experiment, replicas_at_once=1), b.train, b.validation, start, OneProcess(), lambda _: None
+        replace(b.experiment, replicas_at_once=1),
+        b.train,
+        b.validation,
+        start,
+        SingleProcess(),
+        lambda _: None,
     )
     torch.testing.assert_close(end.data.images_NCHW, alone.data.images_NCHW, rtol=1e-8, atol=1e-10)
-    before, after = (validate(b.experiment, b.validation, state, OneProcess()) for state in (start, end))
+    before, after = (validate(b.experiment, b.validation, state, SingleProcess()) for state in (start, end))
     assert after.loss < before.loss

@@ -10,14 +10,20 @@ from ray.train import Checkpoint
 from torch import Tensor
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.distributed import OneProcess
-from ray_distill.core.metrics import Point
+from ray_distill.core.distributed import SingleProcess
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
-from ray_distill.distillation.checkpoint import keep
+from ray_distill.distillation.checkpoint import save_state
 from ray_distill.distillation.recorder import CHECKPOINT_FILE
-from ray_distill.distillation.recovery import BOOK, NoWholeCheckpointError, name_of, newest_whole, put_right
+from ray_distill.distillation.recovery import (
+    SNAPSHOT,
+    NoWholeCheckpointError,
+    name_of,
+    newest_whole,
+    quarantine_snapshot,
+)
 
 CPU = torch.device("cpu")
 STEPS = (5, 10, 15)
@@ -33,7 +39,7 @@ def lying(tmp_path: Path) -> list[Checkpoint]:
         folder = tmp_path / "run" / f"step_{step:08d}"
         folder.mkdir(parents=True)
         state = start._replace(outer_step=step)
-        keep(folder / CHECKPOINT_FILE, "abc", state, [Point(step, {"loss": 0.1}, 1e9)])
+        save_state(folder / CHECKPOINT_FILE, "abc", state, [StepMetrics(step, {"loss": 0.1}, 1e9)])
         kept.append(Checkpoint.from_directory(folder))
     return kept
 
@@ -49,18 +55,18 @@ def cut(file: Path) -> None:
 def test_the_newest_whole_one_is_taken_and_the_others_are_named(lying: list[Checkpoint]) -> None:
     """Cut the newest, then remove the one before: each time the next older one, with its points; what is wrong with the
     others is said, and their names stay taken."""
-    found = newest_whole(lying, "abc", CPU, OneProcess())
+    found = newest_whole(lying, "abc", CPU, SingleProcess())
     assert found.kept is not None
     assert (found.kept.state.outer_step, found.damaged, found.booked) == (15, "", True)
     cut(file_of(lying[2]))
-    found = newest_whole(lying, "abc", CPU, OneProcess())
+    found = newest_whole(lying, "abc", CPU, SingleProcess())
     assert found.kept is not None
     assert found.kept.state.outer_step == 10
     assert [point.outer_step for point in found.kept.unrecorded] == [10]
     assert str(file_of(lying[2])) in found.damaged
     assert found.damaged.endswith("its digest does not fit; the run goes on from outer step 10")
     file_of(lying[1]).unlink()
-    found = newest_whole(lying, "abc", CPU, OneProcess())
+    found = newest_whole(lying, "abc", CPU, SingleProcess())
     assert found.kept is not None
     assert found.kept.state.outer_step == 5
     assert found.names == {"step_00000005", "step_00000010", "step_00000015"}
@@ -71,9 +77,9 @@ def test_without_a_whole_one_there_is_an_error_that_names_them_all(lying: list[C
     for checkpoint in lying:
         cut(file_of(checkpoint))
     with pytest.raises(NoWholeCheckpointError, match="--force") as raised:
-        newest_whole(lying, "abc", CPU, OneProcess())
+        newest_whole(lying, "abc", CPU, SingleProcess())
     assert all(str(file_of(checkpoint)) in str(raised.value) for checkpoint in lying)
-    assert newest_whole([], "abc", CPU, OneProcess()).kept is None
+    assert newest_whole([], "abc", CPU, SingleProcess()).kept is None
 
 
 class Rank:
@@ -121,11 +127,11 @@ def test_a_book_that_train_would_refuse_is_set_aside(
     lying: list[Checkpoint], tmp_path: Path, content: Callable[[str], str], says: str
 ) -> None:
     """Whole, empty (as a full disk leaves it), cut, another thing, naming what is gone."""
-    file = tmp_path / "run" / BOOK
-    assert put_right(str(tmp_path), None, "run") == ""
+    file = tmp_path / "run" / SNAPSHOT
+    assert quarantine_snapshot(str(tmp_path), None, "run") == ""
     file.write_text(content(book("step_00000010", "step_00000015")))
-    said = put_right(str(tmp_path), None, "run")
+    said = quarantine_snapshot(str(tmp_path), None, "run")
     assert says in said
     assert bool(said) == bool(says)
     assert file.exists() != bool(says)
-    assert (tmp_path / "run" / f"{BOOK}.damaged").exists() == bool(says)
+    assert (tmp_path / "run" / f"{SNAPSHOT}.damaged").exists() == bool(says)

@@ -11,15 +11,15 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ray_distill.evaluation.figures import bars, over_images, over_steps, write_pictures
-from ray_distill.evaluation.results import Row
+from ray_distill.evaluation.results import ResultRow
 
 
 def row(
     mean: float | None = 0.5, subject: str = "mine", network: str = "convnet3", steps: int = 100, **other: Any
-) -> Row:
+) -> ResultRow:
     values: dict[str, Any] = {"kind": "distilled", "treatment": "own", "num_images": 10, "half_width": 0.02}
     values |= {"n": 3, "std": 0.01, "num_failed": 0, "reason": None} | other
-    return Row(subject=subject, network=network, inner_steps=steps, mean=mean, **values)
+    return ResultRow(subject=subject, network=network, inner_steps=steps, mean=mean, **values)
 
 
 REAL = {"subject": "random_real", "kind": "random_real"}
@@ -146,7 +146,7 @@ def test_more_subjects_than_colours_still_differ() -> None:
     assert len(looks) == 9
 
 
-def crowd() -> list[Row]:
+def crowd() -> list[ResultRow]:
     """Ten networks, and names that are too long."""
     networks = [f"network{i}" for i in range(8)] + ["torchvision:mobilenet_v3_small", "resnet18-bn"]
     long = ["a_set_with_a_name_that_says_how_it_was_made_and_of_what_seed_1", "another one"]

@@ -15,32 +15,32 @@ from ray_distill.core.retrain import Score
 from ray_distill.core.rng import Stream
 from ray_distill.data.real_data import RealData
 from ray_distill.evaluation.choices import CHOSEN, Choice
-from ray_distill.evaluation.job import SetAtHand, run_job
+from ray_distill.evaluation.job import LoadedSet, run_job
 from ray_distill.evaluation.jobs import (
     DD_RANKING,
     Job,
-    LrTrial,
+    LrCandidate,
     baselines_beside,
     best_lr,
     jobs_for,
     lines_of,
 )
-from ray_distill.evaluation.journal import Journal, claim, identity, remember
+from ray_distill.evaluation.journal import ResultsLog, claim, identity, remember
 from ray_distill.evaluation.records import Record
-from ray_distill.evaluation.scheduler import Course
-from ray_distill.evaluation.subjects import JudgedSet
-from ray_distill.utils.outbox import JournalError
+from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.subjects import EvaluationSet
+from ray_distill.utils.outbox import OutboxError
 from tests.helpers.evaluated_sets import at_hand, judged_of
 from tests.helpers.tiny import tiny_config
 
-Do = Callable[[Job], Sequence[Record] | Sequence[LrTrial]]
+Do = Callable[[Job], Sequence[Record] | Sequence[LrCandidate]]
 
 
 def silent(done: int, said: str) -> None:
     pass
 
 
-def follow(course: Course, do: Do) -> list[Job]:
+def follow(course: JobScheduler, do: Do) -> list[Job]:
     """The jobs that a course brings, done one by one."""
     jobs = course.jobs()
     for job in jobs:
@@ -53,11 +53,11 @@ def follow(course: Course, do: Do) -> list[Job]:
     return jobs
 
 
-def pretend(job: Job) -> Sequence[Record] | Sequence[LrTrial]:
+def pretend(job: Job) -> Sequence[Record] | Sequence[LrCandidate]:
     """Accuracies without training: best at an lr of 0.003, and otherwise the index in thousandths."""
     of = [job.line.retraining(index) for index in job.indices]
     if job.choosing:
-        return [LrTrial(one, job.lr, job.horizons[-1], 0.9 if job.lr == 0.003 else 0.1) for one in of]
+        return [LrCandidate(one, job.lr, job.horizons[-1], 0.9 if job.lr == 0.003 else 0.1) for one in of]
     return [Record(one, job.lr, steps, one.index / 1000, 1.0) for one in of for steps in job.horizons]
 
 
@@ -70,15 +70,15 @@ def config_of(**evaluation: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def mine() -> JudgedSet:
+def mine() -> EvaluationSet:
     return judged_of(config_of(horizons=[3, 6]))
 
 
-def with_config(judged: JudgedSet, config: Config, name: str = "mine") -> JudgedSet:
+def with_config(judged: EvaluationSet, config: Config, name: str = "mine") -> EvaluationSet:
     return replace(judged, config=config, name=name)
 
 
-def test_the_lines_of_a_table(mine: JudgedSet) -> None:
+def test_the_lines_of_a_table(mine: EvaluationSet) -> None:
     """Two networks on the set (two each) and on random images (two draws); the own network on all 160 training images,
     one pass in batches of 128: one step. The whole set is trained on in random batches."""
     lines = lines_of([mine])
@@ -93,7 +93,7 @@ def test_the_lines_of_a_table(mine: JudgedSet) -> None:
     assert len({x.fingerprint for x in lines}) == 5
 
 
-def test_a_baseline_of_several_sets_stands_there_once(mine: JudgedSet) -> None:
+def test_a_baseline_of_several_sets_stands_there_once(mine: EvaluationSet) -> None:
     """Another set of the same protocol has the same baselines; with another inner training they differ, and their names
     say beside what."""
     same = judged_of(mine.config, "same", scale=2.0)
@@ -109,7 +109,7 @@ def test_a_baseline_of_several_sets_stands_there_once(mine: JudgedSet) -> None:
     ]
 
 
-def test_two_names_for_one_set_are_refused(mine: JudgedSet) -> None:
+def test_two_names_for_one_set_are_refused(mine: EvaluationSet) -> None:
     with pytest.raises(ConfigError, match="mine and copy are the same set"):
         lines_of([mine, replace(mine, name="copy")])
 
@@ -124,7 +124,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_fingerprint_covers_what_determines_the_numbers(mine: JudgedSet, change: str) -> None:
+def test_a_fingerprint_covers_what_determines_the_numbers(mine: EvaluationSet, change: str) -> None:
     """Anything of it changes those of the lines that it concerns: the split only what is trained on real images."""
     config = tiny_config(evaluation={"horizons": [3, 6]}, **CHANGES[change])
     before, after = lines_of([mine]), lines_of([with_config(mine, config)])
@@ -133,7 +133,7 @@ def test_a_fingerprint_covers_what_determines_the_numbers(mine: JudgedSet, chang
     assert changed == (real if change == "split" else {"distilled", *real})
 
 
-def test_a_fingerprint_leaves_out_what_does_not(mine: JudgedSet) -> None:
+def test_a_fingerprint_leaves_out_what_does_not(mine: EvaluationSet) -> None:
     """Neither names nor workers, nor how many networks and steps are asked for."""
     config = tiny_config(
         name="other",
@@ -145,7 +145,7 @@ def test_a_fingerprint_leaves_out_what_does_not(mine: JudgedSet) -> None:
     assert [x.fingerprint for x in before] == [x.fingerprint for x in after]
 
 
-def test_the_networks_of_a_job_do_not_depend_on_it(mine: JudgedSet) -> None:
+def test_the_networks_of_a_job_do_not_depend_on_it(mine: EvaluationSet) -> None:
     """Two networks in one job, and each in one of its own, in float64: the same accuracies to the last digit; more
     horizons do not change those that are there; the seconds add up from horizon to horizon."""
     here = at_hand(mine)
@@ -161,7 +161,7 @@ def test_the_networks_of_a_job_do_not_depend_on_it(mine: JudgedSet) -> None:
     assert all(a.seconds < b.seconds for a, b in zip(together[::2], together[1::2], strict=True))
 
 
-def test_random_images_are_drawn_anew_for_each_index(mine: JudgedSet) -> None:
+def test_random_images_are_drawn_anew_for_each_index(mine: EvaluationSet) -> None:
     """Balanced, from the training images; other images for another index, and for another seed."""
     here = at_hand(mine)
     line = next(x for x in lines_of([mine]) if x.subject.kind == "random_real")
@@ -175,7 +175,7 @@ def test_random_images_are_drawn_anew_for_each_index(mine: JudgedSet) -> None:
     assert torch.equal(again.images_NCHW, draws[1].images_NCHW)
 
 
-def test_the_lr_of_a_job_is_the_one_that_is_trained_with(mine: JudgedSet) -> None:
+def test_the_lr_of_a_job_is_the_one_that_is_trained_with(mine: EvaluationSet) -> None:
     """An lr of 1e-9 leaves the fresh network as it was: the same accuracy at every horizon; the own lr does not."""
     here, line = at_hand(mine), lines_of([mine])[0]
     line = replace(line, horizons=(1, 60))
@@ -187,7 +187,7 @@ def test_the_lr_of_a_job_is_the_one_that_is_trained_with(mine: JudgedSet) -> Non
     assert first.test_accuracy != last.test_accuracy
 
 
-def test_an_lr_is_chosen_without_the_test_split(mine: JudgedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_lr_is_chosen_without_the_test_split(mine: EvaluationSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a test ticket that raises when it is redeemed, every job that chooses succeeds, and none other does."""
     monkeypatch.setattr(
         "ray_distill.evaluation.job.redeem", lambda *_: pytest.fail("the test split was opened")
@@ -195,8 +195,8 @@ def test_an_lr_is_chosen_without_the_test_split(mine: JudgedSet, monkeypatch: py
     config = config_of(horizons=[3, 6], tune_lr=True, lr_grid=[0.1, 1, 10], lr_networks=1)
     judged = with_config(mine, config)
     here = at_hand(judged)
-    journal = Journal()
-    course = Course(lines_of([judged]), journal, silent)
+    journal = ResultsLog()
+    course = JobScheduler(lines_of([judged]), journal, silent)
     jobs = course.jobs()
     assert {job.choosing for job in jobs} == {True}
     assert len(jobs) == 5 * 3
@@ -206,13 +206,13 @@ def test_an_lr_is_chosen_without_the_test_split(mine: JudgedSet, monkeypatch: py
         run_job(here, table[0])
 
 
-def test_the_lr_is_chosen_line_by_line(mine: JudgedSet) -> None:
+def test_the_lr_is_chosen_line_by_line(mine: EvaluationSet) -> None:
     """The grid is 0.0003, 0.001, 0.003 and the best one 0.003, as `pretend` has it: all networks of the table are trained
     with that, after all that choose; those of the table are other networks than those that chose."""
     config = config_of(horizons=[3, 6], tune_lr=True, lr_grid=[0.3, 1, 3])
     lines = lines_of([with_config(mine, config)])
     assert lines[0].grid == (0.0003, 0.001, 0.003)
-    course = Course(lines, Journal(), silent)
+    course = JobScheduler(lines, ResultsLog(), silent)
     jobs = follow(course, pretend)
     assert {job.lr for job in jobs if not job.choosing} == {0.003}
     assert sum(len(job.indices) for job in jobs if job.choosing) == 5 * 3 * 2
@@ -220,7 +220,9 @@ def test_the_lr_is_chosen_line_by_line(mine: JudgedSet) -> None:
     assert all(record.lr == 0.003 for record in course.records())
 
 
-def test_networks_that_choose_are_none_of_the_table(mine: JudgedSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_that_choose_are_none_of_the_table(
+    mine: EvaluationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seeds of their own: the streams of two purposes differ in name. So do the random images."""
     seeds, drawn = [], []
 
@@ -246,18 +248,18 @@ def test_the_best_lr() -> None:
     assert best_lr(1.0, {0.5: [0.5], 2.0: [0.5]}) == 0.5
 
 
-def test_what_fails_is_a_reason_and_the_rest_goes_on(mine: JudgedSet) -> None:
+def test_what_fails_is_a_reason_and_the_rest_goes_on(mine: EvaluationSet) -> None:
     """mlp1 on the set fails, and with it every lr of random images: two failures each, and all else in the table."""
     config = config_of(horizons=[3], tune_lr=True, lr_grid=[1, 3], baselines=["random_real"])
     lines = lines_of([with_config(mine, config)])
 
-    def do(job: Job) -> Sequence[Record] | Sequence[LrTrial]:
+    def do(job: Job) -> Sequence[Record] | Sequence[LrCandidate]:
         what = (job.line.subject.kind, job.line.network, job.choosing)
         if what in {("distilled", "mlp1", False), ("random_real", "mlp1", True)}:
             raise RuntimeError("boom")
         return pretend(job)
 
-    course = Course(lines, Journal(), silent)
+    course = JobScheduler(lines, ResultsLog(), silent)
     follow(course, do)
     assert sorted((f.of.subject, f.of.network, f.of.index, f.reason) for f in course.failures) == [
         ("mine", "mlp1", 0, "boom"),
@@ -275,12 +277,12 @@ class KilledError(Exception):
     pass
 
 
-def test_a_second_start_does_only_what_is_missing(mine: JudgedSet, tmp_path: Path) -> None:
+def test_a_second_start_does_only_what_is_missing(mine: EvaluationSet, tmp_path: Path) -> None:
     """Killed after each number of jobs, in the middle of writing a line: the jobs of both starts are those of one, and
     the records the same; a third start has nothing to do."""
     config = config_of(horizons=[3, 6], tune_lr=True, lr_grid=[1, 3], lr_networks=1, seeds=3)
     lines = lines_of([with_config(mine, config)])
-    whole = Course(lines, Journal(), silent)
+    whole = JobScheduler(lines, ResultsLog(), silent)
     every = follow(whole, pretend)
     for number in range(0, len(every), 5):
         path = tmp_path / f"{number}.jsonl"
@@ -288,66 +290,66 @@ def test_a_second_start_does_only_what_is_missing(mine: JudgedSet, tmp_path: Pat
 
         def do(
             job: Job, done: list[Job] = done, number: int = number
-        ) -> Sequence[Record] | Sequence[LrTrial]:
+        ) -> Sequence[Record] | Sequence[LrCandidate]:
             if len(done) == number:
                 raise KilledError
             done.append(job)
             return pretend(job)
 
         with pytest.raises(KilledError):
-            follow(Course(lines, Journal(path), silent), do)
+            follow(JobScheduler(lines, ResultsLog(path), silent), do)
         if path.exists():
             path.write_bytes(path.read_bytes() + b'{"line": "half')
         counts: list[int] = []
-        course = Course(lines, Journal(path), lambda n, said, counts=counts: counts.append(n))
+        course = JobScheduler(lines, ResultsLog(path), lambda n, said, counts=counts: counts.append(n))
         again = follow(course, pretend)
         assert len(again) == len(every) - number
         assert set(again).isdisjoint(done)
         assert counts[-1] == sum(line.num_trainings for line in lines)
         key = Record.__repr__
         assert sorted(course.records(), key=key) == sorted(whole.records(), key=key)
-        assert follow(Course(lines, Journal(path), silent), pretend) == []
+        assert follow(JobScheduler(lines, ResultsLog(path), silent), pretend) == []
         assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_more_networks_seeds_and_horizons_add_to_what_is_there(mine: JudgedSet, tmp_path: Path) -> None:
+def test_more_networks_seeds_and_horizons_add_to_what_is_there(mine: EvaluationSet, tmp_path: Path) -> None:
     """Two seeds of mlp1 after 3 steps; then three of convnet1 after 3 and 6: all of them in the table, and nothing that
     was done is done again."""
     path = tmp_path / "records.jsonl"
     small = config_of(horizons=[3], networks=["mlp1"], baselines=[])
     large = config_of(horizons=[3, 6], networks=["convnet1"], seeds=3, baselines=[])
-    follow(Course(lines_of([with_config(mine, small)]), Journal(path), silent), pretend)
+    follow(JobScheduler(lines_of([with_config(mine, small)]), ResultsLog(path), silent), pretend)
     lines = lines_of([with_config(mine, large)])
-    course = Course(lines, Journal(path), silent)
+    course = JobScheduler(lines, ResultsLog(path), silent)
     assert [i for job in follow(course, pretend) for i in job.indices] == [0, 1, 2]
     assert len(course.records()) == 2 + 3 * 2
     lines = lines_of(
         [with_config(mine, config_of(horizons=[3, 6], networks=["convnet1"], seeds=4, baselines=[]))]
     )
-    assert [job.indices for job in Course(lines, Journal(path), silent).jobs()] == [(3,)]
+    assert [job.indices for job in JobScheduler(lines, ResultsLog(path), silent).jobs()] == [(3,)]
 
 
-def test_what_was_found_out_otherwise_does_not_stand_beside_it(mine: JudgedSet, tmp_path: Path) -> None:
+def test_what_was_found_out_otherwise_does_not_stand_beside_it(mine: EvaluationSet, tmp_path: Path) -> None:
     """Random images of another split: the same line of the table, with other numbers, which replace the first."""
     path = tmp_path / "records.jsonl"
-    follow(Course(lines_of([mine]), Journal(path), silent), pretend)
+    follow(JobScheduler(lines_of([mine]), ResultsLog(path), silent), pretend)
     other = with_config(mine, tiny_config(evaluation={"horizons": [3, 6]}, data={"validation_fraction": 0.3}))
-    course = Course(lines_of([other]), Journal(path), silent)
+    course = JobScheduler(lines_of([other]), ResultsLog(path), silent)
     jobs = follow(course, pretend)
     assert {job.line.subject.kind for job in jobs} == {"random_real", "whole_train"}
     assert len(course.records()) == 8 * 2 + 1
 
 
-def test_a_damaged_journal_is_refused(mine: JudgedSet, tmp_path: Path) -> None:
+def test_a_damaged_journal_is_refused(mine: EvaluationSet, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    follow(Course(lines_of([mine]), Journal(path), silent), pretend)
+    follow(JobScheduler(lines_of([mine]), ResultsLog(path), silent), pretend)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:-5], *lines[3:]]) + "\n")
-    with pytest.raises(JournalError, match="line 3: not a record"):
-        Journal(path)
+    with pytest.raises(OutboxError, match="line 3: not a record"):
+        ResultsLog(path)
 
 
-def test_a_folder_of_something_else_is_refused_and_left_alone(mine: JudgedSet, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_refused_and_left_alone(mine: EvaluationSet, tmp_path: Path) -> None:
     """Another set, another way to choose the lr; or no evaluation at all."""
     folder = tmp_path / "results"
     of = identity([mine])
@@ -373,7 +375,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(mine: JudgedSet, t
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_every_kind_of_subject_and_treatment(mine: JudgedSet) -> None:
+def test_every_kind_of_subject_and_treatment(mine: EvaluationSet) -> None:
     """Two images per class: the set, a subset of one of each, random, chosen and whole real data, in every treatment that
     the robustness scores need; each line's network is trained, on as many images as it says."""
     config = tiny_config(
@@ -418,7 +420,7 @@ def test_every_kind_of_subject_and_treatment(mine: JudgedSet) -> None:
         assert torch.equal(whole.labels_NK[row], label)
 
 
-def test_hard_labels_are_the_most_probable_classes(mine: JudgedSet) -> None:
+def test_hard_labels_are_the_most_probable_classes(mine: EvaluationSet) -> None:
     """Probabilities 0.6 and 0.4 become 1 and 0; the images stay."""
     labels_NK = 0.6 * torch.eye(10) + 0.4 * torch.eye(10).roll(1, dims=1)
     soft = replace(mine, dataset=replace(mine.dataset, labels_NK=labels_NK))
@@ -429,7 +431,7 @@ def test_hard_labels_are_the_most_probable_classes(mine: JudgedSet) -> None:
     assert torch.equal(data.images_NCHW, here.distilled.images_NCHW)
 
 
-def test_a_treatment_that_is_the_own_one_is_none(mine: JudgedSet) -> None:
+def test_a_treatment_that_is_the_own_one_is_none(mine: EvaluationSet) -> None:
     """Learnt labels are also made hard; a protocol without augmentation, or with DD-Ranking's, lacks that treatment."""
     labels_NK = mine.dataset.labels_NK.roll(1, dims=1) + mine.dataset.labels_NK
     soft = replace(mine, dataset=replace(mine.dataset, labels_NK=labels_NK))
@@ -450,7 +452,7 @@ def test_a_treatment_that_is_the_own_one_is_none(mine: JudgedSet) -> None:
             assert of == {"distilled": {"own", *has, *labels}, "random_real": {"own", *has}}
 
 
-def test_the_baselines_beside_a_set_have_the_names_of_the_table(mine: JudgedSet) -> None:
+def test_the_baselines_beside_a_set_have_the_names_of_the_table(mine: EvaluationSet) -> None:
     same, other = judged_of(mine.config, "same", scale=2.0), judged_of(mine.config, "other", scale=3.0)
     other = replace(other, config=tiny_config(evaluation={"horizons": [3, 6]}, inner={"augmentation": []}))
     sets = [mine, same, other]
@@ -463,7 +465,7 @@ def test_the_baselines_beside_a_set_have_the_names_of_the_table(mine: JudgedSet)
     assert beside["other"]["random_real"] == "random_real beside other"
 
 
-def test_networks_that_are_trained_at_once_stay_so_after_a_new_start(mine: JudgedSet) -> None:
+def test_networks_that_are_trained_at_once_stay_so_after_a_new_start(mine: EvaluationSet) -> None:
     """Eight small networks in two groups; of the second one two are missing: they are a job, not part of another."""
     config = config_of(horizons=[3], seeds=8, tune_lr=True, lr_networks=3)
     line, *_ = lines_of([with_config(mine, config)])
@@ -474,7 +476,7 @@ def test_networks_that_are_trained_at_once_stay_so_after_a_new_start(mine: Judge
     assert [job.indices for job in jobs_for(drawn, range(2), 1.0)] == [(0,), (1,)]
 
 
-def test_a_subset_is_smaller_than_its_set(mine: JudgedSet) -> None:
+def test_a_subset_is_smaller_than_its_set(mine: EvaluationSet) -> None:
     """Also one that has fewer images than its configuration says, as others' sets may."""
     config = tiny_config(distilled={"ipc": 2}, evaluation={"horizons": [3], "subsets": [1]})
     with pytest.raises(
@@ -484,7 +486,7 @@ def test_a_subset_is_smaller_than_its_set(mine: JudgedSet) -> None:
 
 
 @pytest.mark.parametrize("name", ["convnet3", "alexnet", "vgg11", "resnet18", "resnet18-bn"])
-def test_the_cross_architecture_table_is_computed(mine: JudgedSet, name: str) -> None:
+def test_the_cross_architecture_table_is_computed(mine: EvaluationSet, name: str) -> None:
     """Each network of the usual table, retrained for two steps on ten 32x32 images and tested on twelve."""
     config = tiny_config(
         precision="float32", network={"width": 8}, evaluation={"networks": [name], "horizons": 2}
@@ -500,7 +502,7 @@ def test_the_cross_architecture_table_is_computed(mine: JudgedSet, name: str) ->
         preprocessing=None,
         mapping=None,
     )
-    here: SetAtHand = at_hand(with_config(mine, config))
+    here: LoadedSet = at_hand(with_config(mine, config))
     here.__dict__ |= {"test": real, "distilled": DistilledData(images[:10], torch.eye(10))}
     line = replace(lines_of([mine])[0], network=name, horizons=(2,))
     (record,) = run_job(here, jobs_for(line, [0], 1e-3)[0])

@@ -7,7 +7,7 @@ import pytest
 
 from ray_distill.evaluation.records import Kind
 from ray_distill.evaluation.report import markdown
-from ray_distill.evaluation.results import Row
+from ray_distill.evaluation.results import ResultRow
 from ray_distill.evaluation.robustness import AugmentationRobustness, LabelRobustness, robustness_of, squash
 
 BESIDE: dict[str, dict[Kind, str]] = {
@@ -65,14 +65,14 @@ def test_a_set_as_good_as_random_images_scores_squash_of_0() -> None:
     assert same.score == pytest.approx(1 / (math.e + 1))
 
 
-def row(mean: float | None, kind: Any = "distilled", treatment: Any = "own", **other: Any) -> Row:
+def row(mean: float | None, kind: Any = "distilled", treatment: Any = "own", **other: Any) -> ResultRow:
     subject = BESIDE["mine"].get(kind, "mine")
     values = {"subject": subject, "num_images": 10, "network": "convnet3", "inner_steps": 100, "n": 3} | other
     spread = {"std": 0.01, "half_width": 0.02, "num_failed": 0, "reason": None}
-    return Row(kind=kind, treatment=treatment, mean=mean, **values, **spread)
+    return ResultRow(kind=kind, treatment=treatment, mean=mean, **values, **spread)
 
 
-def rows(hard_labels: float | None = 0.5) -> list[Row]:
+def rows(hard_labels: float | None = 0.5) -> list[ResultRow]:
     """All that is needed for one set and one network, and what must not be taken for it: another horizon, other
     random images, a network without the whole training set, a subset."""
     return [

@@ -10,13 +10,13 @@ from ray_distill.builders import experiment
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.evaluation.job import SetAtHand, Shipped, run_job
+from ray_distill.evaluation.job import LoadedSet, Shipped, run_job
 from ray_distill.evaluation.jobs import lines_of
-from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.records import Record
-from ray_distill.evaluation.scheduler import Course
-from ray_distill.evaluation.subjects import JudgedSet
-from ray_distill.evaluation.worker import judged_set
+from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.subjects import EvaluationSet
+from ray_distill.evaluation.worker import evaluation_set
 from tests.helpers.tiny import Bench
 
 Number = tuple[str, str, int, int, float, float]
@@ -52,23 +52,23 @@ def grey_set(config: Config) -> DistilledDataset:
     )
 
 
-def judged_of(config: Config, name: str = "mine", *, scale: float = 1.0) -> JudgedSet:
+def judged_of(config: Config, name: str = "mine", *, scale: float = 1.0) -> EvaluationSet:
     """That set, ready to be judged."""
     dataset = dataset_of(config, scale=scale)
-    return judged_set(name, dataset, config, experiment.development_data(config, dataset.preprocessing))
+    return evaluation_set(name, dataset, config, experiment.development_data(config, dataset.preprocessing))
 
 
-def at_hand(judged: JudgedSet) -> SetAtHand:
+def at_hand(judged: EvaluationSet) -> LoadedSet:
     """What an actor makes of it, here."""
     arrays = [x.numpy() for x in DistilledData(judged.dataset.images_NCHW, judged.dataset.labels_NK)]
     fetch = (partial(list, arrays), lambda: judged.dataset.preprocessing)
-    return SetAtHand(Shipped(judged.config.to_dict(), judged.tickets, *fetch))
+    return LoadedSet(Shipped(judged.config.to_dict(), judged.tickets, *fetch))
 
 
-def done_here(sets: list[JudgedSet]) -> list[Record]:
+def done_here(sets: list[EvaluationSet]) -> list[Record]:
     """Their evaluation without Ray: every job of its course, one by one."""
-    journal = Journal()
-    course = Course(lines_of(sets), journal, lambda done, said: None)
+    journal = ResultsLog()
+    course = JobScheduler(lines_of(sets), journal, lambda done, said: None)
     here = {judged.name: at_hand(judged) for judged in sets}
     jobs = course.jobs()
     for job in jobs:

@@ -3,23 +3,23 @@
 import json
 from typing import Any
 
-from ray_distill.core.distributed import OneProcess
+from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.run import values_of
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 from tests.helpers.tiny import Bench
 
 
-def logs_of(folder: SearchFolder) -> dict[str, TrialLog]:
+def logs_of(folder: SearchDir) -> dict[str, TrialLog]:
     """What the search knows of its trials."""
     return SearchJournal(folder.journal).logs
 
 
-def events(folder: SearchFolder, kind: str) -> list[dict[str, Any]]:
+def events(folder: SearchDir, kind: str) -> list[dict[str, Any]]:
     """The journal's lines of a kind; none before there is one."""
     lines = folder.journal.read_text().splitlines() if folder.journal.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == kind]
@@ -29,18 +29,18 @@ def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, 
     """What the outer loop alone gives with the configuration that a trial's way is written as, and its points."""
     b, reports = Bench(search.around.config(values_of(search, log))), list[Report]()
     start = RunState.start(b.initial, b.experiment.outer)
-    end = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), reports.append)
+    end = outer_loop(b.experiment, b.train, b.validation, start, SingleProcess(), reports.append)
     return end, [p.values for report in reports for p in report.points]
 
 
-def kept(search: SearchConfig, folder: SearchFolder, log: TrialLog) -> RunState:
+def kept(search: SearchConfig, folder: SearchDir, log: TrialLog) -> RunState:
     """A trial's last state."""
     assert log.checkpoint is not None
     with folder.opened(log.checkpoint) as path:
         return read_state(path, search.hash)[0]
 
 
-def well_under_way(folder: SearchFolder) -> bool:
+def well_under_way(folder: SearchDir) -> bool:
     """Whether a trial has ended, and a third one has come to a checkpoint."""
     return bool(events(folder, "end")) and len({e["trial"] for e in events(folder, "report")}) >= 3
 
@@ -48,7 +48,7 @@ def well_under_way(folder: SearchFolder) -> bool:
 class Interrupted:
     """A search that something has stopped when it was well under way, to be held against what it is when it is resumed."""
 
-    def __init__(self, folder: SearchFolder) -> None:
+    def __init__(self, folder: SearchDir) -> None:
         logs = logs_of(folder)
         self._folder, self._num_reports = folder, len(events(folder, "report"))
         self._ended = {name for name, log in logs.items() if log.status == "finished"}
@@ -56,7 +56,7 @@ class Interrupted:
         assert self._ended
         assert any(step > 0 for step in self._under_way.values())
 
-    def check_resumed(self, values: list[dict[str, Any]], there: SearchFolder | None = None) -> None:
+    def check_resumed(self, values: list[dict[str, Any]], there: SearchDir | None = None) -> None:
         """Asserts that all trials, with these values, are finished, and that no outer step was reported again; `there`: in
         another folder that the search went on in."""
         folder = there or self._folder

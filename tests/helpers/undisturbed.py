@@ -12,14 +12,14 @@ from mlflow import MlflowClient
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.config.config import Config
-from ray_distill.core.distributed import OneProcess
+from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation.outputs import to_dataset
 from ray_distill.evaluation.report import read_results
 from ray_distill.evaluation.results import rows_of
 from ray_distill.evaluation.run import metric_name
-from ray_distill.evaluation.worker import judged_set
+from ray_distill.evaluation.worker import evaluation_set
 from ray_distill.pipeline import DISTILLED
 from tests.helpers.evaluated_sets import done_here, numbers
 from tests.helpers.tiny import Bench
@@ -48,7 +48,7 @@ class Undisturbed:
             b.train,
             b.validation,
             RunState.start(b.initial, b.experiment.outer),
-            OneProcess(),
+            SingleProcess(),
             lambda report: self.points.extend(
                 (name, point.outer_step, value)
                 for point in report.points
@@ -85,7 +85,7 @@ class Undisturbed:
         """
         run_id = json.loads((folder / "run.json").read_text())["run_id"]
         dataset = to_dataset(config, self._bench.data, self.end, run_id)
-        records = done_here([judged_set(DISTILLED, dataset, config, self._bench.data)])
+        records = done_here([evaluation_set(DISTILLED, dataset, config, self._bench.data)])
         found = read_results(folder / "distilled.evaluation" / "evaluation.json")
         assert found.failures == []
         assert numbers(found.records) == numbers(records)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.config.config import Config
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker, open_run
 
 # Whose asserts say what was found, as those of tests do.
@@ -16,11 +16,11 @@ pytest.register_assert_rewrite("nodes", "processes", "search_events", "undisturb
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Callable[[Config], tuple[RunFolder, Tracker]]:
+def place(tmp_path: Path) -> Callable[[Config], tuple[RunDir, Tracker]]:
     """(config) -> a claimed run folder with its own MLflow store."""
 
-    def make(config: Config) -> tuple[RunFolder, Tracker]:
-        folder = RunFolder(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+    def make(config: Config) -> tuple[RunDir, Tracker]:
+        folder = RunDir(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
         folder.path.mkdir()
         uri = f"sqlite:///{folder.path / 'mlflow.db'}"
         tracker = open_run(uri, "tests", config.name, config.to_dict(), {})

@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.core.distributed import OneProcess
+from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import outer_loop, outer_step
 from ray_distill.core.state import RunState
-from ray_distill.distillation.checkpoint import load_kept, to_record
+from ray_distill.distillation.checkpoint import load_state, to_record
 from ray_distill.distillation.trainer import check_cluster, placed_within, train
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
-Place = Callable[[Config], tuple[RunFolder, Tracker]]
+Place = Callable[[Config], tuple[RunDir, Tracker]]
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -33,7 +33,7 @@ def alone(config: Config) -> RunState:
     """The same run without Ray, in this process."""
     b = Bench(config)
     state = RunState.start(b.initial, b.experiment.outer)
-    return outer_loop(b.experiment, b.train, b.validation, state, OneProcess(), lambda _: None)
+    return outer_loop(b.experiment, b.train, b.validation, state, SingleProcess(), lambda _: None)
 
 
 def history(tracker: Tracker, name: str) -> list[tuple[int, float]]:
@@ -104,7 +104,7 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
         assert result.exit_code == 1, result.output
         assert "Traceback" not in result.output
         said.append(result.stderr)
-        tracker = RunFolder(tmp_path / "run").reopen(config)
+        tracker = RunDir(tmp_path / "run").reopen(config)
         assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
         assert history(tracker, "nonfinite_steps") == [(7, 1.0)]
         assert [step for step, _ in history(tracker, "seconds_per_outer_step")] == list(range(1, 8))
@@ -117,9 +117,12 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
     five = Bench(config)
     state = RunState.start(five.initial, five.experiment.outer)
     for _ in range(5):
-        state, _ = outer_step(five.experiment, five.train, state, OneProcess())
+        state, _ = outer_step(five.experiment, five.train, state, SingleProcess())
     torch.testing.assert_close(
-        load_kept(kept[0], config.hash).state.data.images_NCHW, state.data.images_NCHW, rtol=1e-10, atol=1e-12
+        load_state(kept[0], config.hash).state.data.images_NCHW,
+        state.data.images_NCHW,
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 

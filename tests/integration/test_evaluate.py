@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
 from ray_distill.evaluation.jobs import jobs_for, lines_of
-from ray_distill.evaluation.journal import Journal
+from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.results import at_last_horizon
 from ray_distill.evaluation.robustness import squash
-from ray_distill.evaluation.run import evaluate_sets, judge
-from ray_distill.evaluation.worker import evaluate
+from ray_distill.evaluation.run import evaluate, evaluate_sets
+from ray_distill.evaluation.worker import retrain_on_pool
 from ray_distill.tracking.store import open_store
 from ray_distill.utils.progress import silent
 from tests.helpers.evaluated_sets import dataset_of, done_here, judged_of, numbers
@@ -54,7 +54,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
             os.kill(actors[-1], signal.SIGKILL)
             killed.append(actors[-1])
 
-    course, report = evaluate(sets, lines_of(sets), Journal(), kill)
+    course, report = retrain_on_pool(sets, lines_of(sets), ResultsLog(), kill)
     assert course.failures == []
     assert numbers(course.records()) == expected
     assert killed
@@ -105,14 +105,14 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     assert len(table["data"]) == 4
 
     # Nobody listens at the store's address: a warning, and the records.
-    away = judge([judged_of(config)], silent, folder, ("http://127.0.0.1:9", None))
+    away = evaluate([judged_of(config)], silent, folder, ("http://127.0.0.1:9", None))
     assert len(away.records) == len(more.records) + 1, "the whole training set is asked for here"
     assert away.tracker is None
     assert "MLflow at http://127.0.0.1:9" in away.warnings[0]
 
     gpu = tiny_config(evaluation={"horizons": [5, 10], "networks": ["mlp1"]}, cluster={"use_gpu": True})
     with pytest.raises(ConfigError, match=r"use_gpu: an actor takes 0\.25 GPU, the cluster has 0"):
-        judge([replace(judged_of(config), config=gpu)], silent, tmp_path / "gpu")
+        evaluate([replace(judged_of(config), config=gpu)], silent, tmp_path / "gpu")
     assert not (tmp_path / "gpu").exists(), "it is told before anything is written"
 
     before = (folder / "records.jsonl").read_bytes()
@@ -122,7 +122,7 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
 
 
 def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
-    """Ten digits as flat pixels in an .npz: `evaluate` with a statement gives the numbers of importing the file first
+    """Ten digits as flat pixels in an .npz: `retrain_on_pool` with a statement gives the numbers of importing the file first
     and judging the artefact. A statement about none of the sets is refused."""
     config = tiny_config(network={"name": "mlp1", "width": 32}, evaluation={"seeds": 2, "horizons": [300]})
     digits = load_digits()

@@ -22,7 +22,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ray_distill.config.config import Config
-from ray_distill.distillation.checkpoint import load_kept
+from ray_distill.distillation.checkpoint import load_state
 from tests.helpers.mlflow_server import mlflow_server
 from tests.helpers.nodes import Nodes, cluster_of_two
 from tests.helpers.processes import (
@@ -281,7 +281,7 @@ def test_the_disk_is_full(
         assert "go on with --resume" in line
         assert "Traceback" not in said
         kept = sorted((out / "train" / "run").glob("step_*/state.arrow"))
-        at = [load_kept(file, CONFIG.hash).state.outer_step for file in kept]
+        at = [load_state(file, CONFIG.hash).state.outer_step for file in kept]
         assert at
         assert set(at) <= set(range(EVERY, CONFIG.outer.steps, EVERY))
         print(f"full after outer step {at[-1]}, over {time.monotonic() - began:.1f} s later: {line}")

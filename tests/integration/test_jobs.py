@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from ray_distill.config.config import Config
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.queue import known
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from tests.helpers.nodes import BIN, Nodes, cluster_of_two
 from tests.helpers.processes import last_checkpoint, steps_shown, wait_until
 from tests.helpers.search_events import Interrupted, events, logs_of, well_under_way
@@ -147,7 +147,7 @@ def test_a_search_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Node
     outer step taken again; MLflow has one run for each, FINISHED. The time in between is none of the search's."""
     base = TINY | {"outer": TINY["outer"] | {"steps": 100}}
     search = tiny_search(base=base, scheduler={"name": "none"}, budget={"trials": 3})
-    file, folder = tmp_path / "search.yaml", SearchFolder(tmp_path / "s")
+    file, folder = tmp_path / "search.yaml", SearchDir(tmp_path / "s")
     file.write_text(search.to_yaml())
     command = ("search", str(file), "--out", str(folder.path))
     assert submit(nodes, "search", *command, wait=False).returncode == 0
@@ -183,7 +183,7 @@ def test_a_search_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Node
     )
 
 
-def statuses(folder: SearchFolder) -> tuple[str, dict[str, str]]:
+def statuses(folder: SearchDir) -> tuple[str, dict[str, str]]:
     """What MLflow says of the search and of its trials."""
     identity = json.loads(folder.identity.read_text())
     client = MlflowClient(identity["uri"])

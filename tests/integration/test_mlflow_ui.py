@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.figures import save_all
 from ray_distill.search.leaderboard import leaderboard
 from ray_distill.search.results import Measured, TrialRecord, Value
-from ray_distill.search.tracking import SearchTracking, recorded_search
+from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import open_run
 from tests.helpers.browser import Browser, browser, eventually, missing
@@ -51,7 +51,7 @@ def record_trial(tracking: SearchTracking, name: str) -> TrialRecord:
             accuracy = 0.9 - 0.01 * window - 0.5 * math.exp(-step / 10)
             measured |= {"validation_accuracy": accuracy}
             curve.append(Measured(step, 0.2 * step, accuracy))
-        tracking.add_points(name, [Point(step, measured, 1.7e9 + step)])
+        tracking.add_points(name, [StepMetrics(step, measured, 1.7e9 + step)])
     tracking.end(name, status)  # type: ignore[arg-type]
     return TrialRecord(name, values, status, steps, 0.2 * steps, tuple(curve))  # type: ignore[arg-type]
 
@@ -64,7 +64,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         open_store(server.uri, "searches")
         parent = open_run(server.uri, "searches", "window_digits", {"scheduler": "asha"}, {"kind": "search"})
         warnings: list[str] = []
-        with recorded_search(parent, folder, warnings) as tracking:
+        with tracked_search(parent, folder, warnings) as tracking:
             trials = [record_trial(tracking, name) for name in TRIALS]
             tracking.show(leaderboard(trials), save_all(trials, folder))
         assert warnings == []

@@ -17,8 +17,8 @@ from ray_distill.config.config import load
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import TrialLog
 from ray_distill.search.queue import known, number_of
-from ray_distill.search.run import Found, carry_out, values_of
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.run import SearchOutcome, run_search, values_of
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.stored_search import StoredSearch
 from ray_distill.search.tuner import SearchError
 from ray_distill.storage.remote import Storage
@@ -64,14 +64,14 @@ LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 """A base that comes to 0.5 at its first validation and 0.7 at its last; with an outer.lr below 1e-3 none passes 0.3."""
 
 
-def carried_out(search: SearchConfig, folder: SearchFolder, *, resume: bool = False) -> Found:
+def carried_out(search: SearchConfig, folder: SearchDir, *, resume: bool = False) -> SearchOutcome:
     """The search, in this process, on the connected cluster, with a store of its own."""
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
     data, began = builders_experiment.development_data(search.config), time.monotonic()
-    return carry_out(search, data, folder, uri, silent, resume=resume, began=began)
+    return run_search(search, data, folder, uri, silent, resume=resume, began=began)
 
 
-def runs_of(found: Found) -> dict[str, str]:
+def runs_of(found: SearchOutcome) -> dict[str, str]:
     """The ids of the trials' MLflow runs by name."""
     client, parent = MlflowClient(found.tracker.uri), found.tracker.run_id
     experiment = client.get_run(parent).info.experiment_id
@@ -80,7 +80,7 @@ def runs_of(found: Found) -> dict[str, str]:
 
 
 def check_member(
-    found: Found, run_id: str, folder: SearchFolder, log: TrialLog, points: list[dict[str, float]]
+    found: SearchOutcome, run_id: str, folder: SearchDir, log: TrialLog, points: list[dict[str, float]]
 ) -> None:
     """Asserts that the run of a population's member has each outer step once, the validations that the member reported,
     and since its last exchange the losses of its replay; and that the exchanges are told, each after all members'
@@ -126,7 +126,7 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
 
     space = SPACE | {"outer.lr": {"choice": [1e-6, 1e-5, 1e-4]}}
     search = tiny_search(base=LEARNING, space=space, budget={"trials": 6})
-    folder = SearchFolder(tmp_path / "s")
+    folder = SearchDir(tmp_path / "s")
     found = carried_out(search, folder)
     logs = logs_of(folder)
     statuses = [log.status for log in logs.values()]
@@ -184,7 +184,7 @@ def test_a_winner_of_a_population_is_replayed_by_an_ordinary_run(tmp_path: Path)
         "validation": TINY["validation"] | {"num_networks": 1},
     }
     search = tiny_search(scheduler=scheduler, space=space, base=base)
-    folder = SearchFolder(tmp_path / "s")
+    folder = SearchDir(tmp_path / "s")
     found = carried_out(search, folder)
     logs = logs_of(folder)
     barriers = events(folder, "barrier")
@@ -219,7 +219,7 @@ def test_hyperband_and_optuna_come_to_their_end(tmp_path: Path) -> None:
     search = tiny_search(
         algorithm="optuna", scheduler={"name": "hyperband", "reduction": 2}, budget={"trials": 5}
     )
-    folder = SearchFolder(tmp_path / "s")
+    folder = SearchDir(tmp_path / "s")
     carried_out(search, folder)
     logs = logs_of(folder)
     assert len(logs) == 5
@@ -232,7 +232,7 @@ def test_when_time_is_up_trials_are_left_where_they_are(tmp_path: Path) -> None:
     time again it goes on to the end; a trial that diverges is told apart, with its reason, and is never the best."""
     space = {"inner.lr": {"choice": [1e300, 0.03]}}
     of = {"base": LEARNING, "space": space, "scheduler": {"name": "none"}}
-    folder = SearchFolder(tmp_path / "s")
+    folder = SearchDir(tmp_path / "s")
     with pytest.raises(SearchError, match="time was up"):
         carried_out(tiny_search(**of, budget={"trials": 4, "hours": 1e-6}), folder)
     assert {log.status for log in logs_of(folder).values()} <= {"running"}
@@ -277,7 +277,7 @@ def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: 
     left, free = json.loads((tmp_path / "left.json").read_text())
     assert left == ["_AutoscalingCoordinatorActor"]
     assert free
-    folder = SearchFolder(tmp_path / "s", StoredSearch(Storage.at(str(storage))))
+    folder = SearchDir(tmp_path / "s", StoredSearch(Storage.at(str(storage))))
     logs = logs_of(folder)
     assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
     assert [log.outer_step for log in logs.values()] == [20, 5, 5]

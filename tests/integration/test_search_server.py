@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.tracking import SearchTracking
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import Tracker, open_run
@@ -22,9 +22,9 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
         yield server
 
 
-def points(first: int, last: int) -> list[Point]:
+def points(first: int, last: int) -> list[StepMetrics]:
     return [
-        Point(s, {"seconds_per_outer_step": 0.1, "outer_loss": 1.0 / s}, 1e9 + s)
+        StepMetrics(s, {"seconds_per_outer_step": 0.1, "outer_loss": 1.0 / s}, 1e9 + s)
         for s in range(first, last + 1)
     ]
 

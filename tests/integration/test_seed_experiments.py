@@ -20,8 +20,8 @@ from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
 from ray_distill.config.config import Config, load, parse
 from ray_distill.core.distilled import class_labels, one_hot
-from ray_distill.core.distributed import OneProcess
-from ray_distill.core.metrics import Point
+from ray_distill.core.distributed import SingleProcess
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.data.preprocessing import Preprocessing
@@ -81,7 +81,7 @@ def small(name: str, *overrides: str) -> Config:
 
 def run(
     config: Config, fitted: Preprocessing | None = None
-) -> tuple[RunState, RunState, list[Point], Preprocessing]:
+) -> tuple[RunState, RunState, list[StepMetrics], Preprocessing]:
     """The outer loop in this process: its state before and after, its points, and the preprocessing."""
     data = builders_experiment.development_data(config, fitted)
     experiment = builders_experiment.experiment(config, data.image_shape, data.num_classes)
@@ -92,11 +92,11 @@ def run(
         builders_experiment.initial_data(config, data.train, settings.CPU), experiment.outer
     )
     reports: list[Report] = []
-    end = outer_loop(experiment, train, held_out, start, OneProcess(), reports.append)
+    end = outer_loop(experiment, train, held_out, start, SingleProcess(), reports.append)
     return start, end, [point for report in reports for point in report.points], data.preprocessing
 
 
-def check(config: Config, start: RunState, end: RunState, points: list[Point]) -> None:
+def check(config: Config, start: RunState, end: RunState, points: list[StepMetrics]) -> None:
     """D moved by finite steps of the outer lr; windows are the configuration's; labels as it says."""
     ipc, truncation = config.distilled.ipc, config.truncation
     before, after = start.data, end.data

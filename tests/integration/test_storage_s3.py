@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from ray_distill.config.config import load
 from ray_distill.search.queue import known
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 from tests.helpers.processes import descendants_named, free_port
 from tests.helpers.search_events import Interrupted, bare, logs_of, well_under_way
@@ -200,7 +200,7 @@ def test_a_search_goes_on_in_another_folder_from_the_store_alone(endpoint: str, 
     place, store = Place(endpoint, "searches/tiny"), tmp_path / "mlflow.db"
     environment = credentials(endpoint) | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
     kept_in = ("--set", f"base.cluster.storage={place.uri}")
-    here, there, known_of = (SearchFolder(tmp_path / name) for name in ("here", "there", "known"))
+    here, there, known_of = (SearchDir(tmp_path / name) for name in ("here", "there", "known"))
     first = start(tmp_path, environment, "--out", "here", *kept_in, verb="search")
     deadline = time.monotonic() + 400
     known_of.path.mkdir()

@@ -20,7 +20,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Constant, Linear
 from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, RaTBPTT, Window
 from ray_distill.core.unroll import draw_inner, initial_state, run_window
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 from ray_distill.planning import images as planning_images
 from ray_distill.planning.estimate import Group, Probed, num_validations, row, rows
 from ray_distill.planning.images import RealImages, named, real_images
@@ -280,7 +280,7 @@ def die(setting: Setting) -> int:
 
 def test_a_probe_that_is_killed_is_not_waited_for() -> None:
     setting = Setting(config={}, images=IMAGES, at_once=1, compiled=False)
-    with pytest.raises(FailedError, match="ended from outside"):
+    with pytest.raises(RunError, match="ended from outside"):
         in_own_process(die, setting)
 
 

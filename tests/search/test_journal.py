@@ -9,7 +9,7 @@ import pytest
 from ray_distill.config.config import ConfigError
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.results import Measured
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search
 
@@ -91,7 +91,7 @@ def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_search(tmp_path: Path) -> None:
     """More trials and more hours are the same search; another seed is not; an empty folder is none."""
-    folder, tracker = SearchFolder(tmp_path / "s"), Tracker("sqlite:////there/mlflow.db", "abc")
+    folder, tracker = SearchDir(tmp_path / "s"), Tracker("sqlite:////there/mlflow.db", "abc")
     with pytest.raises(ConfigError, match="holds no search to resume"):
         folder.reopen(tiny_search())
     folder.open(tiny_search(), tracker)

@@ -11,15 +11,15 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
-from ray_distill.distillation.checkpoint import keep
+from ray_distill.distillation.checkpoint import save_state
 from ray_distill.search.accounting import spent
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.pending import trials_left
 from ray_distill.search.queue import Proposal
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.stored_search import StoredSearch
-from ray_distill.search.trial import ABOUT, STATE, About
+from ray_distill.search.trial import ABOUT, STATE, TrialMeta
 from ray_distill.storage.remote import Storage
 from ray_distill.utils.atomic import write_json
 from tests.helpers.tiny_search import tiny_search
@@ -44,7 +44,7 @@ class Listener:
         return lambda *_: None
 
 
-def checkpoint(folder: SearchFolder, search: SearchConfig, trial: str, step: int) -> str:
+def checkpoint(folder: SearchDir, search: SearchConfig, trial: str, step: int) -> str:
     """A whole one after so many outer steps."""
     name = f"tune/attempt-1/{trial}/checkpoint_{step:06d}"
     path = folder.path / name
@@ -52,12 +52,12 @@ def checkpoint(folder: SearchFolder, search: SearchConfig, trial: str, step: int
     start = RunState.start(
         DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2)), OuterOptimizer(lr=Constant(1.0))
     )
-    keep(path / STATE, search.hash, start._replace(outer_step=step), [])
-    write_json(path / ABOUT, asdict(About([(0, {LR: 0.1})], 2.0 * step)))
+    save_state(path / STATE, search.hash, start._replace(outer_step=step), [])
+    write_json(path / ABOUT, asdict(TrialMeta([(0, {LR: 0.1})], 2.0 * step)))
     return name
 
 
-def report(journal: SearchJournal, folder: SearchFolder, search: SearchConfig, trial: str, step: int) -> None:
+def report(journal: SearchJournal, folder: SearchDir, search: SearchConfig, trial: str, step: int) -> None:
     kept = checkpoint(folder, search, trial, step)
     journal.write(
         "report",
@@ -75,9 +75,9 @@ def search() -> SearchConfig:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, search: SearchConfig) -> SearchFolder:
+def folder(tmp_path: Path, search: SearchConfig) -> SearchDir:
     """A search that was killed as its trial had come to step 15."""
-    place = SearchFolder(tmp_path)
+    place = SearchDir(tmp_path)
     journal = SearchJournal(place.journal)
     journal.write("attempt", began_unix_s=0.0, places=1, cores=1)
     journal.write("trial", trial=NAME, values={LR: 0.1})
@@ -86,7 +86,7 @@ def folder(tmp_path: Path, search: SearchConfig) -> SearchFolder:
     return place
 
 
-def state(folder: SearchFolder, trial: str, step: int) -> Path:
+def state(folder: SearchDir, trial: str, step: int) -> Path:
     return folder.path / f"tune/attempt-1/{trial}/checkpoint_{step:06d}" / STATE
 
 
@@ -94,9 +94,7 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def resumed(
-    search: SearchConfig, folder: SearchFolder
-) -> tuple[list[Proposal], dict[str, TrialLog], Listener]:
+def resumed(search: SearchConfig, folder: SearchDir) -> tuple[list[Proposal], dict[str, TrialLog], Listener]:
     """What a resumed search proposes, what its journal says then, and what was told."""
     listener = Listener()
     proposals = [
@@ -106,7 +104,7 @@ def resumed(
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    search: SearchConfig, folder: SearchFolder
+    search: SearchConfig, folder: SearchDir
 ) -> None:
     """Whole: it goes on from 15, and nothing is said. Cut: from 10, and its curve ends there. That one gone too: from 5, and
     then from the start; what was damaged is named."""
@@ -133,12 +131,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
-    search: SearchConfig, folder: SearchFolder, tmp_path: Path
+    search: SearchConfig, folder: SearchDir, tmp_path: Path
 ) -> None:
     """And not by that of the copy which was read."""
     (tmp_path / "store").mkdir()
     (folder.path / "tune").rename(tmp_path / "store" / "tune")
-    stored = SearchFolder(folder.path, StoredSearch(Storage.at(str(tmp_path / "store"))))
+    stored = SearchDir(folder.path, StoredSearch(Storage.at(str(tmp_path / "store"))))
     place = tmp_path / "store" / f"tune/attempt-1/{NAME}"
     cut(place / "checkpoint_000015" / STATE)
     (proposal,), logs, listener = resumed(search, stored)
@@ -146,7 +144,7 @@ def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
     assert listener.said[0][1].startswith(f"{place}/checkpoint_000015/{STATE} was cut or altered")
 
 
-def test_what_is_computed_again_counts_again(search: SearchConfig, folder: SearchFolder) -> None:
+def test_what_is_computed_again_counts_again(search: SearchConfig, folder: SearchDir) -> None:
     """30 s until step 15, and from step 10, 20 s, to 15 once more: 40 s in loops. The newest checkpoint is then the new one,
     and the damaged one's place in the curve is taken once."""
     cut(state(folder, NAME, 15))
@@ -159,9 +157,7 @@ def test_what_is_computed_again_counts_again(search: SearchConfig, folder: Searc
     assert [kept.outer_step for kept in journal.logs[NAME].kept] == [5, 10, 15]
 
 
-def test_a_trial_whose_last_state_is_damaged_is_not_finished(
-    search: SearchConfig, folder: SearchFolder
-) -> None:
+def test_a_trial_whose_last_state_is_damaged_is_not_finished(search: SearchConfig, folder: SearchDir) -> None:
     """Killed between its last report and its end, at step 20: whole, it is finished; cut, and the one before deleted, it
     goes on from 10, and of the deleted one, as older ones are, nothing is said."""
     report(SearchJournal(folder.journal), folder, search, NAME, 20)
@@ -178,7 +174,7 @@ def test_a_trial_whose_last_state_is_damaged_is_not_finished(
 
 
 def test_a_clone_whose_state_is_damaged_goes_back_on_its_parents_way(
-    search: SearchConfig, folder: SearchFolder
+    search: SearchConfig, folder: SearchDir
 ) -> None:
     """trial-001 took over trial-000's state at step 15 with 0.5 and came to 20. Of 20 damaged, it goes on from 15 with 0.5;
     of 15 damaged too, from its parent's 10 with its parent's 0.1; with nothing left it begins anew with its own 0.2."""

@@ -12,29 +12,29 @@ from ray_distill.search import run, stored_search
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.run import claimed
-from ray_distill.search.search_dir import SearchFolder
+from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.stored_search import StoredSearch
 from ray_distill.storage import lease
 from ray_distill.storage.lease import LEASE, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
 from ray_distill.tracking.tracker import Tracker
-from ray_distill.utils.outbox import Journal
+from ray_distill.utils.outbox import OutboxFile
 from tests.helpers.tiny_search import tiny_search
 
 TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
 SEARCH = tiny_search()
 
 
-def search_in(folder: Path, storage: Path) -> SearchFolder:
-    return SearchFolder(folder, StoredSearch(Storage.at(f"file://{storage}")))
+def search_in(folder: Path, storage: Path) -> SearchDir:
+    return SearchDir(folder, StoredSearch(Storage.at(f"file://{storage}")))
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> SearchFolder:
+def begun(tmp_path: Path) -> SearchDir:
     """A search that is under way, with a trial's checkpoint in its storage, and one thing of two said to MLflow."""
     place = search_in(tmp_path / "here", tmp_path / "store")
     place.open(SEARCH, TRACKER)
-    record = Journal(place.path / "mlflow_journal.jsonl")
+    record = OutboxFile(place.path / "mlflow_journal.jsonl")
     record.mark_said(record.add({"n": 0}))
     record.add({"n": 1})
     journal = SearchJournal(place.journal, place.keep)
@@ -52,7 +52,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_search, "PAUSES_S", (0.0, 0.0))
 
 
-def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchFolder, tmp_path: Path) -> None:
+def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchDir, tmp_path: Path) -> None:
     """The same search, in the same MLflow run, with what was not said to it; the checkpoints stay where Tune finds them,
     and what begins there takes no old name."""
     other = search_in(tmp_path / "there", tmp_path / "store")
@@ -62,7 +62,7 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchFolder,
     other.fetch()
     for file in (other.identity, other.search, other.journal):
         assert file.read_bytes() == (begun.path / file.name).read_bytes()
-    assert [entry.thing for entry in Journal(other.path / "mlflow_journal.jsonl").unsaid] == [{"n": 1}]
+    assert [entry.thing for entry in OutboxFile(other.path / "mlflow_journal.jsonl").unsaid] == [{"n": 1}]
     assert list(SearchJournal(other.journal).logs) == ["trial-000"]
     assert (other.tune_for_ray()[0], other.new_attempt()) == (str(tmp_path / "store" / "tune"), "attempt-2")
     name = "tune/attempt-1/trial-000/checkpoint_000000"
@@ -76,7 +76,7 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchFolder,
     assert not (tmp_path / "store" / "tune" / "attempt-1").exists()
 
 
-def test_whose_journal_counts(begun: SearchFolder, tmp_path: Path) -> None:
+def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
     """A folder that the search was in keeps its journals where they hold what the storage has, and more, as after a put that
     failed; where the search has gone on in another folder since, it takes what that has put, and has nothing of its own to
     say."""
@@ -89,30 +89,30 @@ def test_whose_journal_counts(begun: SearchFolder, tmp_path: Path) -> None:
     other.path.mkdir()
     other.fetch()
     SearchJournal(other.journal, other.keep).write("trial", trial="trial-002", values={})
-    record = Journal(other.path / "mlflow_journal.jsonl")
+    record = OutboxFile(other.path / "mlflow_journal.jsonl")
     record.mark_said(record.unsaid[-1])
     other.keep()
     for content in (begun.journal.read_bytes(), stored):
         begun.journal.write_bytes(content)
         begun.fetch()
         assert list(SearchJournal(begun.journal).logs) == ["trial-000", "trial-002"]
-        assert Journal(begun.path / "mlflow_journal.jsonl").unsaid == []
+        assert OutboxFile(begun.path / "mlflow_journal.jsonl").unsaid == []
 
 
-def test_what_is_not_this_search_is_refused(begun: SearchFolder, tmp_path: Path) -> None:
+def test_what_is_not_this_search_is_refused(begun: SearchDir, tmp_path: Path) -> None:
     """Whatever differs: the search, the place, the folder, or that there is one."""
     store, free = tmp_path / "store", tmp_path / "free"
     seed = tiny_search(seed=1)
     for place, of, says in (
         (search_in(free, store), seed, "holds another search .* Compare yours with .*store/search.yaml"),
-        (SearchFolder(begun.path), SEARCH, rf"add --set base\.cluster\.storage=file://{store}"),
+        (SearchDir(begun.path), SEARCH, rf"add --set base\.cluster\.storage=file://{store}"),
         (search_in(begun.path, free), SEARCH, r"free: holds no search to resume \(no readable search.json\)"),
         (search_in(tmp_path, tmp_path), SEARCH, "is the search's folder, in which all is kept anyway"),
         (search_in(store / "x", store), SEARCH, "the search's folder .* is in the other"),
     ):
         with pytest.raises(ConfigError, match=says):
             place.reopen(of)
-    alone = SearchFolder(tmp_path / "alone")
+    alone = SearchDir(tmp_path / "alone")
     alone.open(SEARCH, Tracker(TRACKER.uri, "xyz"))
     with pytest.raises(ConfigError, match=r"MLflow's xyz, not abc.*, which has none"):
         search_in(alone.path, store).reopen(SEARCH)
@@ -144,7 +144,7 @@ class Places:
 
 @pytest.mark.usefixtures("quickly")
 def test_the_search_waits_for_its_storage_and_then_ends(
-    begun: SearchFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    begun: SearchDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What MLflow has not been told is put before the search's memory of it, which is then as whole as before. Away once:
     both are put again, and it is said. Away for longer: the search ends with that error, and its own disk has the line."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
 from ray_distill.search.leaderboard import leaderboard
 from ray_distill.search.results import Measured, TrialRecord
-from ray_distill.search.tracking import SearchTracking, recorded_search
+from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking import outbox
 from ray_distill.tracking.tracker import Tracker, open_run
 
@@ -25,8 +25,8 @@ def parent(uri: str, monkeypatch: pytest.MonkeyPatch) -> Tracker:
     return open_run(uri, "tests", "search", {"scheduler": "asha"}, {"kind": "search"})
 
 
-def point(step: int, accuracy: float = 0.5) -> Point:
-    return Point(step, {"seconds_per_outer_step": 0.1, "validation_accuracy": accuracy}, 1e9 + step)
+def point(step: int, accuracy: float = 0.5) -> StepMetrics:
+    return StepMetrics(step, {"seconds_per_outer_step": 0.1, "validation_accuracy": accuracy}, 1e9 + step)
 
 
 def children(parent: Tracker) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
     """Four trials at once: each has its own parameters, points and end; the search has its leaderboard."""
     (tmp_path / "picture.png").write_bytes(b"png")
     warnings: list[str] = []
-    with recorded_search(parent, tmp_path, warnings) as tracking:
+    with tracked_search(parent, tmp_path, warnings) as tracking:
         names = ["a", "b", "c", "d"]
         for i, name in enumerate(names):
             tracking.begin(name, {LR: 0.1 * (i + 1), "truncation.rule": "bptt"})
@@ -129,7 +129,7 @@ def test_the_search_ends_as_its_block_did(
     parent: Tracker, tmp_path: Path, error: type[BaseException], status: str
 ) -> None:
     def search() -> None:
-        with recorded_search(parent, tmp_path, []) as tracking:
+        with tracked_search(parent, tmp_path, []) as tracking:
             tracking.begin("a", {LR: 0.1})
             raise error
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ray_distill.config.config import Config
-from ray_distill.core.distributed import OneProcess
+from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import to_record
 from ray_distill.distillation.recovery import NoWholeCheckpointError
-from ray_distill.distillation.worker import Workplace, open_workplace
-from ray_distill.search.trial import ABOUT, STATE, About, distil, newest_with, read_state, taken_up
+from ray_distill.distillation.worker import WorkerContext, open_worker_context
+from ray_distill.search.trial import ABOUT, STATE, TrialMeta, distil, newest_with, read_state, taken_up
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 CPU = torch.device("cpu")
@@ -47,9 +47,9 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def place_of(config: Config) -> Workplace:
+def place_of(config: Config) -> WorkerContext:
     data = tiny_data(config)
-    return open_workplace(config, data.ticket, lambda: data.preprocessing, CPU)
+    return open_worker_context(config, data.ticket, lambda: data.preprocessing, CPU)
 
 
 def told(
@@ -65,7 +65,7 @@ def told(
     place, listener = place_of(config), Told(folder, stop_at)
     state, about = taken_up(since and read_state(since, "hash"), place, values)
     try:
-        distil(place, state, about, OneProcess(), "hash", listener, damaged)
+        distil(place, state, about, SingleProcess(), "hash", listener, damaged)
     except StoppedError:
         assert stop_at is not None
     return listener
@@ -91,7 +91,7 @@ def test_a_trial_tells_of_each_validation_and_goes_on_bit_for_bit(tmp_path: Path
     assert seconds[0] > 0
     b = Bench(config)
     start = RunState.start(b.initial, b.experiment.outer)
-    bare = outer_loop(b.experiment, b.train, b.validation, start, OneProcess(), lambda _: None)
+    bare = outer_loop(b.experiment, b.train, b.validation, start, SingleProcess(), lambda _: None)
     state, about = taken_up(read_state(second.at(20), "hash"), place_of(config), VALUES)
     assert torch.equal(state.data.images_NCHW, bare.data.images_NCHW)
     assert to_record(state)[1] == to_record(bare)[1]
@@ -108,7 +108,7 @@ def test_a_changed_value_is_in_the_lineage(tmp_path: Path, key: str) -> None:
     state, about = taken_up(read_state(first.at(5), "hash"), place_of(config), changed)
     assert about.lineage == [(0, VALUES), (5, changed)]
     assert (state.best is None) == (key == "inner.lr")
-    assert About.load(first.at(5)).lineage == [(0, VALUES)]
+    assert TrialMeta.load(first.at(5)).lineage == [(0, VALUES)]
 
 
 def test_a_trial_that_diverges_says_so(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_was_passed_over_is_told_once(tmp_path: Path) -> None:
     """With the first report after it, and not kept in a checkpoint."""
     found = told(tiny_config(outer={"steps": 10}), tmp_path, damaged="step 15 was cut")
     assert [said.get("damaged") for said in found.said] == ["step 15 was cut", None]
-    assert About.load(found.at(5)).told == {
+    assert TrialMeta.load(found.at(5)).told == {
         key: value for key, value in found.said[0].items() if key not in ("points", "damaged")
     }
 
@@ -145,7 +145,7 @@ def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) 
     lying = [Checkpoint.from_directory(first.at(step)) for step in (5, 10, 15)]
 
     def newest() -> tuple[int, str]:
-        kept, said = newest_kept(lying, place, OneProcess(), "hash")
+        kept, said = newest_kept(lying, place, SingleProcess(), "hash")
         return (kept[0].outer_step if kept else 0), said
 
     assert newest() == (15, "")

@@ -14,7 +14,7 @@ from ray_distill.config.config import Config, ConfigError, load
 from ray_distill.storage import lease, stored_run
 from ray_distill.storage.lease import LEASE, Lease, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageError
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.storage.stored_run import StoredRun
 from ray_distill.tracking.tracker import Tracker
 
@@ -23,8 +23,8 @@ DIGITS = EXPERIMENTS / "digits_ipc1.yaml"
 TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
 
 
-def run_in(folder: Path, storage: Path) -> RunFolder:
-    return RunFolder(folder, StoredRun(Storage.at(f"file://{storage}")))
+def run_in(folder: Path, storage: Path) -> RunDir:
+    return RunDir(folder, StoredRun(Storage.at(f"file://{storage}")))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def config() -> Config:
 
 
 @pytest.fixture
-def begun(tmp_path: Path, config: Config) -> RunFolder:
+def begun(tmp_path: Path, config: Config) -> RunDir:
     """A run that is under way, with a checkpoint and a part of an evaluation in its storage."""
     place = run_in(tmp_path / "here", tmp_path / "store")
     place.open(config, TRACKER)
@@ -85,7 +85,7 @@ def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Pat
 
 
 def test_another_folder_goes_on_from_what_is_in_the_storage(
-    begun: RunFolder, config: Config, tmp_path: Path
+    begun: RunDir, config: Config, tmp_path: Path
 ) -> None:
     """The same experiment and MLflow run; what was evaluated; checkpoints stay where Ray Train finds them."""
     other = run_in(tmp_path / "there", tmp_path / "store")
@@ -102,7 +102,7 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(
 
 @pytest.mark.usefixtures("quickly")
 def test_an_evaluation_is_kept_as_it_grows(
-    begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New lines and new files reach the storage while it is under way; half-written ones do not."""
     monkeypatch.setattr(stored_run, "FOLLOW_S", 0.02)
@@ -116,19 +116,19 @@ def test_an_evaluation_is_kept_as_it_grows(
     assert {path.name for path in there.iterdir()} == {"of.json", "records.jsonl"}
 
 
-def test_what_is_not_this_run_is_refused(begun: RunFolder, config: Config, tmp_path: Path) -> None:
+def test_what_is_not_this_run_is_refused(begun: RunDir, config: Config, tmp_path: Path) -> None:
     """Whatever differs: the experiment, the run, the place, or that there is one; and one that is finished."""
     store, free = tmp_path / "store", tmp_path / "free"
     for place, of, says in (
         (run_in(free, store), load(DIGITS, ["seed=5"]), "holds a run of another configuration"),
-        (RunFolder(begun.path), config, rf"add --set cluster\.storage=file://{store}"),
+        (RunDir(begun.path), config, rf"add --set cluster\.storage=file://{store}"),
         (run_in(begun.path, free), config, r"free: holds no run of ours \(no readable run.json\)"),
         (run_in(tmp_path, tmp_path), config, "is the run's folder, in which all is kept anyway"),
         (run_in(store / "x", store), config, "the run's folder .* is in the other"),
     ):
         with pytest.raises(ConfigError, match=says):
             place.reopen(of)
-    alone = RunFolder(tmp_path / "alone")
+    alone = RunDir(tmp_path / "alone")
     alone.open(config, Tracker(TRACKER.uri, "xyz"))
     with pytest.raises(ConfigError, match=r"MLflow's xyz, not abc.*, which has none"):
         run_in(alone.path, store).reopen(config)
@@ -144,7 +144,7 @@ def test_what_is_not_this_run_is_refused(begun: RunFolder, config: Config, tmp_p
 
 
 def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced(
-    begun: RunFolder, tmp_path: Path
+    begun: RunDir, tmp_path: Path
 ) -> None:
     """--force deletes a run from the storage as it does from a folder, and nothing else."""
     store = tmp_path / "store"
@@ -168,7 +168,7 @@ def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced
 
 
 @pytest.mark.usefixtures("quickly")
-def test_a_second_driver_is_refused_until_the_first_has_left(begun: RunFolder, tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_until_the_first_has_left(begun: RunDir, tmp_path: Path) -> None:
     """While the lease is renewed; after it was let go there is nothing to wait for."""
     other = run_in(tmp_path / "there", tmp_path / "store")
     with begun.held():

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ray_distill.errors import FailedError
+from ray_distill.errors import RunError
 from ray_distill.tracking import outbox
-from ray_distill.tracking.outbox import AwayError, Recording
+from ray_distill.tracking.outbox import AwayError, RetryQueue
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ class Store:
 
 def test_all_is_said_once_and_in_order() -> None:
     store = Store()
-    record = Recording(store.take, waiting=[1, 2])
+    record = RetryQueue(store.take, waiting=[1, 2])
     for thing in range(3, 50):
         record.put(thing)
     assert record.close(within_s=60) == 0
@@ -47,7 +47,7 @@ def test_a_store_that_is_away_gets_everything_later() -> None:
     """`put` returns while the store is away, the trouble is told, and then all of it is taken, in order."""
     store = Store()
     store.here.clear()
-    record = Recording(store.take)
+    record = RetryQueue(store.take)
     for thing in range(5):
         record.put(thing)
     assert store.asked.wait(60)
@@ -65,14 +65,14 @@ def test_a_store_that_is_away_gets_everything_later() -> None:
 def test_the_end_waits_so_long_and_no_longer_and_says_what_is_left() -> None:
     """A call that never comes back holds up neither `put` nor `close`."""
     forever = threading.Event()
-    record: Recording[int] = Recording(lambda _: forever.wait() and None)
+    record: RetryQueue[int] = RetryQueue(lambda _: forever.wait() and None)
     record.put(1)
     record.put(2)
     assert record.close(within_s=0.05) == 2
     forever.set()
 
 
-@pytest.mark.parametrize("error", [FailedError("refused"), KeyError("a mistake of ours")])
+@pytest.mark.parametrize("error", [RunError("refused"), KeyError("a mistake of ours")])
 def test_what_is_refused_is_told_and_stands_in_nobodys_way(error: Exception) -> None:
     taken = []
 
@@ -81,7 +81,7 @@ def test_what_is_refused_is_told_and_stands_in_nobodys_way(error: Exception) -> 
             raise error
         taken.append(thing)
 
-    record = Recording(take)
+    record = RetryQueue(take)
     for thing in range(6):
         record.put(thing)
     assert record.close(within_s=60) == 0
@@ -93,7 +93,7 @@ def test_after_the_end_nothing_is_said() -> None:
     """A store that comes back after `close` gets nothing more: who resumes says it."""
     store = Store()
     store.here.clear()
-    record = Recording(store.take)
+    record = RetryQueue(store.take)
     record.put(1)
     assert store.asked.wait(60)
     assert record.close(within_s=0.01) == 1

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ray_distill.core.metrics import Point
+from ray_distill.core.metrics import StepMetrics
 from ray_distill.tracking.store import StoreAwayError, TrackingError, open_store
-from ray_distill.tracking.tracker import Tracker, flatten, open_run, recorded
+from ray_distill.tracking.tracker import Tracker, flatten, open_run, tracked_run
 from ray_distill.tracking.uri import StoreError, store_uri, ui_command
 
 
@@ -19,10 +19,10 @@ def tracker(uri: str) -> Tracker:
     return open_run(uri, "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
 
 
-def points(first: int, last: int) -> list[Point]:
+def points(first: int, last: int) -> list[StepMetrics]:
     """One step a second, each with its loss."""
     return [
-        Point(s, {"seconds_per_outer_step": 0.1 * s, "loss": 1.0 / s}, 1e9 + s)
+        StepMetrics(s, {"seconds_per_outer_step": 0.1 * s, "loss": 1.0 / s}, 1e9 + s)
         for s in range(first, last + 1)
     ]
 
@@ -56,7 +56,7 @@ def test_points_come_back_at_the_times_of_their_steps(tracker: Tracker) -> None:
     logged[1].values["extra"] = 5.0
     tracker.log_points(logged)
     assert tracker.points(["seconds_per_outer_step", "loss", "extra"]) == logged
-    assert tracker.points(["extra"]) == [Point(2, {"extra": 5.0}, 1e9 + 2)]
+    assert tracker.points(["extra"]) == [StepMetrics(2, {"extra": 5.0}, 1e9 + 2)]
 
 
 def test_more_points_than_one_call_takes(tracker: Tracker) -> None:
@@ -97,7 +97,7 @@ def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: P
 def test_the_run_ends_as_the_block_did(
     tracker: Tracker, error: type[BaseException] | None, status: str
 ) -> None:
-    with nullcontext() if error is None else pytest.raises(error), recorded(tracker):
+    with nullcontext() if error is None else pytest.raises(error), tracked_run(tracker):
         if error is not None:
             raise error
     assert tracker.client.get_run(tracker.run_id).info.status == status
@@ -106,7 +106,7 @@ def test_the_run_ends_as_the_block_did(
 def test_a_store_that_is_gone_does_not_hide_the_error(tmp_path: Path) -> None:
     """The run fails for its own reason, although its end cannot be recorded."""
     gone = Tracker("http://127.0.0.1:9", "abc")
-    with pytest.raises(ValueError, match="the real one"), recorded(gone):
+    with pytest.raises(ValueError, match="the real one"), tracked_run(gone):
         raise ValueError("the real one")
     with pytest.raises(StoreAwayError, match=r"127\.0\.0\.1:9"):
         gone.log_points(points(1, 1))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.utils.atomic import write_json, write_text, written_whole
+from ray_distill.utils.atomic import atomic_write, write_json, write_text
 
 
 def half_written(path: Path) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         raise OSError("disk full")
 
@@ -19,7 +19,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
     """Before that, a reader finds the old text, also when a write fails half-way; nothing else is left behind."""
     path = tmp_path / "file"
     write_text(path, "old")
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_text() == "old"

@@ -9,12 +9,12 @@ from ray_distill.config.config import ConfigError, load, parse
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import place_of
 from ray_distill.search.config import load_search
-from ray_distill.search.search_dir import SearchFolder
-from ray_distill.storage.run_dir import RunFolder
+from ray_distill.search.search_dir import SearchDir
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.store import TrackingError, open_store
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.tracking.uri import StoreError, ui_command
-from ray_distill.utils.secrets import holds_password, masked
+from ray_distill.utils.secrets import holds_password, redact
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DIGITS = EXPERIMENTS / "digits_ipc1.yaml"
@@ -40,7 +40,7 @@ WHOLE = "postgresql://me:geheim@host/db"
     ],
 )
 def test_a_password_is_masked_wherever_it_stands(text: str, shown: str) -> None:
-    assert masked(text) == shown
+    assert redact(text) == shown
     assert holds_password(text)
     assert not holds_password(shown)
     assert "geheim" not in ui_command(text)
@@ -50,7 +50,7 @@ def test_a_password_is_masked_wherever_it_stands(text: str, shown: str) -> None:
     "uri", ["sqlite:////a/b.db", "http://127.0.0.1:5000", "s3://bucket/a?region=b", "folder:a:b@c"]
 )
 def test_what_holds_none_is_left_alone(uri: str) -> None:
-    assert masked(uri) == uri
+    assert redact(uri) == uri
 
 
 def test_a_configuration_that_holds_one_is_refused_without_repeating_it() -> None:
@@ -79,7 +79,7 @@ def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither in `run.json` nor in `config.yaml`; the environment's is taken if it is that of this store."""
-    config, folder = load(DIGITS), RunFolder(tmp_path)
+    config, folder = load(DIGITS), RunDir(tmp_path)
     folder.open(config, Tracker(WHOLE, "abc"))
     assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
     assert json.loads(folder.identity.read_text())["uri"] == "postgresql://me:***@host/db"
@@ -93,7 +93,7 @@ def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
 
 
 def test_a_search_keeps_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search, folder = load_search(SEARCH), SearchFolder(tmp_path)
+    search, folder = load_search(SEARCH), SearchDir(tmp_path)
     folder.open(search, Tracker(WHOLE, "abc"))
     assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", WHOLE)

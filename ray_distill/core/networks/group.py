@@ -32,7 +32,7 @@ BY_CHANNEL = (
 """Layers that treat each channel alone; flattening keeps the order of the channels."""
 
 
-class LinearSideBySide(nn.Module):
+class GroupedLinear(nn.Module):
     """R linear layers: [N, R * F] -> [N, R * outputs], with the rows of their parameters one after another."""
 
     bias: nn.Parameter | None
@@ -57,7 +57,7 @@ class LinearSideBySide(nn.Module):
         return outputs
 
 
-class LayerNormSideBySide(nn.Module):
+class GroupedLayerNorm(nn.Module):
     """R layer norms over maps: [N, R * C, H, W] -> the same, with the rows of their parameters one after another."""
 
     def __init__(self, layer: nn.LayerNorm, replicas: int) -> None:
@@ -96,9 +96,9 @@ def _widened(layer: nn.Module, replicas: int) -> nn.Module:
             channels, own = replicas * layer.num_features, {"track_running_stats": layer.track_running_stats}
             return nn.BatchNorm2d(channels, layer.eps, layer.momentum, layer.affine, **own)
         case nn.LayerNorm() if len(layer.normalized_shape) == 3 and layer.elementwise_affine:
-            return LayerNormSideBySide(layer, replicas)
+            return GroupedLayerNorm(layer, replicas)
         case nn.Linear():
-            return LinearSideBySide(layer, replicas)
+            return GroupedLinear(layer, replicas)
         case _ if isinstance(layer, BY_CHANNEL):
             return layer
         case _:
@@ -108,7 +108,7 @@ def _widened(layer: nn.Module, replicas: int) -> nn.Module:
             )
 
 
-def check_side_by_side(module: nn.Module) -> None:
+def check_groupable(module: nn.Module) -> None:
     """Raises: ValueError if the module cannot be set side by side with others of its kind."""
     with torch.device("meta"):
         for layer in module.modules():
@@ -121,13 +121,13 @@ def check_side_by_side(module: nn.Module) -> None:
                 )
 
 
-def side_by_side(module: nn.Module, replicas: int) -> nn.Module:
+def group_module(module: nn.Module, replicas: int) -> nn.Module:
     """R networks like `module` as one: images [N, R * C, H, W] -> logits [N, R * K], on the meta device.
 
     Its parameters have the names of the module's, and R times the rows, those of one network after another.
     Raises: ValueError if the module joins channels, or might.
     """
-    check_side_by_side(module)
+    check_groupable(module)
     module = copy.deepcopy(module)
     with torch.device("meta"):
         for name, layer in list(module.named_modules()):
@@ -154,7 +154,7 @@ class NetworkGroup:
 
     def _wide(self, module: nn.Module) -> nn.Module:
         # One network is itself: the same operations, hence the same bits.
-        return module if self.replicas == 1 else side_by_side(module, self.replicas)
+        return module if self.replicas == 1 else group_module(module, self.replicas)
 
     @cached_property
     def _keeping_statistics(self) -> nn.Module:
