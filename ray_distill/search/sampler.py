@@ -6,6 +6,7 @@ starts from the search's seed and the trial's number, so that a search that is r
 """
 
 import math
+from itertools import accumulate
 
 import optuna
 
@@ -14,6 +15,13 @@ from ray_distill.search.domains import options
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.queue import Drawn, drawn, uniform
 from ray_distill.search.space import TOP
+
+STATES = {
+    "finished": optuna.trial.TrialState.COMPLETE,
+    "stopped": optuna.trial.TrialState.PRUNED,
+    "failed": optuna.trial.TrialState.FAIL,
+    "running": optuna.trial.TrialState.RUNNING,
+}
 
 
 class Sampler:
@@ -44,20 +52,24 @@ class Sampler:
         return Drawn(self._space.draw(pick), numbers)
 
     def _frozen(self, log: TrialLog) -> "optuna.trial.FrozenTrial":
-        """A trial of the journal in Optuna's words; one that runs is one whose result is not known."""
+        """A trial of the journal as Optuna's: one stopped early is PRUNED, so that TPE ranks it behind all complete ones, and
+        among its like by the outer step it came to and its best accuracy until then."""
         assert log.numbers is not None
-        kinds: dict[str, optuna.distributions.BaseDistribution] = {}
+        distributions: dict[str, optuna.distributions.BaseDistribution] = {}
         params: dict[str, float] = {}
         for key, number in log.numbers.items():
             chosen = options(self._space.domains[key])
             if chosen is None:
-                kinds[key], params[key] = optuna.distributions.FloatDistribution(0.0, 1.0), number
+                distributions[key], params[key] = optuna.distributions.FloatDistribution(0.0, 1.0), number
             else:
-                kinds[key] = optuna.distributions.CategoricalDistribution(tuple(range(len(chosen))))
+                distributions[key] = optuna.distributions.CategoricalDistribution(tuple(range(len(chosen))))
                 params[key] = math.floor(number * len(chosen))
-        best = log.record().best
-        known = log.status in ("finished", "stopped") and best is not None
-        states = optuna.trial.TrialState
-        state = states.COMPLETE if known else states.FAIL if log.status == "failed" else states.RUNNING
-        value = best.validation_accuracy if known and best is not None else None
-        return optuna.trial.create_trial(state=state, params=params, distributions=kinds, value=value)
+        best_so_far = accumulate((measured.validation_accuracy for measured in log.curve), max)
+        values = dict(zip((measured.outer_step for measured in log.curve), best_so_far, strict=True))
+        return optuna.trial.create_trial(
+            state=STATES[log.status],
+            params=params,
+            distributions=distributions,
+            intermediate_values=values,
+            value=max(values.values()) if log.status == "finished" else None,
+        )
