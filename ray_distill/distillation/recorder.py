@@ -18,7 +18,7 @@ import ray.train
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.distillation.mailbox import Posted
-from ray_distill.tracking.outbox import RetryQueue
+from ray_distill.tracking.retry_queue import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker
 from ray_distill.utils.progress import Update
 from ray_distill.utils.secrets import redact
@@ -111,8 +111,8 @@ class RunRecording:
                     logger.warning("%s", posted.damaged)
                 self._recording.put(posted)
             self._number = taken.number
-            away = self._recording.trouble is not None
-            waits = f"  (MLflow is away, {self._recording.num_waiting} reports wait)" if away else ""
+            away = self._recording.last_error is not None
+            waits = f"  (MLflow is away, {self._recording.num_pending} reports wait)" if away else ""
             update(taken.done, taken.said + waits)
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class RunRecording:
         left = self._recording.close(FLUSH_WITHIN_S)
         if left:
             logger.warning(
-                "MLflow has not taken %d reports: %s", left, self._recording.trouble or "it is slow"
+                "MLflow has not taken %d reports: %s", left, self._recording.last_error or "it is slow"
             )
 
     def _say(self, posted: Posted) -> None:

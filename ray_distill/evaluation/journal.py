@@ -21,8 +21,7 @@ from ray_distill.evaluation.jobs import LrCandidate, TableRowSpec
 from ray_distill.evaluation.records import Record, Retraining
 from ray_distill.evaluation.subjects import EvaluationSet
 from ray_distill.utils.atomic import write_json
-from ray_distill.utils.jsonl import JsonlFile
-from ray_distill.utils.outbox import OutboxError
+from ray_distill.utils.jsonl import JsonlError, JsonlFile
 
 IDENTITY = "evaluation_of.json"
 RECORDS = "records.jsonl"
@@ -41,11 +40,11 @@ class ResultsLog:
     """The results that there are, in memory and, if it has a file, there."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Raises: OutboxError if a line other than a half one at the end cannot be read."""
+        """Raises: JsonlError if a line other than a half one at the end cannot be read."""
         self._lines = JsonlFile(path) if path is not None else None
         self._found: dict[_Key, _Found] = {}
         self._latest: dict[Retraining, str] = {}
-        for number, line in enumerate(self._lines.found if self._lines else [], 1):
+        for number, line in enumerate(self._lines.lines if self._lines else [], 1):
             self._take(*_read(line, f"{path}, line {number}"))
 
     def add(self, line: TableRowSpec, found: Iterable[_Found]) -> None:
@@ -55,7 +54,7 @@ class ResultsLog:
             self._take(line.fingerprint, one)
             things.append(entry(line, one))
         if self._lines is not None:
-            self._lines.add(things)
+            self._lines.append(things)
 
     def _take(self, fingerprint: str, one: _Found) -> None:
         self._found[(type(one), fingerprint, one.of.index, one.inner_steps, one.lr)] = one
@@ -93,7 +92,7 @@ def _read(line: bytes, where: str) -> tuple[str, _Found]:
         found = values[of]
         return str(values["line"]), kind(**found | {"of": Retraining(**found["of"])})
     except (ValueError, KeyError, TypeError) as e:
-        raise OutboxError(
+        raise JsonlError(
             f"{where}: not a record of an evaluation ({e}); remove the line, or the folder"
         ) from e
 

@@ -26,7 +26,7 @@ from ray_distill.errors import RunError
 from ray_distill.search.accounting import SearchTime, spent
 from ray_distill.search.config import JUDGED_BY
 from ray_distill.search.results import Measured, TrialRecord, Value
-from ray_distill.utils.outbox import OutboxFile
+from ray_distill.utils.jsonl import OutboxFile
 
 Status = Literal["finished", "stopped", "failed", "running"]
 
@@ -140,8 +140,8 @@ class SearchJournal:
         """The population's last exchange."""
         self._events: list[dict[str, Any]] = []
         self._lines = OutboxFile(path)
-        for entry in self._lines.unsaid:
-            self._take(entry.thing)
+        for entry in self._lines.pending:
+            self._take(entry.record)
 
     def _take(self, event: dict[str, Any]) -> None:
         self._events.append(event)
@@ -156,7 +156,7 @@ class SearchJournal:
 
     def write(self, event: str, **of: Any) -> None:
         """Add an event, on the disk, and kept, when this returns. Raises: what `keep` does."""
-        self._take(self._lines.add({"event": event, **of, "unix_s": time.time()}).thing)
+        self._take(self._lines.append({"event": event, **of, "unix_s": time.time()}).record)
         try:
             self._keep()
         except RunError as e:

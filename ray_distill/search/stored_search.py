@@ -22,7 +22,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.search.files import IDENTITY, JOURNAL, SEARCH, TUNE, UNSAID, SearchIdentity
 from ray_distill.storage.remote import Storage, StorageAwayError
 from ray_distill.storage.workdir import WorkDir
-from ray_distill.utils.outbox import pending, replace
+from ray_distill.utils.jsonl import pending_lines, replace_outbox
 
 PAUSES_S = (1.0, 4.0, 15.0, 30.0)
 """Before a storage that is away is asked again; after the last the search ends."""
@@ -64,7 +64,7 @@ class StoredSearch(WorkDir):
         for pause_s in (*PAUSES_S, None):
             self.check_held()
             try:
-                self.storage.put(UNSAID, pending(root / UNSAID))
+                self.storage.put(UNSAID, pending_lines(root / UNSAID))
                 self.storage.put(JOURNAL, (root / JOURNAL).read_bytes())
                 return
             except StorageAwayError as e:
@@ -84,5 +84,5 @@ class StoredSearch(WorkDir):
             return
         # The journal comes last: without it a fetch that was cut short is done again.
         self.bring(root, (IDENTITY, SEARCH))
-        replace(root / UNSAID, self.storage.read(UNSAID) or b"")
+        replace_outbox(root / UNSAID, self.storage.read(UNSAID) or b"")
         self.bring(root, (JOURNAL,))

@@ -28,9 +28,9 @@ from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
 from ray_distill.search.leaderboard import LeaderboardRow, markdown
 from ray_distill.search.results import Value
-from ray_distill.tracking.outbox import RetryQueue
+from ray_distill.tracking.retry_queue import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, final_status
-from ray_distill.utils.outbox import Entry, OutboxFile
+from ray_distill.utils.jsonl import OutboxEntry, OutboxFile
 
 JOURNAL = "mlflow_journal.jsonl"
 """The journal's file in the search's folder."""
@@ -72,9 +72,9 @@ class SearchTracking:
         """Those that the recording has opened."""
         self._running: set[str] = set()
         self._journal = OutboxFile(folder / JOURNAL)
-        self.found_unsaid = len(self._journal.unsaid)
+        self.found_unsaid = len(self._journal.pending)
         """How many things an earlier process could not say; they are said first."""
-        self._recording = RetryQueue(self._say, list(self._journal.unsaid))
+        self._recording = RetryQueue(self._say, list(self._journal.pending))
 
     # What the driver says.
 
@@ -156,9 +156,9 @@ class SearchTracking:
             )
         self._put("finish", status=status, unix_s=time.time())
         left = self._recording.close(within_s)
-        warnings = list(self._recording.refused)
+        warnings = list(self._recording.rejected)
         if left:
-            why = f" ({self._recording.trouble})" if self._recording.trouble else ""
+            why = f" ({self._recording.last_error})" if self._recording.last_error else ""
             warnings.append(
                 f"{left} entries of {self._folder / JOURNAL} are not in MLflow yet{why}; --resume says them"
             )
@@ -167,20 +167,20 @@ class SearchTracking:
     @property
     def num_waiting(self) -> int:
         """How many entries MLflow has not got yet."""
-        return self._recording.num_waiting
+        return self._recording.num_pending
 
     @property
     def trouble(self) -> str | None:
         """Why MLflow does not take them; None while it does."""
-        return self._recording.trouble
+        return self._recording.last_error
 
     # What the thread does with it.
 
     def _put(self, what: str, **thing: Any) -> None:
-        self._recording.put(self._journal.add({"say": what, **thing}))
+        self._recording.put(self._journal.append({"say": what, **thing}))
 
-    def _say(self, entry: Entry) -> None:
-        said, unix_s = entry.thing, float(entry.thing.get("unix_s", 0.0))
+    def _say(self, entry: OutboxEntry) -> None:
+        said, unix_s = entry.record, float(entry.record.get("unix_s", 0.0))
         match said["say"]:
             case "go_on":
                 self.parent.reopen()
@@ -206,7 +206,7 @@ class SearchTracking:
                 self.parent.log_file(Path(said["path"]))
             case "finish":
                 self.parent.finish(said["status"], unix_s)
-        self._journal.mark_said(entry)
+        self._journal.ack(entry)
 
     def _run_of(self, trial: str) -> Tracker:
         """A trial's run, which an earlier process may have opened."""

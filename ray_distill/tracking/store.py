@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ray_distill.errors import RunError, first_line
-from ray_distill.tracking.outbox import AwayError
+from ray_distill.tracking.retry_queue import UnavailableError
 from ray_distill.tracking.uri import StoreError, sqlite_file
 from ray_distill.utils.secrets import redact
 
@@ -22,7 +22,7 @@ class TrackingError(RunError):
     """The store does not take what a run has to say. The results on disk do not depend on it."""
 
 
-class StoreAwayError(TrackingError, AwayError):
+class StoreUnavailableError(TrackingError, UnavailableError):
     """For now: the store is locked, or not there."""
 
 
@@ -49,7 +49,7 @@ def import_mlflow() -> Any:
 
 @contextmanager
 def store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
-    """What MLflow and its database raise becomes one error of ours: StoreAwayError for a TrackingError that
+    """What MLflow and its database raise becomes one error of ours: StoreUnavailableError for a TrackingError that
     may be none later."""
     import_mlflow()
     from mlflow.exceptions import MlflowException
@@ -60,7 +60,7 @@ def store(uri: str, error: type[Exception] = TrackingError) -> Iterator[None]:
     # A database whose driver is not installed is an ImportError.
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as e:
         if error is TrackingError and getattr(e, "error_code", None) not in REFUSALS:
-            error = StoreAwayError
+            error = StoreUnavailableError
         raise error(redact(f"MLflow at {uri}: {first_line(e)}")) from e
 
 

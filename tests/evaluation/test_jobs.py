@@ -29,7 +29,7 @@ from ray_distill.evaluation.journal import ResultsLog, claim, identity, remember
 from ray_distill.evaluation.records import Record
 from ray_distill.evaluation.scheduler import JobScheduler
 from ray_distill.evaluation.subjects import EvaluationSet
-from ray_distill.utils.outbox import OutboxError
+from ray_distill.utils.jsonl import JsonlError
 from tests.helpers.evaluated_sets import at_hand, judged_of
 from tests.helpers.tiny import tiny_config
 
@@ -345,7 +345,7 @@ def test_a_damaged_journal_is_refused(mine: EvaluationSet, tmp_path: Path) -> No
     follow(JobScheduler(lines_of([mine]), ResultsLog(path), silent), pretend)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:-5], *lines[3:]]) + "\n")
-    with pytest.raises(OutboxError, match="line 3: not a record"):
+    with pytest.raises(JsonlError, match="line 3: not a record"):
         ResultsLog(path)
 
 

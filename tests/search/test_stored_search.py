@@ -18,7 +18,7 @@ from ray_distill.storage import lease
 from ray_distill.storage.lease import LEASE, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
 from ray_distill.tracking.tracker import Tracker
-from ray_distill.utils.outbox import OutboxFile
+from ray_distill.utils.jsonl import OutboxFile
 from tests.helpers.tiny_search import tiny_search
 
 TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
@@ -35,8 +35,8 @@ def begun(tmp_path: Path) -> SearchDir:
     place = search_in(tmp_path / "here", tmp_path / "store")
     place.open(SEARCH, TRACKER)
     record = OutboxFile(place.path / "mlflow_journal.jsonl")
-    record.mark_said(record.add({"n": 0}))
-    record.add({"n": 1})
+    record.ack(record.append({"n": 0}))
+    record.append({"n": 1})
     journal = SearchJournal(place.journal, place.keep)
     journal.write("trial", trial="trial-000", values={})
     kept = tmp_path / "store" / "tune" / "attempt-1" / "trial-000" / "checkpoint_000000"
@@ -62,7 +62,7 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchDir, tm
     other.fetch()
     for file in (other.identity, other.search, other.journal):
         assert file.read_bytes() == (begun.path / file.name).read_bytes()
-    assert [entry.thing for entry in OutboxFile(other.path / "mlflow_journal.jsonl").unsaid] == [{"n": 1}]
+    assert [entry.record for entry in OutboxFile(other.path / "mlflow_journal.jsonl").pending] == [{"n": 1}]
     assert list(SearchJournal(other.journal).logs) == ["trial-000"]
     assert (other.tune_for_ray()[0], other.new_attempt()) == (str(tmp_path / "store" / "tune"), "attempt-2")
     name = "tune/attempt-1/trial-000/checkpoint_000000"
@@ -90,13 +90,13 @@ def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
     other.fetch()
     SearchJournal(other.journal, other.keep).write("trial", trial="trial-002", values={})
     record = OutboxFile(other.path / "mlflow_journal.jsonl")
-    record.mark_said(record.unsaid[-1])
+    record.ack(record.pending[-1])
     other.keep()
     for content in (begun.journal.read_bytes(), stored):
         begun.journal.write_bytes(content)
         begun.fetch()
         assert list(SearchJournal(begun.journal).logs) == ["trial-000", "trial-002"]
-        assert OutboxFile(begun.path / "mlflow_journal.jsonl").unsaid == []
+        assert OutboxFile(begun.path / "mlflow_journal.jsonl").pending == []
 
 
 def test_what_is_not_this_search_is_refused(begun: SearchDir, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ray_distill.search.accounting import SearchTime
 from ray_distill.search.leaderboard import leaderboard
 from ray_distill.search.results import Measured, TrialRecord
 from ray_distill.search.tracking import SearchTracking, tracked_search
-from ray_distill.tracking import outbox
+from ray_distill.tracking import retry_queue
 from ray_distill.tracking.tracker import Tracker, open_run
 
 LR = "inner.lr"
@@ -21,7 +21,7 @@ LR = "inner.lr"
 
 @pytest.fixture
 def parent(uri: str, monkeypatch: pytest.MonkeyPatch) -> Tracker:
-    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(retry_queue, "MAX_BACKOFF_S", 0.2)
     return open_run(uri, "tests", "search", {"scheduler": "asha"}, {"kind": "search"})
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.tracking.store import StoreAwayError, TrackingError, open_store
+from ray_distill.tracking.store import StoreUnavailableError, TrackingError, open_store
 from ray_distill.tracking.tracker import Tracker, flatten, open_run, tracked_run
 from ray_distill.tracking.uri import StoreError, store_uri, ui_command
 
@@ -108,7 +108,7 @@ def test_a_store_that_is_gone_does_not_hide_the_error(tmp_path: Path) -> None:
     gone = Tracker("http://127.0.0.1:9", "abc")
     with pytest.raises(ValueError, match="the real one"), tracked_run(gone):
         raise ValueError("the real one")
-    with pytest.raises(StoreAwayError, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:9"):
         gone.log_points(points(1, 1))
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
         gone.has_run()
@@ -126,7 +126,7 @@ def test_a_run_that_the_store_does_not_know(tracker: Tracker) -> None:
     assert not unknown.has_run()
     with pytest.raises(TrackingError, match="not found") as refused:
         unknown.log_points(points(1, 1))
-    assert not isinstance(refused.value, StoreAwayError), "nobody would gain by saying it again"
+    assert not isinstance(refused.value, StoreUnavailableError), "nobody would gain by saying it again"
 
 
 def test_where_the_record_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
