@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ray_distill.config.config import read_yaml
+from ray_distill.config.load import read_yaml
 from ray_distill.data import sources
 
 HERE = Path(__file__).parent

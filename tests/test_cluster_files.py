@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from ray_distill.config import config as configuration
+from ray_distill.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "experiments" / "cluster"
@@ -124,7 +124,7 @@ def test_the_manifests_pods_have_room_for_its_run() -> None:
     words = spec["entrypoint"].split()
     assert words[:2] == ["ray-distill", "distill"]
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    config = configuration.load(ROOT / "experiments" / Path(words[2]).name, overrides)
+    config = load_config(ROOT / "experiments" / Path(words[2]).name, overrides)
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     cpus = int(group["rayStartParams"]["num-cpus"])
     per_pod = cpus // config.cluster.cpus_per_worker

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from ray_distill.config.config import Config, load, read_yaml
+from ray_distill.config.config import Config
+from ray_distill.config.load import load_config, read_yaml
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
 from ray_distill.planning.images import named
@@ -71,7 +72,7 @@ def flags(command: str) -> dict[str, str]:
 
 
 def of(name: str) -> Config:
-    return load(ROOT / "experiments" / f"{name}.yaml")
+    return load_config(ROOT / "experiments" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

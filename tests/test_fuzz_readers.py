@@ -23,7 +23,8 @@ import torch
 
 from ray_distill.artifacts import parquet
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.config.config import Config, load
+from ray_distill.config.config import Config
+from ray_distill.config.load import load_config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import OuterOptimizer
@@ -31,8 +32,12 @@ from ray_distill.core.schedules import Constant
 from ray_distill.core.state import Best, RunState
 from ray_distill.data.arrow_file import Spool, open_images
 from ray_distill.data.labelled_images import LabelledImages
-from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
-from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
+from ray_distill.data.preprocessing import (
+    Preprocessing,
+    fit_preprocessing,
+    load_preprocessing,
+    save_preprocessing,
+)
 from ray_distill.distillation import checkpoint
 from ray_distill.distillation.checkpoint import SavedRun, load_state, save_state
 from ray_distill.errors import RunError, UserError
@@ -269,7 +274,7 @@ def is_images(found: LabelledImages) -> bool:
 
 
 def experiment() -> Config:
-    return load(DIGITS)
+    return load_config(DIGITS)
 
 
 def write_identity(path: Path) -> None:

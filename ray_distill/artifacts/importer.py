@@ -31,7 +31,8 @@ from ray_distill.artifacts.types import Layout, Space
 from ray_distill.builders import experiment
 from ray_distill.builders.data import data_spec
 from ray_distill.builders.protocol import protocol_of
-from ray_distill.config.config import Config, ConfigError, parse
+from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.load import parse_config
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.preprocessing import Preprocessing
@@ -161,7 +162,7 @@ def _with_ipc(config: Config, ipc: int, path: Path) -> Config:
     values = config.to_dict()
     values["distilled"]["ipc"] = ipc
     try:
-        return parse(values)
+        return parse_config(values)
     except ConfigError as e:
         raise ConfigError(f"{path} has {ipc} image(s) per class, and in the configuration {e}") from None
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_distill.bench.subprocess_run import MeasuredRun, measured
-from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
+from ray_distill.config.load import apply_overrides, load_config, parse_config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.errors import RunError, UserError
@@ -124,7 +124,7 @@ def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[s
             )
     with as_file(files("ray_distill") / "demo.yaml") as demo:
         own = () if file else benchmark.built_in
-        config = configuration.load(file or demo, [*own, *overrides, "cluster={}"])
+        config = load_config(file or demo, [*own, *overrides, "cluster={}"])
     workers = max(way.workers for way in benchmark.ways)
     if config.replicas % workers:
         raise UserError(f"replicas: must be a multiple of {workers}, the workers (found {config.replicas})")
@@ -181,7 +181,7 @@ def carry_out(
 
 
 def _with(config: Config, *overrides: str) -> Config:
-    return configuration.parse(configuration.apply_overrides(config.to_dict(), overrides))
+    return parse_config(apply_overrides(config.to_dict(), overrides))
 
 
 def steps_for(seconds: float, points: Sequence[StepMetrics], validate_every: int) -> int:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 
 from ray_distill.builders import experiment as builders_experiment
-from ray_distill.config import config as configuration
 from ray_distill.config.config import Config
+from ray_distill.config.load import load_config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.metrics import StepMetrics
@@ -162,7 +162,7 @@ def main(route: str, folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
-        points, end = ROUTES[route](configuration.load(folder / "config.yaml"), folder)
+        points, end = ROUTES[route](load_config(folder / "config.yaml"), folder)
     except (UserError, RunError) as e:
         (folder / "error").write_text(str(e))
         return 2 if isinstance(e, UserError) else 1

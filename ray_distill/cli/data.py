@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_distill.cli.console import Set, bar, check_picture, exit_codes, stdout
-from ray_distill.config import config as configuration
 from ray_distill.config.config import Config, DataRequest
+from ray_distill.config.load import apply_overrides, load_config, parse_data_request
 
 if TYPE_CHECKING:
     from ray_distill.data.labelled_images import LabelledImages
@@ -77,8 +77,8 @@ def prepare(
 
 def _request(source: str, overrides: list[str]) -> Config | DataRequest:
     if source.endswith((".yaml", ".yml")):
-        return configuration.load(Path(source), overrides)
-    return configuration.parse_data(configuration.apply_overrides({"data": {"source": source}}, overrides))
+        return load_config(Path(source), overrides)
+    return parse_data_request(apply_overrides({"data": {"source": source}}, overrides))
 
 
 def _prepare(request: Config | DataRequest, picture: Path | None) -> None:

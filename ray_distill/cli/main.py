@@ -38,8 +38,8 @@ from ray_distill.cli.exchange import export, import_
 from ray_distill.cli.plan import plan
 from ray_distill.cli.search import search
 from ray_distill.cli.signals import refuse_job_scratch
-from ray_distill.config import config as configuration
 from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.load import load_config
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -166,8 +166,8 @@ def _free_folder(folder: Path) -> Path:
 def demo_config(overrides: list[str]) -> Config:
     """The demo's configuration, with no more workers than this machine has cores unless told so."""
     with as_file(files("ray_distill") / "demo.yaml") as path:
-        workers = min(configuration.load(path).cluster.num_workers, os.cpu_count() or 1)
-        return configuration.load(path, [f"cluster.num_workers={workers}", *overrides])
+        workers = min(load_config(path).cluster.num_workers, os.cpu_count() or 1)
+        return load_config(path, [f"cluster.num_workers={workers}", *overrides])
 
 
 @app.command()
@@ -215,7 +215,7 @@ def distill(
     with _errors():
         if resume and force:
             raise ConfigError("--force: would delete the run that --resume goes on with; give one of the two")
-        config = configuration.load(config_file, set_ or [])
+        config = load_config(config_file, set_ or [])
         if dry_run:
             print(config.to_yaml(), end="")
             print(f"# hash {config.hash}")

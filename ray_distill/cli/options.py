@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_distill.artifacts.types import Layout, Space
-from ray_distill.config import config as configuration
+from ray_distill.config.load import load_config
 from ray_distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def external_set_options(
             f"--like {like}: say with --space what the file's values are: whitened (already as data.preprocessing "
             "leaves images) or pixels"
         )
-    config = configuration.load(like, overrides)
+    config = load_config(like, overrides)
     from ray_distill.artifacts.importer import ExternalSpec
 
     return ExternalSpec(config=config, space=space, layout=layout, images=images, labels=labels)

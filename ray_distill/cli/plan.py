@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ray_distill.cli.console import Set, bar, check_target, exit_codes, stdout
-from ray_distill.config import config as configuration
+from ray_distill.config.load import load_config
 
 if TYPE_CHECKING:
     from ray_distill.planning.estimate import PlanRow, Probed
@@ -55,7 +55,7 @@ def plan(
 
         if json_file is not None:
             check_target(json_file, "--json")
-        config = configuration.load(config_file, set_ or [])
+        config = load_config(config_file, set_ or [])
         memory_bytes = int(memory * GIB) if memory else memory_of(device_of(config))
         probed = probe(config, memory_bytes=memory_bytes, compiled=compiled, bar=bar)
         lever = setting_to_lower(probed)

@@ -3,13 +3,23 @@
 The builder holds a lock of the operating system's, which ends with the process that holds it, however that ends,
 and writes under another name: a file at its own name was finished. What a killed builder left is
 removed by the next.
+
+A store (a URI) that machines share may hold copies of them under the same names, which say what they were made from:
+what is missing here is fetched from it, and what it lacks is uploaded.
 """
 
 import fcntl
+import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ray_distill.data.paths import Place, place_of, reading
+from ray_distill.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 Waiting = Callable[[], None]
 """Called before a wait for another process."""
@@ -56,3 +66,87 @@ def built_once(target: Path, build: Callable[[Path], None], waiting: Waiting | N
 def _remove_parts(target: Path) -> None:
     for left in target.parent.glob(f".{target.name}.part-*"):
         left.unlink()
+
+
+class _NotThereError(Exception):
+    """The store has no such file."""
+
+
+def prepared_once(
+    target: Path, shared: str | None, build: Callable[[Path], None], waiting: Waiting | None = None
+) -> None:
+    """Have the file at `target`, as `built_once`, and in the store: whatever lacks it gets it from the other.
+
+    Args:
+        shared: URI of the store's folder, or None.
+
+    Raises: DataError for a store that cannot be read. One that takes no file is a warning: others build it then.
+    """
+    if shared is None:
+        built_once(target, build, waiting)
+        return
+    place = place_of(shared) / target.name
+
+    def fetch_or_build(part: Path) -> None:
+        if not _copied(place, part):
+            build(part)
+
+    built_once(target, fetch_or_build, waiting)
+    _put(target, place)
+
+
+def fetched(target: Path, shared: str | None) -> bool:
+    """Whether the file is at `target`, if need be by fetching it from the store. Raises: DataError."""
+    if target.exists():
+        return True
+    if shared is None:
+        return False
+
+    def fetch(part: Path) -> None:
+        if not _copied(place_of(shared) / target.name, part):
+            raise _NotThereError
+
+    try:
+        built_once(target, fetch)
+    except _NotThereError:
+        return False
+    return True
+
+
+def _copied(place: Place, part: Path) -> bool:
+    """Whether the store had the file, which is at `part` then."""
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    if not place.is_file():
+        return False
+    with reading(place):
+        copy_files(
+            place.path,
+            str(part),
+            source_filesystem=place.filesystem,
+            destination_filesystem=LocalFileSystem(),
+        )
+    return True
+
+
+def _put(target: Path, place: Place) -> None:
+    import pyarrow as pa
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    if place.is_file():
+        return
+    # An object is there when it is whole; a file is there as it grows.
+    part = place.parent / f".{place.name}.part-{uuid.uuid4().hex}" if place.is_local else place
+    try:
+        if place.is_local:
+            place.filesystem.create_dir(place.parent.path)
+        copy_files(
+            str(target),
+            part.path,
+            source_filesystem=LocalFileSystem(),
+            destination_filesystem=place.filesystem,
+        )
+        if part != place:
+            place.filesystem.move(part.path, place.path)
+    except (OSError, pa.ArrowException) as e:
+        logger.warning("%s could not be put into data.cache: %s", place, first_line(e))

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from ray_distill.core.rng import Stream
 from ray_distill.data.arrow_file import Spool, open_images
+from ray_distill.data.cache import prepared_once
 from ray_distill.data.decoding import Broken, Decoded, Progress, decoded
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.listing import Listing
-from ray_distill.data.shared_cache import prepared_once
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import balanced_rows
 from ray_distill.utils.secrets import redact

@@ -15,14 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ray_distill.data import whitening_memory
 from ray_distill.data.arrow_file import Spool, open_images
+from ray_distill.data.cache import prepared_once
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
-from ray_distill.data.preprocessing import Preprocessing, fit_preprocessing
-from ray_distill.data.preprocessing_file import load_preprocessing, save_preprocessing
-from ray_distill.data.shared_cache import prepared_once
+from ray_distill.data.preprocessing import (
+    Preprocessing,
+    fit_preprocessing,
+    load_preprocessing,
+    save_preprocessing,
+)
 from ray_distill.data.spec import DataSpec
+from ray_distill.data.whitening import check_fitting_memory, fitting_note
 
 FITTING = 1
 """Raised with every change after which the same images give another preprocessing, or are whitened otherwise."""
@@ -43,8 +47,8 @@ def fitted_preprocessing(
     def fit(part: Path) -> None:
         what = f"fitting {kind}"
         if kind == "zca":
-            whitening_memory.check(images.image_shape)
-            what += whitening_memory.said(images.image_shape)
+            check_fitting_memory(images.image_shape)
+            what += fitting_note(images.image_shape)
         chunks = _watched(images.pixel_chunks(train_rows_N), what, len(train_rows_N), progress)
         save_preprocessing(part, fit_preprocessing(kind, chunks, zca_shrinkage=spec.zca_shrinkage))
 

@@ -10,12 +10,17 @@ the very same numbers:
     describe()                -> one line for people
     to_record()               -> (plain data, float32 tensors); `preprocessing_from_record` undoes it
     kind                      -> "none" | "normalise" | "zca"
+
+A fitted one is saved as an Arrow IPC file: a row for each tensor, the rest as JSON in the schema's metadata.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +28,8 @@ from ray_distill.data.labelled_images import DataError
 from ray_distill.data.whitening import ZcaWhitening, fit_whitening, whitening_from_record
 
 KINDS = ("none", "normalise", "zca")
+FORMAT = 1
+_KEY = b"ray_distill"
 
 Record = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -162,3 +169,42 @@ def _fit_normalisation(pixel_chunks: Iterable[Tensor]) -> Normalisation:
     if bool((variance_C < 1e-12).any()):
         raise DataError("a channel has one value in all training images; use the preprocessing none")
     return Normalisation(mean_C=mean_C.to(torch.float32), std_C=variance_C.sqrt().to(torch.float32))
+
+
+def save_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
+    """Write it."""
+    import pyarrow as pa
+
+    description, tensors = preprocessing.to_record()
+    header = json.dumps({"format": FORMAT, "preprocessing": description})
+    columns = {
+        "name": pa.array(list(tensors), pa.string()),
+        "shape": pa.array([list(t.shape) for t in tensors.values()], pa.list_(pa.int64())),
+        "values": pa.array([t.flatten().numpy() for t in tensors.values()], pa.large_list(pa.float32())),
+    }
+    table = pa.table(columns).replace_schema_metadata({_KEY: header})
+    with path.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def load_preprocessing(path: Path) -> Preprocessing:
+    """What `save_preprocessing` wrote. Raises: DataError for any other file."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as reader:
+            table = reader.read_all()
+            table.validate(full=True)
+        header = json.loads(table.schema.metadata[_KEY])
+        if header["format"] != FORMAT:
+            raise ValueError(f"format {header['format']}")
+        tensors = {}
+        names, shapes = table.column("name").to_pylist(), table.column("shape").to_pylist()
+        for name, shape, values in zip(names, shapes, table.column("values"), strict=True):
+            # A copy of its own: aligned as any tensor, so that products with it round as before saving.
+            flat = np.array(values.values.to_numpy(zero_copy_only=True), copy=True)
+            tensors[name] = torch.from_numpy(flat).reshape(shape)
+        return preprocessing_from_record(header["preprocessing"], tensors)
+    # What a broken file makes Arrow and NumPy raise is many things.
+    except Exception as e:
+        raise DataError(f"{path} is not a fitted preprocessing ({e}); remove it, to have it made anew") from e

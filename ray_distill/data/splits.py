@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ray_distill.core.rng import Stream
 from ray_distill.data.arrow_file import open_images
+from ray_distill.data.cache import fetched
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.preprocessed import fitted_preprocessing, preprocessed
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
-from ray_distill.data.shared_cache import fetched
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import stratified_split

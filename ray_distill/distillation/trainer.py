@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from ray_distill.cluster.connection import in_environment, normal_priority, require
 from ray_distill.cluster.process_group import GroupConfig
-from ray_distill.config.config import Config, parse
+from ray_distill.config.config import Config
+from ray_distill.config.load import parse_config
 from ray_distill.core.distributed import Communicator, SingleProcess, TorchDistributed
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import NonFiniteError, Report, outer_loop
@@ -157,7 +158,7 @@ def worker(setup: dict[str, Any]) -> str | None:
     """
     quiet_reports()
     normal_priority()
-    config = parse(setup["config"])
+    config = parse_config(setup["config"])
     place = open_worker_context(
         config, setup["data"], lambda: ray.get(setup["fitted"][0])[0], worker_device(config)
     )

@@ -15,7 +15,7 @@ import torch
 
 from ray_distill.builders import experiment, settings
 from ray_distill.builders.networks import network_for
-from ray_distill.config.config import parse
+from ray_distill.config.load import parse_config
 from ray_distill.core.augment import NONE as NO_AUGMENTATION
 from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
 from ray_distill.core.retrain import Batches, retrain_group
@@ -48,7 +48,7 @@ class LoadedSet:
     """A judged set in an actor: whatever of its data is asked for is opened then, and kept."""
 
     def __init__(self, shipped: Shipped) -> None:
-        self._shipped, self.config = shipped, parse(shipped.config)
+        self._shipped, self.config = shipped, parse_config(shipped.config)
         self.device = settings.device_of(self.config)
         settings.set_tf32(self.config)
 

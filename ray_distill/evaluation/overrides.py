@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ray_distill.config.config import Config, ConfigError, apply_overrides, parse
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.evaluation import USUAL
+from ray_distill.config.load import apply_overrides, parse_config
 
 EVALUATION_SECTIONS = (
     "evaluation",
@@ -49,10 +50,10 @@ def evaluation_configs(
         for key, value in evaluation.items()
         if f"evaluation.{key}" in given or key in options or not _idle(key, evaluation)
     }
-    judging = parse(first)
+    judging = parse_config(first)
     section = judging.to_dict()["evaluation"]
     others = [apply_overrides(dict(of), overrides) | {"evaluation": section} for of in values[1:]]
-    return [judging, *(parse(other) for other in others)]
+    return [judging, *(parse_config(other) for other in others)]
 
 
 def _idle(key: str, evaluation: Mapping[str, Any]) -> bool:

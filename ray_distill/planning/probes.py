@@ -18,7 +18,8 @@ import torch
 
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
-from ray_distill.config.config import Config, ConfigError, parse
+from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.load import parse_config
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
 from ray_distill.core.microbatches import Batches
 from ray_distill.core.networks.group import NetworkGroup
@@ -55,7 +56,7 @@ class Setting:
 
     def read(self) -> Config:
         """The configuration, with all that would leave the setting to chance settled."""
-        config = parse(self.config)
+        config = parse_config(self.config)
         compute = config.compute.model_copy(
             update={"compile": "always" if self.compiled else "never", "replicas_at_once": self.at_once}
         )

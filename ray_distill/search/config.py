@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from ray_distill.config.base import NonNegativeInt, Section
-from ray_distill.config.config import Config, ConfigError, apply_overrides, explain, parse, read_yaml
+from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.load import apply_overrides, explain, parse_config, read_yaml
 from ray_distill.config.yaml import to_yaml
 from ray_distill.search.domains import KEY, Domain, GridDomain
 from ray_distill.search.space import RULE, Space, value_at
@@ -116,7 +117,7 @@ class SearchConfig(Section):
     @property
     def config(self) -> Config:
         """The base."""
-        return parse(self.base)
+        return parse_config(self.base)
 
     @property
     def outer_steps(self) -> int:

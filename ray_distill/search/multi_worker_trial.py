@@ -24,7 +24,8 @@ from ray.util.queue import Empty, Queue
 
 from ray_distill.cluster.connection import normal_priority
 from ray_distill.cluster.process_group import GroupConfig
-from ray_distill.config.config import Config, parse
+from ray_distill.config.config import Config
+from ray_distill.config.load import parse_config
 from ray_distill.core.distributed import Communicator, SingleProcess, TorchDistributed
 from ray_distill.core.state import RunState
 from ray_distill.distillation.recovery import NoWholeCheckpointError, booked, newest_read
@@ -42,7 +43,7 @@ def train_worker(setup: dict[str, Any]) -> None:
     quiet_reports()
     normal_priority()
     proposal, shared = setup["proposal"], setup["shared"]
-    config = parse(proposal["config"])
+    config = parse_config(proposal["config"])
     fitted = shared["fitted"]
     place = open_worker_context(config, shared["data"], lambda: ray.get(fitted[0]), worker_device(config))
     world: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
@@ -114,7 +115,7 @@ def trial_by_train(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
         say_again(kept)
     queue = Queue(actor_options={"num_cpus": 0})
     setup = {"proposal": proposal, "shared": shared, "checkpoint": kept}
-    trainer = _trainer(parse(proposal["config"]), setup, queue)
+    trainer = _trainer(parse_config(proposal["config"]), setup, queue)
     raised: list[BaseException] = []
 
     def fit() -> None:

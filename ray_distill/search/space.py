@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ray_distill.config.config import Config, ConfigError, parse
+from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.load import parse_config
 from ray_distill.config.truncation import fields_of
 from ray_distill.search.domains import (
     Domain,
@@ -74,7 +75,7 @@ class Space:
     @cached_property
     def resolved(self) -> dict[str, Any]:
         """The base with all defaults, in a run as long as a trial. Raises: ConfigError."""
-        return parse(self.plain({})).to_dict()
+        return parse_config(self.plain({})).to_dict()
 
     @cached_property
     def order(self) -> list[str]:
@@ -199,11 +200,11 @@ class Space:
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """The configuration of a trial with these values. Raises: ConfigError."""
-        return parse(self.plain(values))
+        return parse_config(self.plain(values))
 
     def whole(self, values: Mapping[str, Any]) -> Config:
         """A distillation with these values, as long and on as many workers as the base. Raises: ConfigError."""
-        return parse(self._laid_over(values))
+        return parse_config(self._laid_over(values))
 
     def grid(self) -> Iterator[dict[str, Value]]:
         """Every point of a grid, the last key changing fastest. A value that two points share is there once."""

@@ -20,7 +20,7 @@ from pyarrow.fs import FileSelector
 from ray import tune
 
 from ray_distill.builders import settings
-from ray_distill.config.config import parse
+from ray_distill.config.load import parse_config
 from ray_distill.core.distributed import Communicator, SingleProcess
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
@@ -188,7 +188,7 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
         shared: `data` (the ticket for the real images), `fitted` (a list of one reference to their preprocessing),
             `search_hash` and `filesystem` (pyarrow's, of Tune's storage; None for this machine's).
     """
-    config = parse(proposal["config"])
+    config = parse_config(proposal["config"])
     place = open_worker_context(
         config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_of(config)
     )

@@ -19,7 +19,8 @@ from PIL import Image
 from ray_distill.artifacts.external_labels import class_of
 from ray_distill.artifacts.importer import ExternalSpec, load_set
 from ray_distill.builders import experiment
-from ray_distill.config.config import ConfigError, load, parse
+from ray_distill.config.config import ConfigError
+from ray_distill.config.load import load_config, parse_config
 from ray_distill.data.labelled_images import DataError
 from tests.helpers.external_sets import CLASSES, World, make_world, set_of
 
@@ -207,11 +208,11 @@ def test_the_images_per_class_are_the_files(world: World, tmp_path: Path) -> Non
     assert world.config.distilled.ipc == 1
     assert dataset.config["distilled"]["ipc"] == 2
     assert dataset.protocol["batch_per_class"] == 2
-    assert parse(dataset.config).hash == dataset.config_hash
+    assert parse_config(dataset.config).hash == dataset.config_hash
     values = world.config.to_dict() | {"distilled": {"ipc": 5}}
     values["inner"]["batch_per_class"] = 4
     with pytest.raises(ConfigError, match=r"has 2 image\(s\) per class.*inner.batch_per_class.*found 4"):
-        load_set(path, replace(stated(world), config=parse(values)))
+        load_set(path, replace(stated(world), config=parse_config(values)))
 
 
 def test_what_is_said_of_labels_that_are_absent(world: World, tmp_path: Path) -> None:
@@ -510,10 +511,10 @@ def test_another_whitening_than_the_configurations_is_refused(world: World, tmp_
     values = world.config.to_dict()
     values["data"]["zca_shrinkage"] = 0.12
     with pytest.raises(DataError, match="another whiten_DD than is fitted"):
-        load_set(tmp_path / "set.npz", replace(stated(world), config=parse(values)))
+        load_set(tmp_path / "set.npz", replace(stated(world), config=parse_config(values)))
     values["data"] |= {"preprocessing": "normalise", "zca_shrinkage": None}
     with pytest.raises(DataError, match="says of itself the preprocessing"):
-        load_set(tmp_path / "set.npz", replace(stated(world), config=parse(values)))
+        load_set(tmp_path / "set.npz", replace(stated(world), config=parse_config(values)))
 
 
 ROOT = Path(__file__).parents[2]
@@ -527,7 +528,7 @@ CIFAR10 = Path(os.environ.get("CIFAR10_PARQUET", ROOT.parent / "shared" / "data"
 def test_a_hundred_whitened_images_of_cifar(tmp_path: Path) -> None:
     """Ten real images of each class, whitened, shuffled, flat with the channels first, as (100, 3072): they come
     back in the order of their classes, and their norms are those of real images."""
-    config = load(
+    config = load_config(
         ROOT / "experiments" / "cifar10_ipc1_cpu.yaml", [f"data.source=parquet:{CIFAR10}", "data.limit=2000"]
     )
     data = experiment.development_data(config)

@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
-from ray_distill.config import config as configuration
+from ray_distill.config.load import apply_overrides, load_config
 from ray_distill.storage.lock import held
 from ray_distill.storage.run_dir import RunDir, check_free
 from ray_distill.tracking.tracker import Tracker
@@ -463,7 +463,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 def run_of(folder: Path, **changes: object) -> None:
     """A folder with an unfinished run of the demo, as the run leaves it."""
-    RunDir(folder).open(configuration.load(DEMO), Tracker(f"sqlite:///{folder}/mlflow.db", "abc"))
+    RunDir(folder).open(load_config(DEMO), Tracker(f"sqlite:///{folder}/mlflow.db", "abc"))
     identity = json.loads((folder / "run.json").read_text()) | changes
     (folder / "run.json").write_text(json.dumps(identity))
     (folder / "train" / "run").mkdir(parents=True)
@@ -479,7 +479,7 @@ def pictures(folder: Path, *sides: int) -> None:
 
 def distilled_sets(folder: Path) -> None:
     """A good one, and some that are not."""
-    good = grey_set(configuration.load(DEMO))
+    good = grey_set(load_config(DEMO))
     good.save(folder / "good.parquet")
     content = (folder / "good.parquet").read_bytes()
     (folder / "cut.parquet").write_bytes(content[: len(content) // 2])
@@ -616,5 +616,5 @@ def test_force_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
 def test_what_is_read_as_yaml_is_what_was_written() -> None:
     """An alias is no mistake; nor are keys of one name in two sections."""
     text = "a: &x {lr: 1}\nb: *x\nc: {lr: 2}\n"
-    assert yaml.safe_load(text) == configuration.apply_overrides({}, ["a={lr: 1}", "b={lr: 1}", "c={lr: 2}"])
-    assert configuration.apply_overrides({}, ["x=[&y {lr: 1}, *y, {<<: *y}]"]) == {"x": [{"lr": 1}] * 3}
+    assert yaml.safe_load(text) == apply_overrides({}, ["a={lr: 1}", "b={lr: 1}", "c={lr: 2}"])
+    assert apply_overrides({}, ["x=[&y {lr: 1}, *y, {<<: *y}]"]) == {"x": [{"lr": 1}] * 3}

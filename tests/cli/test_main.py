@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import ray_distill
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.cli.main import app, demo_config
-from ray_distill.config import config as configuration
-from ray_distill.config.config import ConfigError, parse
+from ray_distill.config.config import ConfigError
+from ray_distill.config.load import load_config, parse_config
 from ray_distill.storage.run_dir import RunDir, check_free
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
@@ -59,7 +59,7 @@ def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["distill", DIGITS, "--dry-run", "--set", "outer.lr=0.5"])
     assert result.exit_code == 0
-    config = parse(yaml.safe_load(result.stdout))
+    config = parse_config(yaml.safe_load(result.stdout))
     assert config.outer.lr == 0.5
     assert f"hash {config.hash}" in result.stdout
     assert list(tmp_path.iterdir()) == []
@@ -76,19 +76,19 @@ def test_what_a_store_left_behind_does_not_block_a_folder(tmp_path: Path) -> Non
 
 def test_what_may_be_resumed(tmp_path: Path) -> None:
     """The same experiment in the same store, not finished; with other workers if one likes."""
-    config = configuration.load(Path(DIGITS))
+    config = load_config(Path(DIGITS))
     folder, tracker = RunDir(tmp_path), Tracker("sqlite:////there/mlflow.db", "abc")
     with pytest.raises(ConfigError, match="no run of ours"):
         folder.reopen(config)
     folder.open(config, tracker)
-    moved = configuration.load(Path(DIGITS), ["cluster.num_workers=1", "name=other", "checkpoint.every=7"])
+    moved = load_config(Path(DIGITS), ["cluster.num_workers=1", "name=other", "checkpoint.every=7"])
     assert folder.reopen(moved) == tracker
     for override, says in (
         ("outer.lr=0.5", "another configuration"),
         ("tracking.uri=http://else", "tracking.uri"),
     ):
         with pytest.raises(ConfigError, match=says):
-            folder.reopen(configuration.load(Path(DIGITS), [override]))
+            folder.reopen(load_config(Path(DIGITS), [override]))
     folder.summary.touch()
     with pytest.raises(ConfigError, match="finished"):
         folder.reopen(config)
@@ -166,7 +166,7 @@ def test_an_artefact_tells_neither_machines_nor_stores() -> None:
     shared = demo_config(["tracking.uri=http://mine"]).experiment()
     assert "tracking" not in shared
     assert "cluster" not in shared
-    assert parse(shared).hash == demo_config([]).hash
+    assert parse_config(shared).hash == demo_config([]).hash
 
 
 def test_the_demo_asks_for_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:

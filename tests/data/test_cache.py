@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_distill.data import whitening_memory
+from ray_distill.data import whitening
 from ray_distill.data.arrow_file import Spool, open_images
 from ray_distill.data.cache import built_once
 from ray_distill.data.labelled_images import DataError
@@ -314,16 +314,16 @@ def test_a_whitening_that_does_not_fit_into_memory_is_refused(monkeypatch: pytes
     """Tiny-ImageNet's 12,288 numbers an image: six matrices of 8 D^2 bytes are 7.25 GB; told, and refused at 7 GB.
     CIFAR's half a gigabyte is not worth a word."""
     tiny, cifar = (3, 64, 64), (3, 32, 32)
-    assert whitening_memory.fitting_bytes(tiny) == 6 * 8 * 12288**2
-    assert whitening_memory.said(tiny) == ", needs 7.2 GB"
-    assert whitening_memory.said(cifar) == ""
-    monkeypatch.setattr(whitening_memory, "machine_bytes", lambda: 7_000_000_000)
+    assert whitening.fitting_bytes(tiny) == 6 * 8 * 12288**2
+    assert whitening.fitting_note(tiny) == ", needs 7.2 GB"
+    assert whitening.fitting_note(cifar) == ""
+    monkeypatch.setattr(whitening, "machine_bytes", lambda: 7_000_000_000)
     with pytest.raises(
         DataError, match=r"3x64x64 needs 7\.2 GB of memory, this machine has 7\.0 GB; use normalise"
     ):
-        whitening_memory.check(tiny)
-    whitening_memory.check(cifar)
-    monkeypatch.setattr(whitening_memory, "machine_bytes", lambda: 1)
+        whitening.check_fitting_memory(tiny)
+    whitening.check_fitting_memory(cifar)
+    monkeypatch.setattr(whitening, "machine_bytes", lambda: 1)
     spec = DataSpec(source="digits", preprocessing="zca", validation_fraction=0.3, seed=77)
     with pytest.raises(DataError, match=r"needs 0\.0 GB"):
         prepare_development(spec)

@@ -3,7 +3,8 @@
 import torch
 
 from ray_distill.builders import experiment
-from ray_distill.config.config import Config, parse
+from ray_distill.config.config import Config
+from ray_distill.config.load import parse_config
 from ray_distill.core.outer_loop import Experiment
 from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import DevelopmentData
@@ -39,7 +40,7 @@ def tiny_config(**sections: object) -> Config:
         merged[key] = (
             base | over if isinstance(base, dict) and isinstance(over, dict) else sections.get(key, base)
         )
-    return parse(merged)
+    return parse_config(merged)
 
 
 def tiny_data(config: Config) -> DevelopmentData:

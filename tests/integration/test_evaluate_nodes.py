@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.config.config import parse
+from ray_distill.config.load import parse_config
 from ray_distill.evaluation.report import read_results
 from tests.helpers.evaluated_sets import dataset_of
 from tests.helpers.nodes import Nodes, head_alone
@@ -118,7 +118,7 @@ def test_beside_a_training_run(head: Nodes, table: list[Number], tmp_path: Path)
     node = head.add()
     run = CONFIG.to_dict() | {"outer": CONFIG.to_dict()["outer"] | {"steps": 1_000_000}}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "tiny.yaml").write_text(parse(run).to_yaml())
+    (tmp_path / "run" / "tiny.yaml").write_text(parse_config(run).to_yaml())
     with running(head, tmp_path / "run", RAY_DISTILL, "distill", "tiny.yaml", "--out", "out") as training:
         wait_for_checkpoint(training.process, tmp_path / "run" / "out", 1)
         with evaluation(head, tmp_path / "one") as beside:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders import experiment as builders_experiment
-from ray_distill.config.config import load
+from ray_distill.config.load import load_config
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import TrialLog
 from ray_distill.search.queue import known, number_of
@@ -156,7 +156,7 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     again = {event["trial"] for event in events(folder, "report")[len(reports) :]}
     assert again == {"trial-006", "trial-007"}
     assert [log.values for log in logs_of(folder).values()] == known(more)
-    assert load(folder.best).name == "tiny_search-best"
+    assert load_config(folder.best).name == "tiny_search-best"
     best = DistilledDataset.load(folder.artifact)
     assert best.provenance["validation_accuracy"] == found.rows[0].best_validation_accuracy
     assert set(runs_of(found)) == set(logs_of(folder))
@@ -207,7 +207,7 @@ def test_a_winner_of_a_population_is_replayed_by_an_ordinary_run(tmp_path: Path)
                 assert points[at]["inner_lr"] == held["inner.lr"]
                 assert points[at]["outer_lr"] == held["outer.lr"]
             assert points[step]["outer_lr"] == values["outer.lr"]
-    replayed = load(folder.best)
+    replayed = load_config(folder.best)
     assert replayed == search.around.whole(values_of(search, logs[found.rows[0].trial])).model_copy(
         update={"name": "tiny_search-best"}
     )

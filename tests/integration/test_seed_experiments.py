@@ -18,7 +18,8 @@ import torch
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
-from ray_distill.config.config import Config, load, parse
+from ray_distill.config.config import Config
+from ray_distill.config.load import load_config, parse_config
 from ray_distill.core.distilled import class_labels, one_hot
 from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.metrics import StepMetrics
@@ -76,7 +77,7 @@ def small(name: str, *overrides: str) -> Config:
     """The experiment as it is written, but for the overrides that make its data small."""
     path = ROOT / "experiments" / f"{name}.yaml"
     classes = "inner.classes_per_batch=null"
-    return load(path, [*SMALL, classes, *overrides])
+    return load_config(path, [*SMALL, classes, *overrides])
 
 
 def run(
@@ -138,7 +139,7 @@ def test_it_takes_outer_steps_at_full_network_and_unroll(name: str, data_folders
     written = config.truncation.window_length, config.truncation.unroll_length, config.distilled.learn_labels
     assert written == (window, unroll, learnt)
     assert config.network.width == 128
-    assert parse(config.to_dict()) == config
+    assert parse_config(config.to_dict()) == config
     whitened = config.data.preprocessing == "zca"
     start, end, points, fitted = run(config, WHITENING.get(side) if whitened else None)
     if whitened:

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from pyarrow import fs
 
-from ray_distill.config.config import load
+from ray_distill.config.load import load_config
 from ray_distill.search.queue import known
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
@@ -241,7 +241,7 @@ def test_a_search_goes_on_in_another_folder_from_the_store_alone(endpoint: str, 
     local.pop("mlflow_journal.jsonl")
     assert {"best.yaml", "best.parquet", "summary.json", "leaderboard.md", "search.yaml"} <= local.keys()
     assert {name: content for name, content in files.items() if not name.startswith("tune/")} == local
-    assert load(there.best).cluster.storage is None
+    assert load_config(there.best).cluster.storage is None
     assert not any(PLANTED.encode() in content for content in (*files.values(), *local.values()))
     assert PLANTED not in out + err
 

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
-from ray_distill.config.config import Config, ConfigError, load
+from ray_distill.config.config import Config, ConfigError
+from ray_distill.config.load import load_config
 from ray_distill.storage import lease, stored_run
 from ray_distill.storage.lease import LEASE, Lease, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageError
@@ -29,7 +30,7 @@ def run_in(folder: Path, storage: Path) -> RunDir:
 
 @pytest.fixture
 def config() -> Config:
-    return load(DIGITS)
+    return load_config(DIGITS)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def soon(happens: Callable[[], bool]) -> None:
 
 
 def test_where_a_run_is_kept_is_no_part_of_what_it_is(config: Config) -> None:
-    kept = load(DIGITS, ["cluster.storage=s3://bucket/prefix"])
+    kept = load_config(DIGITS, ["cluster.storage=s3://bucket/prefix"])
     assert kept.hash == config.hash
     assert "bucket" not in json.dumps(kept.experiment())
 
@@ -120,7 +121,7 @@ def test_what_is_not_this_run_is_refused(begun: RunDir, config: Config, tmp_path
     """Whatever differs: the experiment, the run, the place, or that there is one; and one that is finished."""
     store, free = tmp_path / "store", tmp_path / "free"
     for place, of, says in (
-        (run_in(free, store), load(DIGITS, ["seed=5"]), "holds a run of another configuration"),
+        (run_in(free, store), load_config(DIGITS, ["seed=5"]), "holds a run of another configuration"),
         (RunDir(begun.path), config, rf"add --set cluster\.storage=file://{store}"),
         (run_in(begun.path, free), config, r"free: holds no run of ours \(no readable run.json\)"),
         (run_in(tmp_path, tmp_path), config, "is the run's folder, in which all is kept anyway"),

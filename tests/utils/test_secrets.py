@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_distill.config.config import ConfigError, load, parse
+from ray_distill.config.config import ConfigError
+from ray_distill.config.load import load_config, parse_config
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import place_of
 from ray_distill.search.config import load_search
@@ -54,7 +55,7 @@ def test_what_holds_none_is_left_alone(uri: str) -> None:
 
 
 def test_a_configuration_that_holds_one_is_refused_without_repeating_it() -> None:
-    values = load(DIGITS).to_dict()
+    values = load_config(DIGITS).to_dict()
     for section, key, uri in (
         ("data", "source", "parquet:s3://key:geheim@bucket/x"),
         ("data", "source", "parquet:s3://bucket/x?secret_key=geheim"),
@@ -64,7 +65,7 @@ def test_a_configuration_that_holds_one_is_refused_without_repeating_it() -> Non
         ("tracking", "experiment", [WHOLE]),
     ):
         with pytest.raises(ConfigError, match=rf"{section}\.{key}: ") as caught:
-            parse(
+            parse_config(
                 values
                 | {
                     section: values[section] | {"source": "mnist", key: uri}
@@ -79,7 +80,7 @@ def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither in `run.json` nor in `config.yaml`; the environment's is taken if it is that of this store."""
-    config, folder = load(DIGITS), RunDir(tmp_path)
+    config, folder = load_config(DIGITS), RunDir(tmp_path)
     folder.open(config, Tracker(WHOLE, "abc"))
     assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
     assert json.loads(folder.identity.read_text())["uri"] == "postgresql://me:***@host/db"
