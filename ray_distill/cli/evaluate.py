@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset
     from ray_distill.artifacts.importer import ExternalSpec
     from ray_distill.cluster.actor_pool import PoolReport
-    from ray_distill.evaluation.records import Retraining
-    from ray_distill.evaluation.results import ResultRow
+    from ray_distill.evaluation.results import ResultRow, Retraining
     from ray_distill.evaluation.run import Evaluation
     from ray_distill.evaluation.subjects import EvaluationSet
 

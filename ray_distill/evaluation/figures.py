@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_distill.evaluation.records import Kind, Treatment
-from ray_distill.evaluation.results import ResultRow, at_last_horizon, label
+from ray_distill.evaluation.results import Kind, ResultRow, Treatment, at_last_horizon, label
 from ray_distill.utils.atomic import atomic_write
 
 if TYPE_CHECKING:

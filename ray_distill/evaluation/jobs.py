@@ -27,7 +27,7 @@ from ray_distill.builders.networks import network_spec
 from ray_distill.config.config import ConfigError
 from ray_distill.config.network import TORCHVISION
 from ray_distill.core.augment import Augmentation
-from ray_distill.evaluation.records import Kind, Retraining, Treatment
+from ray_distill.evaluation.results import Kind, Retraining, Treatment
 from ray_distill.evaluation.subjects import EvaluationSet
 
 DD_RANKING = Augmentation(("color", "crop", "cutout", "flip", "scale", "rotate"), "single")

@@ -18,9 +18,9 @@ from typing import Any
 
 from ray_distill.config.config import ConfigError
 from ray_distill.evaluation.jobs import LrCandidate, TableRowSpec
-from ray_distill.evaluation.records import Record, Retraining
+from ray_distill.evaluation.results import Record, Retraining
 from ray_distill.evaluation.subjects import EvaluationSet
-from ray_distill.utils.atomic import write_json
+from ray_distill.utils.atomic import write_json, write_text
 from ray_distill.utils.jsonl import JsonlError, JsonlFile
 
 IDENTITY = "evaluation_of.json"
@@ -124,7 +124,7 @@ def check_claimable(folder: Path) -> None:
 
 
 def claim(folder: Path, of: Mapping[str, Any]) -> dict[str, str]:
-    """Begin a folder, or take it up again. Returns: where it is recorded, as `remember` was told; empty for a new one.
+    """Begin a folder, or take it up again. Returns: where it is recorded, as `save_mlflow_run` was told; empty for a new one.
 
     Raises: ConfigError for one that holds another evaluation, or something else; nothing in it is changed.
     """
@@ -147,6 +147,46 @@ def claim(folder: Path, of: Mapping[str, Any]) -> dict[str, str]:
     return recorded
 
 
-def remember(folder: Path, of: Mapping[str, Any], recorded: Mapping[str, str]) -> None:
+def save_mlflow_run(folder: Path, of: Mapping[str, Any], recorded: Mapping[str, str]) -> None:
     """Note where an evaluation is recorded."""
     write_json(folder / IDENTITY, {"of": of, "recorded": recorded})
+
+
+def restore_whole_train(cache: Path, lines: Iterable[TableRowSpec], journal: ResultsLog) -> None:
+    """Add to the journal what is known of its lines and it lacks. Raises: JournalError for a file that cannot be read."""
+    for line in _whole(lines):
+        if missing := _missing(line, ResultsLog(_path(cache, line)), journal):
+            journal.add(line, missing)
+
+
+def cache_whole_train(cache: Path, lines: Iterable[TableRowSpec], journal: ResultsLog) -> None:
+    """Keep what the journal has found out. Raises: OSError."""
+    for line in _whole(lines):
+        path = _path(cache, line)
+        known = ResultsLog(path)
+        if found := _missing(line, journal, known):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Whole, since others may read or write it at the same time.
+            write_text(
+                path, "".join(json.dumps(entry(line, one)) + "\n" for one in [*known.of(line), *found])
+            )
+
+
+def _whole(lines: Iterable[TableRowSpec]) -> list[TableRowSpec]:
+    return [line for line in lines if line.subject.kind == "whole_train"]
+
+
+def _path(cache: Path, line: TableRowSpec) -> Path:
+    return cache / "references" / f"{line.fingerprint}.jsonl"
+
+
+def _missing(line: TableRowSpec, there: ResultsLog, here: ResultsLog) -> list[Record | LrCandidate]:
+    """What is there of a line and not here, under the name that it has now: another table may have named it otherwise."""
+    has = {_which(one) for one in here.of(line)}
+    return [
+        replace(one, of=line.retraining(one.of.index)) for one in there.of(line) if _which(one) not in has
+    ]
+
+
+def _which(one: Record | LrCandidate) -> tuple[object, ...]:
+    return type(one), one.of.index, one.inner_steps, one.lr

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.errors import UserError
-from ray_distill.evaluation.records import Failure, Record, Retraining
 from ray_distill.evaluation.results import (
     KINDS,
     TREATMENTS,
+    Failure,
+    Record,
     ResultRow,
     Results,
+    Retraining,
     at_last_horizon,
     in_order,
     rows_of,

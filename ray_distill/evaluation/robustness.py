@@ -24,8 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
 
-from ray_distill.evaluation.records import Kind, Treatment
-from ray_distill.evaluation.results import ResultRow, at_last_horizon
+from ray_distill.evaluation.results import Kind, ResultRow, Treatment, at_last_horizon
 
 WEIGHT = 0.5
 

@@ -21,13 +21,18 @@ from ray_distill.data.splits import DevelopmentData
 from ray_distill.evaluation.baselines import check_budget
 from ray_distill.evaluation.figures import write_pictures
 from ray_distill.evaluation.jobs import TableRowSpec, baselines_beside, lines_of
-from ray_distill.evaluation.journal import RECORDS, ResultsLog, claim, identity, remember
+from ray_distill.evaluation.journal import (
+    RECORDS,
+    ResultsLog,
+    cache_whole_train,
+    claim,
+    identity,
+    restore_whole_train,
+    save_mlflow_run,
+)
 from ray_distill.evaluation.overrides import evaluation_configs
-from ray_distill.evaluation.records import Failure, Record
-from ray_distill.evaluation.references import recall
-from ray_distill.evaluation.references import remember as remember_references
 from ray_distill.evaluation.report import write_results
-from ray_distill.evaluation.results import ResultRow, rows_of
+from ray_distill.evaluation.results import Failure, Record, ResultRow, rows_of
 from ray_distill.evaluation.robustness import Robustness, robustness_of
 from ray_distill.evaluation.subjects import EvaluationSet
 from ray_distill.evaluation.worker import check_gpus, check_test_source, evaluation_set, retrain_on_pool
@@ -130,13 +135,13 @@ def evaluate(
         except StoreError as e:
             warnings.append(str(e))
     if folder and tracker:
-        remember(folder, of, {"uri": redact(tracker.uri), "run_id": tracker.run_id})
+        save_mlflow_run(folder, of, {"uri": redact(tracker.uri), "run_id": tracker.run_id})
     with tracked_run(tracker) if tracker else nullcontext():
-        recall(cache, lines, journal)
+        restore_whole_train(cache, lines, journal)
         with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
             course, report = retrain_on_pool(sets, lines, journal, update)
         try:
-            remember_references(cache, lines, journal)
+            cache_whole_train(cache, lines, journal)
         except OSError as e:
             warnings.append(f"what the whole training set gives is not kept for other evaluations: {e}")
         found = (course.records(), course.failures)

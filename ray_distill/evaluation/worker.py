@@ -21,11 +21,10 @@ from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData, issue
 from ray_distill.data.test_split import check_test, load_test
-from ray_distill.evaluation.choices import Choice, Choices, CoresetChoice, Order
-from ray_distill.evaluation.job import LoadedSet, Shipped, run_job
 from ray_distill.evaluation.jobs import TableRowSpec
 from ray_distill.evaluation.journal import ResultsLog
-from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.retraining import LoadedSet, Shipped, run_job
+from ray_distill.evaluation.scheduler import Choice, Choices, CoresetChoice, JobScheduler, Order
 from ray_distill.evaluation.subjects import EvaluationSet, Tickets
 from ray_distill.utils.progress import Update
 

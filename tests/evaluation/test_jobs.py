@@ -14,8 +14,6 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.retrain import Score
 from ray_distill.core.rng import Stream
 from ray_distill.data.real_data import RealData
-from ray_distill.evaluation.choices import CHOSEN, Choice
-from ray_distill.evaluation.job import LoadedSet, run_job
 from ray_distill.evaluation.jobs import (
     DD_RANKING,
     Job,
@@ -25,9 +23,10 @@ from ray_distill.evaluation.jobs import (
     jobs_for,
     lines_of,
 )
-from ray_distill.evaluation.journal import ResultsLog, claim, identity, remember
-from ray_distill.evaluation.records import Record
-from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.journal import ResultsLog, claim, identity, save_mlflow_run
+from ray_distill.evaluation.results import Record
+from ray_distill.evaluation.retraining import LoadedSet, run_job
+from ray_distill.evaluation.scheduler import CHOSEN, Choice, JobScheduler
 from ray_distill.evaluation.subjects import EvaluationSet
 from ray_distill.utils.jsonl import JsonlError
 from tests.helpers.evaluated_sets import at_hand, judged_of
@@ -190,7 +189,7 @@ def test_the_lr_of_a_job_is_the_one_that_is_trained_with(mine: EvaluationSet) ->
 def test_an_lr_is_chosen_without_the_test_split(mine: EvaluationSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a test ticket that raises when it is redeemed, every job that chooses succeeds, and none other does."""
     monkeypatch.setattr(
-        "ray_distill.evaluation.job.redeem", lambda *_: pytest.fail("the test split was opened")
+        "ray_distill.evaluation.retraining.redeem", lambda *_: pytest.fail("the test split was opened")
     )
     config = config_of(horizons=[3, 6], tune_lr=True, lr_grid=[0.1, 1, 10], lr_networks=1)
     judged = with_config(mine, config)
@@ -231,8 +230,8 @@ def test_networks_that_choose_are_none_of_the_table(
         drawn.append(data.images_NCHW)
         return [[Score(0.5, 1.0)] * 2]
 
-    monkeypatch.setattr("ray_distill.evaluation.job.retrain_group", note)
-    monkeypatch.setattr("ray_distill.evaluation.job._Clock.seconds", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr("ray_distill.evaluation.retraining.retrain_group", note)
+    monkeypatch.setattr("ray_distill.evaluation.retraining._Clock.seconds", lambda *_: [1.0, 2.0])
     here = at_hand(mine)
     line = next(x for x in lines_of([mine]) if x.subject.kind == "random_real")
     for choosing in (False, True):
@@ -354,7 +353,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(mine: EvaluationSe
     folder = tmp_path / "results"
     of = identity([mine])
     assert claim(folder, of) == {}
-    remember(folder, of, {"uri": "sqlite:///there", "run_id": "abc"})
+    save_mlflow_run(folder, of, {"uri": "sqlite:///there", "run_id": "abc"})
     assert claim(folder, identity([mine])) == {"uri": "sqlite:///there", "run_id": "abc"}
     more = with_config(mine, config_of(horizons=[3, 6, 9], seeds=9, networks=["mlp2"]))
     assert claim(folder, identity([more]))

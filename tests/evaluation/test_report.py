@@ -10,9 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_distill.evaluation.records import Failure, Record, Retraining
 from ray_distill.evaluation.report import ResultsError, markdown, read_results, write_results
-from ray_distill.evaluation.results import at_last_horizon, half_width, in_order, label, rows_of
+from ray_distill.evaluation.results import (
+    Failure,
+    Record,
+    Retraining,
+    at_last_horizon,
+    half_width,
+    in_order,
+    label,
+    rows_of,
+)
 
 
 def of(subject: str = "mine", network: str = "convnet3", index: int = 0, **other: Any) -> Retraining:

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from ray_distill.evaluation.records import Kind
 from ray_distill.evaluation.report import markdown
-from ray_distill.evaluation.results import ResultRow
+from ray_distill.evaluation.results import Kind, ResultRow
 from ray_distill.evaluation.robustness import AugmentationRobustness, LabelRobustness, robustness_of, squash
 
 BESIDE: dict[str, dict[Kind, str]] = {

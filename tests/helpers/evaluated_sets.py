@@ -10,10 +10,10 @@ from ray_distill.builders import experiment
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.evaluation.job import LoadedSet, Shipped, run_job
 from ray_distill.evaluation.jobs import lines_of
 from ray_distill.evaluation.journal import ResultsLog
-from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.results import Record
+from ray_distill.evaluation.retraining import LoadedSet, Shipped, run_job
 from ray_distill.evaluation.scheduler import JobScheduler
 from ray_distill.evaluation.subjects import EvaluationSet
 from ray_distill.evaluation.worker import evaluation_set

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from ray_distill.evaluation.choices import CHOSEN, Choice, Choices, CoresetChoice, Order
 from ray_distill.evaluation.jobs import Job, LrCandidate, lines_of
 from ray_distill.evaluation.journal import ResultsLog
-from ray_distill.evaluation.records import Record
-from ray_distill.evaluation.scheduler import JobScheduler
+from ray_distill.evaluation.results import Record
+from ray_distill.evaluation.scheduler import CHOSEN, Choice, Choices, CoresetChoice, JobScheduler, Order
 from ray_distill.evaluation.subjects import EvaluationSet
 from tests.helpers.evaluated_sets import judged_of
 from tests.helpers.tiny import tiny_config

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from ray_distill.evaluation.jobs import LrCandidate, TableRowSpec, lines_of
-from ray_distill.evaluation.journal import ResultsLog
-from ray_distill.evaluation.records import Record
-from ray_distill.evaluation.references import recall, remember
+from ray_distill.evaluation.journal import ResultsLog, cache_whole_train, restore_whole_train
+from ray_distill.evaluation.results import Record
 from ray_distill.evaluation.subjects import EvaluationSet
 from tests.helpers.evaluated_sets import judged_of
 from tests.helpers.tiny import tiny_config
@@ -33,18 +32,18 @@ def test_another_evaluation_knows_them_under_the_name_of_its_own(mine: Evaluatio
     lines, first = lines_of([mine]), ResultsLog()
     for line in lines:
         first.add(line, found(line))
-    remember(tmp_path, lines, first)
+    cache_whole_train(tmp_path, lines, first)
     other = replace(
         judged_of(mine.config, "other", scale=2.0), config=tiny_config(inner={"augmentation": []})
     )
     both, second = lines_of([mine, other]), ResultsLog(tmp_path / "records.jsonl")
-    recall(tmp_path, both, second)
+    restore_whole_train(tmp_path, both, second)
     known = [line for line in both if second.of(line)]
     assert [line.subject.name for line in known] == ["whole_train beside mine"]
     (line,) = known
     assert second.of(line) == found(line)
     assert ResultsLog(tmp_path / "records.jsonl").of(line) == found(line), "they are written down"
-    recall(tmp_path, both, second)
+    restore_whole_train(tmp_path, both, second)
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 3
 
 
@@ -54,10 +53,10 @@ def test_what_is_kept_grows(mine: EvaluationSet, tmp_path: Path) -> None:
     for part in (found(line)[:2], found(line)[2:]):
         journal = ResultsLog()
         journal.add(line, part)
-        remember(tmp_path, [line], journal)
-        remember(tmp_path, [line], journal)
+        cache_whole_train(tmp_path, [line], journal)
+        cache_whole_train(tmp_path, [line], journal)
     journal = ResultsLog()
-    recall(tmp_path, [line], journal)
+    restore_whole_train(tmp_path, [line], journal)
     assert journal.of(line) == found(line)
     assert [path.name for path in (tmp_path / "references").iterdir()] == [f"{line.fingerprint}.jsonl"]
 
@@ -69,7 +68,7 @@ def test_trials_of_other_step_sizes_are_others(mine: EvaluationSet, tmp_path: Pa
     for trial in tried:
         journal = ResultsLog()
         journal.add(line, [trial])
-        remember(tmp_path, [line], journal)
+        cache_whole_train(tmp_path, [line], journal)
     journal = ResultsLog()
-    recall(tmp_path, [line], journal)
+    restore_whole_train(tmp_path, [line], journal)
     assert journal.of(line) == tried

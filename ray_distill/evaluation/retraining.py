@@ -26,9 +26,9 @@ from ray_distill.data.real_data import RealData
 from ray_distill.data.splits import redeem, redeem_development
 from ray_distill.data.test_split import load_test
 from ray_distill.evaluation.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
-from ray_distill.evaluation.choices import Choice
 from ray_distill.evaluation.jobs import DD_RANKING, Job, LrCandidate, TableRowSpec
-from ray_distill.evaluation.records import Record
+from ray_distill.evaluation.results import Record
+from ray_distill.evaluation.scheduler import Choice
 from ray_distill.evaluation.subjects import Tickets
 
 
