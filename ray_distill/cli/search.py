@@ -126,7 +126,7 @@ def _say_search(settings: SearchConfig) -> None:
     print(settings.to_yaml(), end="")
     print(f"# hash {settings.hash}")
     if settings.algorithm != "optuna":
-        from ray_distill.search.queue import known, trial_name
+        from ray_distill.search.sampler import known, trial_name
 
         for number, values in enumerate(known(settings)):
             print(f"# {trial_name(number)}: {', '.join(f'{k}={v}' for k, v in values.items())}")
@@ -144,7 +144,7 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
 
 
 def _say_found(found: "SearchOutcome", folder: "SearchDir") -> None:
-    from ray_distill.search.leaderboard import terminal_table
+    from ray_distill.search.results import terminal_table
     from ray_distill.tracking.uri import ui_command
 
     # Where there is no terminal Rich takes 80 columns, too few for the searched keys, and cuts off what is in them.

@@ -20,8 +20,8 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from ray_distill.search.config import PbtScheduler, SearchConfig
 from ray_distill.search.domains import LogUniformDomain, UniformDomain, options
-from ray_distill.search.queue import number_of, uniform
 from ray_distill.search.results import Value
+from ray_distill.search.sampler import number_of, uniform
 from ray_distill.search.space import Space
 
 FACTOR = 1.25

@@ -16,14 +16,13 @@ from ray_distill.config.config import Config
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation.outputs import to_dataset
-from ray_distill.search import figures, leaderboard
+from ray_distill.search import figures, results
 from ray_distill.search.accounting import SearchTime
 from ray_distill.search.callback import TrialEnd
 from ray_distill.search.config import PbtScheduler, SearchConfig, check_installed
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.leaderboard import LeaderboardRow
-from ray_distill.search.queue import known, number_of
-from ray_distill.search.results import TrialRecord, Value
+from ray_distill.search.results import LeaderboardRow, TrialRecord, Value
+from ray_distill.search.sampler import known, number_of
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.search.trial import read_state
@@ -86,11 +85,11 @@ class _Desk:
         self._record.end(trial, status, reason)
 
     def show(self) -> None:
-        self._record.show(leaderboard.leaderboard(records_of(self._journal)))
+        self._record.show(results.leaderboard(records_of(self._journal)))
         self._say()
 
     def _say(self) -> None:
-        trials = leaderboard.ranked(records_of(self._journal))
+        trials = results.ranked(records_of(self._journal))
         over = sum(t.status != "running" for t in trials)
         said = f"{len(trials) - over} under way"
         # Where there is no terminal, what is said before the first has ended gets a line each time it changes.
@@ -178,12 +177,12 @@ def _keep(
     """Write what the search came to, on the disk and then in its record."""
     config, files = _keep_best(search, data, folder, journal, record.parent)
     trials = records_of(journal)
-    rows = leaderboard.leaderboard(trials)
+    rows = results.leaderboard(trials)
     files += figures.save_all(trials, folder.path)
     journal.write("done")
     took = journal.time
     write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
-    files += [folder.summary, *leaderboard.save(rows, folder.path, str(took))]
+    files += [folder.summary, *results.save(rows, folder.path, str(took))]
     folder.store(*files)
     record.show(rows, files, took)
     return config, rows, took
@@ -208,9 +207,7 @@ def _keep_best(
     tracker: Tracker,
 ) -> tuple[Config, list[Path]]:
     """Write the best trial's configuration and its distilled set."""
-    usable = [
-        t for t in leaderboard.ranked(records_of(journal)) if t.best is not None and t.status != "failed"
-    ]
+    usable = [t for t in results.ranked(records_of(journal)) if t.best is not None and t.status != "failed"]
     log = journal.logs[usable[0].name] if usable else None
     if log is None or log.checkpoint is None:
         reasons = sorted({log.reason for log in journal.logs.values() if log.reason}) or [

@@ -26,8 +26,7 @@ from typing import Any, Literal
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
-from ray_distill.search.leaderboard import LeaderboardRow, markdown
-from ray_distill.search.results import Value
+from ray_distill.search.results import LeaderboardRow, Value, markdown
 from ray_distill.tracking.retry_queue import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, final_status
 from ray_distill.utils.jsonl import OutboxEntry, OutboxFile

@@ -22,9 +22,8 @@ from ray_distill.search.callback import JournalCallback, SearchObserver
 from ray_distill.search.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.search.files import TUNE
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.pending import trials_left
 from ray_distill.search.population import Population
-from ray_distill.search.queue import TrialQueue
+from ray_distill.search.queue import TrialQueue, trials_left
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import trial
 from ray_distill.storage.run_files import TRAIN

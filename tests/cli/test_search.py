@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
 from ray_distill.search.config import parse_search
-from ray_distill.search.queue import known
 from ray_distill.search.run import claimed
+from ray_distill.search.sampler import known
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.lock import LOCK, held
 from ray_distill.tracking.tracker import Tracker

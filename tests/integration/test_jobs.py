@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from ray_distill.config.config import Config
 from ray_distill.search.journal import SearchJournal
-from ray_distill.search.queue import known
+from ray_distill.search.sampler import known
 from ray_distill.search.search_dir import SearchDir
 from tests.helpers.nodes import BIN, Nodes, cluster_of_two
 from tests.helpers.processes import last_checkpoint, steps_shown, wait_until

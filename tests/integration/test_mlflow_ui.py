@@ -11,8 +11,7 @@ import pytest
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.figures import save_all
-from ray_distill.search.leaderboard import leaderboard
-from ray_distill.search.results import Measured, TrialRecord, Value
+from ray_distill.search.results import Measured, TrialRecord, Value, leaderboard
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import open_run

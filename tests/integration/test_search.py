@@ -16,8 +16,8 @@ from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.load import load_config
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import TrialLog
-from ray_distill.search.queue import known, number_of
 from ray_distill.search.run import SearchOutcome, run_search, values_of
+from ray_distill.search.sampler import known, number_of
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.stored_search import StoredSearch
 from ray_distill.search.tuner import SearchError

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ray_distill.config.load import load_config
-from ray_distill.search.queue import known
+from ray_distill.search.sampler import known
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 from tests.helpers.processes import descendants_named, free_port

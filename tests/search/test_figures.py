@@ -6,13 +6,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ray_distill.search.axes import scale_of
 from ray_distill.search.figures import (
     UNROLL,
     WINDOW,
     accuracy_curves,
     parallel_coordinates,
     save_all,
+    scale_of,
     window_unroll_map,
 )
 from ray_distill.search.results import Measured, TrialRecord

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ray_distill.search.population import Population
-from ray_distill.search.queue import known, trial_name
+from ray_distill.search.sampler import known, trial_name
 from tests.helpers.tiny_search import tiny_search
 
 SEARCH = tiny_search(scheduler={"name": "pbt", "every": 5, "replaced": 0.5}, budget={"trials": 3})

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.search.journal import SearchJournal
-from ray_distill.search.queue import trial_name
-from ray_distill.search.sampler import Sampler
+from ray_distill.search.sampler import Sampler, trial_name
 from tests.helpers.tiny_search import tiny_search
 
 optuna = pytest.importorskip("optuna")

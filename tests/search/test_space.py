@@ -6,8 +6,7 @@ from typing import Any
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.population import explored, scheduled
-from ray_distill.search.queue import known, number_of, trial_name, uniform
-from ray_distill.search.sampler import Sampler
+from ray_distill.search.sampler import Sampler, known, number_of, trial_name, uniform
 from tests.helpers.tiny import TINY
 from tests.helpers.tiny_search import SPACE, tiny_search
 

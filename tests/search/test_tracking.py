@@ -10,8 +10,7 @@ import pytest
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
-from ray_distill.search.leaderboard import leaderboard
-from ray_distill.search.results import Measured, TrialRecord
+from ray_distill.search.results import Measured, TrialRecord, leaderboard
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking import retry_queue
 from ray_distill.tracking.tracker import Tracker, open_run

@@ -6,8 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from ray_distill.search.leaderboard import leaderboard, markdown, save, terminal_table
-from ray_distill.search.results import Measured, TrialRecord
+from ray_distill.search.results import Measured, TrialRecord, leaderboard, markdown, save, terminal_table
 
 
 def trial(name: str, accuracies: list[float], status: str = "finished", **values: object) -> TrialRecord:

@@ -15,8 +15,7 @@ from ray_distill.distillation.checkpoint import save_state
 from ray_distill.search.accounting import spent
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.pending import trials_left
-from ray_distill.search.queue import Proposal
+from ray_distill.search.queue import Proposal, trials_left
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.stored_search import StoredSearch
 from ray_distill.search.trial import ABOUT, STATE, TrialMeta
