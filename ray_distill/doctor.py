@@ -216,7 +216,7 @@ def stored(uri: str) -> list[Finding]:
 
 def mlflow_store() -> list[Finding]:
     """Write a run into the store and delete it; compare clocks with a server. Raises: StoreError, TrackingError."""
-    from ray_distill.tracking.tracker import try_store
+    from ray_distill.tracking.tracker import probe_store
     from ray_distill.tracking.uri import store_uri
 
     version, uri = importlib.metadata.version("mlflow"), os.environ.get("MLFLOW_TRACKING_URI")
@@ -224,11 +224,11 @@ def mlflow_store() -> list[Finding]:
         if not uri:
             # A run makes a file beside its results, which is not there yet.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-            try_store(f"sqlite:///{folder / 'mlflow.db'}")
+            probe_store(f"sqlite:///{folder / 'mlflow.db'}")
             said = f"{version}; MLFLOW_TRACKING_URI is not set: a sqlite file beside the results"
             return [Finding("MLflow", "good", said, PURPOSES["MLflow"])]
         uri = store_uri(uri, Path())
-        try_store(uri)
+        probe_store(uri)
     found = [
         Finding(
             "MLflow", "good", f"{version}; {redact(uri)}: a run was written and deleted", PURPOSES["MLflow"]

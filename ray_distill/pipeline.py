@@ -33,7 +33,7 @@ from ray_distill.evaluation.worker import check_test_source
 from ray_distill.storage.preflight import check_reached
 from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.store import open_store
-from ray_distill.tracking.tracker import Tracker, open_run, tracked_run
+from ray_distill.tracking.tracker import Tracker, create_run, tracked_run
 from ray_distill.utils.atomic import write_json
 from ray_distill.utils.progress import Bar, percent
 from ray_distill.utils.secrets import redact
@@ -105,7 +105,7 @@ def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: b
     """Claim a folder that is held, and open the MLflow run; or take both up again."""
     if resume:
         tracker = folder.reopen(config)
-        if not tracker.has_run():
+        if not tracker.exists_in_store():
             raise ConfigError(
                 f"{folder.path}: MLflow at {redact(tracker.uri)} does not know its run {tracker.run_id}; "
                 "bring the store back, or start again in another --out"
@@ -120,7 +120,7 @@ def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: b
     tags = {"config_hash": config.hash, "kind": "distill"}
     if folder.stored:
         tags["storage"] = str(folder.stored.storage)
-    tracker = open_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
+    tracker = create_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
     folder.open(config, tracker)
     return tracker
 
@@ -150,7 +150,7 @@ def run_experiment(
     with open_run_dir(config, folder, uri, resume=resume, replace=replace) as tracker:
         with bar("distilling", config.outer.steps) as update:
             state, unrecorded = train(config, data, folder, tracker, update)
-        warn_on_failure(warnings, lambda: tracker.log_points(unrecorded))
+        warn_on_failure(warnings, lambda: tracker.log_steps(unrecorded))
         dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)
         sheet_of(dataset).save(folder.contact_sheet)

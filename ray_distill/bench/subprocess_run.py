@@ -80,7 +80,7 @@ def through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], RunSta
             silent("distilling", config.outer.steps) as update,
         ):
             end = train(config, data, place, tracker, update).state
-    return tracker.points(SECONDS), end
+    return tracker.steps(SECONDS), end
 
 
 ROUTES: dict[str, Callable[[Config, Path], tuple[list[StepMetrics], RunState]]] = {

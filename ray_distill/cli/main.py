@@ -118,13 +118,13 @@ def _run(
     """A whole run in the folder."""
     from ray_distill.storage.run_dir import RunDir
     from ray_distill.storage.stored_run import StoredRun
-    from ray_distill.tracking.uri import check_there
+    from ray_distill.tracking.uri import check_exists
 
     storage = storage_of(config)
     place = RunDir(folder, None if storage is None else StoredRun(storage))
     if resume:
         uri = place.reopen(config).uri
-        check_there(uri)
+        check_exists(uri)
         place.check_idle()
     elif replace:
         place.check_replaceable()

@@ -81,13 +81,13 @@ def search(
 def _carry_out(
     settings: SearchConfig, folder: "SearchDir", uri: str, *, resume: bool, finalise: bool
 ) -> None:
-    from ray_distill.tracking.uri import check_there
+    from ray_distill.tracking.uri import check_exists
 
     check_installed(settings)
     if resume:
         uri = folder.reopen(settings).uri
         folder.check_idle()
-        check_there(uri)
+        check_exists(uri)
     else:
         folder.check_free("Use --resume to go on with the search in it, or another --out.")
     _say_plan(settings, folder.path)

@@ -125,7 +125,7 @@ class RunRecording:
 
     def _say(self, posted: Posted) -> None:
         if posted.points:
-            self._board.post_recorded.remote(self._tracker.log_points(posted.points))
+            self._board.post_recorded.remote(self._tracker.log_steps(posted.points))
         if posted.computation is not None:
             self._tracker.set_tag("computation", posted.computation)
         if posted.damaged is not None:

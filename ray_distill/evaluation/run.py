@@ -37,7 +37,7 @@ from ray_distill.evaluation.robustness import Robustness, robustness_of
 from ray_distill.evaluation.subjects import EvaluationSet
 from ray_distill.evaluation.worker import check_gpus, check_test_source, evaluation_set, retrain_on_pool
 from ray_distill.tracking.store import TrackingError, open_store
-from ray_distill.tracking.tracker import PARENT_TAG, Tracker, open_run, tracked_run
+from ray_distill.tracking.tracker import PARENT_TAG, Tracker, create_run, tracked_run
 from ray_distill.tracking.uri import StoreError
 from ray_distill.utils.progress import Bar, percent, silent
 from ray_distill.utils.secrets import redact
@@ -176,7 +176,7 @@ def _tracker(
     sets: Sequence[EvaluationSet], known: Mapping[str, str], uri: str, parent: str | None
 ) -> Tracker:
     """The MLflow run of an evaluation: the one that its folder knows, or a new one."""
-    if known.get("uri") == redact(uri) and (tracker := Tracker(uri, known["run_id"])).has_run():
+    if known.get("uri") == redact(uri) and (tracker := Tracker(uri, known["run_id"])).exists_in_store():
         tracker.reopen()
         return tracker
     config = sets[0].config
@@ -184,7 +184,7 @@ def _tracker(
     if parent is not None:
         tags[PARENT_TAG] = parent
     params = config.experiment() | {"sets": ", ".join(judged.name for judged in sets)}
-    return open_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
+    return create_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
 
 
 def metric_name(row: ResultRow) -> str:
@@ -229,7 +229,7 @@ def parent_of(sets: Iterable[DistilledDataset], uri: str) -> str | None:
     """The run that made the sets, if it was one and the store knows it."""
     runs = {dataset.provenance.get("mlflow_run_id") for dataset in sets}
     run_id = runs.pop()
-    return run_id if isinstance(run_id, str) and not runs and Tracker(uri, run_id).has_run() else None
+    return run_id if isinstance(run_id, str) and not runs and Tracker(uri, run_id).exists_in_store() else None
 
 
 def evaluate_sets(

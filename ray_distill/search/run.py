@@ -130,7 +130,7 @@ def _open_run(search: SearchConfig, uri: str, folder: SearchDir) -> Tracker:
     tags = {"search_hash": search.hash, "kind": "search"}
     if folder.stored:
         tags["storage"] = str(folder.stored.storage)
-    return tracking_tracker.open_run(uri, search.config.tracking.experiment, search.name, params, tags)
+    return tracking_tracker.create_run(uri, search.config.tracking.experiment, search.name, params, tags)
 
 
 def run_search(

@@ -184,9 +184,9 @@ class SearchTracking:
             case "go_on":
                 self.parent.reopen()
             case "begin":
-                self._runs[said["trial"]] = self.parent.open_trial(said["trial"], said["values"], unix_s)
+                self._runs[said["trial"]] = self.parent.open_trial_run(said["trial"], said["values"], unix_s)
             case "points":
-                self._run_of(said["trial"]).log_points([StepMetrics(*point) for point in said["points"]])
+                self._run_of(said["trial"]).log_steps([StepMetrics(*point) for point in said["points"]])
             case "clone":
                 cloned_from = ("cloned_from", said["outer_step"], float(said["parent_number"]))
                 self._run_of(said["trial"]).log_metrics([cloned_from])
@@ -210,7 +210,7 @@ class SearchTracking:
     def _run_of(self, trial: str) -> Tracker:
         """A trial's run, which an earlier process may have opened."""
         if trial not in self._runs:
-            self._runs[trial] = self.parent.open_trial(trial, {}, time.time())
+            self._runs[trial] = self.parent.open_trial_run(trial, {}, time.time())
         return self._runs[trial]
 
     def _say_leaderboard(self, said: Mapping[str, Any], unix_s: float) -> None:
@@ -221,7 +221,7 @@ class SearchTracking:
         values = said["values"] | ({} if best is None else {"best_validation_accuracy": best})
         if values:
             over = sum(row["status"] != "running" for row in said["rows"])
-            self.parent.log_values(StepMetrics(over, values, unix_s))
+            self.parent.log_batch(StepMetrics(over, values, unix_s))
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""The record of a run in MLflow.
+"""A run in MLflow.
 
-Everything goes through `MlflowClient` with an explicit tracking URI and run id, never through MLflow's
-process-wide state, so that any process may add to a run: the driver, Ray Train's controller, evaluation.
-What is logged twice is kept once: a run that was resumed computes the very same numbers again.
+Everything goes through `MlflowClient` with an explicit tracking URI and run id, never through MLflow's global state, so
+that any process can log to a run. Logging is idempotent, since a resumed run computes the same numbers again.
 """
 
 import logging
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.tracking.store import (
     TrackingError,
-    client_of,
-    experiment_id,
+    create_client,
+    get_or_create_experiment,
     import_mlflow,
+    mlflow_errors,
     open_store,
-    store,
 )
 from ray_distill.tracking.uri import StoreError
 
@@ -30,33 +29,33 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from PIL import Image
 
-WITNESS = "seconds_per_outer_step"
-"""A metric that every point has; its last step tells what is already logged."""
+EVERY_STEP_METRIC = "seconds_per_outer_step"
+"""A metric of every outer step; its last step tells what is already logged."""
 
-MAX_METRICS = 900
-"""Metrics in one call; MLflow takes 1000, and a point's metrics stay together."""
+MAX_METRICS_PER_CALL = 900
+"""MLflow takes 1000; the metrics of one step stay together."""
 
 DAMAGED_TAG = "damaged_checkpoints"
-"""Of a run that went on from an older checkpoint than its last: why."""
+"""Why a run resumed from an older checkpoint than its last."""
 
 TRIAL_TAG = "ray_distill.trial"
-"""The tag by which a search finds a trial's run again."""
+"""A trial's name, by which a search finds its run."""
 
 PARENT_TAG = "mlflow.parentRunId"
-"""MLflow's own, which nests one run under another."""
+"""MLflow's tag for nested runs."""
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """A run in a store, by its address; safe to send to other processes."""
+    """A run in a store; can be pickled and sent to other processes."""
 
     uri: str = field(repr=False)
-    """It may hold a password."""
+    """May contain a password."""
     run_id: str
 
     @cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client, made in the process that first needs it. Raises: whatever MLflow does."""
+        """Created on first use in each process. Raises: whatever MLflow does."""
         client: MlflowClient = import_mlflow().MlflowClient(self.uri)
         return client
 
@@ -64,48 +63,49 @@ class Tracker:
         return Tracker, (self.uri, self.run_id)
 
     @cached_property
-    def _logged(self) -> list[int]:
-        """The last outer step that the store has points of, in a cell that `log_points` moves on."""
-        history = self.client.get_metric_history(self.run_id, WITNESS)
+    def _last_step(self) -> list[int]:
+        """The last outer step in the store, in a list of one that `log_steps` updates."""
+        history = self.client.get_metric_history(self.run_id, EVERY_STEP_METRIC)
         return [max((m.step for m in history), default=0)]
 
-    def log_points(self, points: Sequence[StepMetrics]) -> int:
-        """Add measurements of outer steps, those that the store does not have yet, each at the time when its
-        step ended. Of several points of one step, the last.
+    def log_steps(self, steps: Sequence[StepMetrics]) -> int:
+        """Log the metrics of outer steps that are not in the store yet, with the times at which the steps ended.
 
-        Returns: the last outer step that the store has. Raises: TrackingError.
+        Of several for one step, the last is logged. Returns: the last outer step in the store. Raises: TrackingError.
         """
         try:
-            with store(self.uri):
-                by_step = {p.outer_step: p for p in points if p.outer_step > self._logged[0]}
+            with mlflow_errors(self.uri):
+                by_step = {s.outer_step: s for s in steps if s.outer_step > self._last_step[0]}
                 new = [by_step[step] for step in sorted(by_step)]
                 while new:
                     count, size = 0, 0
-                    while count < len(new) and (count == 0 or size + len(new[count].values) <= MAX_METRICS):
+                    while count < len(new) and (
+                        count == 0 or size + len(new[count].values) <= MAX_METRICS_PER_CALL
+                    ):
                         size += len(new[count].values)
                         count += 1
-                    part, new = new[:count], new[count:]
-                    self.client.log_batch(self.run_id, metrics=_metrics(part))
-                    self._logged[0] = part[-1].outer_step
-                return self._logged[0]
+                    batch, new = new[:count], new[count:]
+                    self.client.log_batch(self.run_id, metrics=_metrics(batch))
+                    self._last_step[0] = batch[-1].outer_step
+                return self._last_step[0]
         except TrackingError:
-            # A store that did not answer may have taken them all the same: it is asked before the next time.
-            self.__dict__.pop("_logged", None)
+            # A call that failed may have been applied all the same: ask the store again next time.
+            self.__dict__.pop("_last_step", None)
             raise
 
-    def log_values(self, point: StepMetrics) -> None:
-        """Metrics at a step of their own kind, such as the number of trials; the very same may be added again.
+    def log_batch(self, metrics: StepMetrics) -> None:
+        """Metrics at a step that is no outer step, such as a number of trials, even if they are in the store already.
 
         Raises: TrackingError.
         """
-        with store(self.uri):
-            self.client.log_batch(self.run_id, metrics=_metrics([point]))
+        with mlflow_errors(self.uri):
+            self.client.log_batch(self.run_id, metrics=_metrics([metrics]))
 
-    def points(self, names: Sequence[str]) -> list[StepMetrics]:
-        """What `log_points` has added, as far as it has these names, in order. Raises: TrackingError."""
+    def steps(self, names: Sequence[str]) -> list[StepMetrics]:
+        """The metrics of these names that `log_steps` has logged, in order. Raises: TrackingError."""
         values: dict[int, dict[str, float]] = {}
         ended: dict[int, float] = {}
-        with store(self.uri):
+        with mlflow_errors(self.uri):
             for name in names:
                 for m in self.client.get_metric_history(self.run_id, name):
                     values.setdefault(m.step, {})[name] = m.value
@@ -113,58 +113,57 @@ class Tracker:
         return [StepMetrics(step, values[step], ended[step]) for step in sorted(values)]
 
     def log_metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
-        """(name, step, value) that are no measurement of an outer step, such as a test accuracy after so many inner
-        steps; what the store has already is passed over.
+        """Log (name, step, value) with steps that are no outer steps, such as a test accuracy after some inner steps.
 
-        Raises: TrackingError.
+        What is in the store already is skipped. Raises: TrackingError.
         """
         from mlflow.entities import Metric
 
         client = self.client
-        now, metrics, there = int(time.time() * 1000), [], dict[str, set[tuple[int, float]]]()
-        with store(self.uri):
+        now, metrics, logged = int(time.time() * 1000), [], dict[str, set[tuple[int, float]]]()
+        with mlflow_errors(self.uri):
             for name, step, value in values:
-                if name not in there:
+                if name not in logged:
                     history = client.get_metric_history(self.run_id, name)
-                    there[name] = {(m.step, m.value) for m in history}
-                if (step, value) not in there[name]:
+                    logged[name] = {(m.step, m.value) for m in history}
+                if (step, value) not in logged[name]:
                     metrics.append(Metric(name, value, now, step))
             client.log_batch(self.run_id, metrics=metrics)
 
     def set_tag(self, key: str, value: str) -> None:
-        """A word about the run. Raises: TrackingError."""
-        with store(self.uri):
+        """Set a tag of the run. Raises: TrackingError."""
+        with mlflow_errors(self.uri):
             self.client.set_tag(self.run_id, key, value)
 
     def log_image(self, image: "Image.Image", key: str, outer_step: int) -> None:
-        """A picture in a series over outer steps. Raises: TrackingError."""
-        with store(self.uri):
+        """Log an image of a series over outer steps. Raises: TrackingError."""
+        with mlflow_errors(self.uri):
             self.client.log_image(self.run_id, image, key=key, step=outer_step)
 
     def log_file(self, path: Path) -> None:
-        """A file as an artefact of the run; one of its name is replaced. Raises: TrackingError."""
+        """Log a file as an artefact, in place of one with the same name. Raises: TrackingError."""
         if not path.is_file():
-            raise TrackingError(f"{path}: is not there any more, and cannot be logged")
-        with store(self.uri):
+            raise TrackingError(f"{path}: no such file, so it cannot be logged")
+        with mlflow_errors(self.uri):
             self.client.log_artifact(self.run_id, str(path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows with the same keys as a table that the UI can compare across runs; one of its name is replaced.
+        """Log rows with the same keys as a table that the UI can compare across runs, in place of one with that name.
 
         Raises: TrackingError.
         """
         columns = {key: [row[key] for row in rows] for key in rows[0]}
-        with store(self.uri):
+        with mlflow_errors(self.uri):
             if name in {artifact.path for artifact in self.client.list_artifacts(self.run_id)}:
-                # MLflow would append to a table that is there.
-                whole = {"columns": list(columns), "data": [list(row.values()) for row in rows]}
-                self.client.log_dict(self.run_id, whole, name)
+                # `log_table` would append to it.
+                table = {"columns": list(columns), "data": [list(row.values()) for row in rows]}
+                self.client.log_dict(self.run_id, table, name)
             else:
                 self.client.log_table(self.run_id, columns, name)
 
-    def has_run(self) -> bool:
-        """Whether the store knows the run. Raises: StoreError if it cannot be asked."""
-        with store(self.uri, StoreError):
+    def exists_in_store(self) -> bool:
+        """Whether the run is in the store. Raises: StoreError if the store cannot be reached."""
+        with mlflow_errors(self.uri, StoreError):
             from mlflow.exceptions import MlflowException
 
             try:
@@ -176,30 +175,30 @@ class Tracker:
             return True
 
     def reopen(self) -> None:
-        """Mark the run as going on again. Raises: TrackingError."""
-        with store(self.uri):
+        """Set the run's status to RUNNING again. Raises: TrackingError."""
+        with mlflow_errors(self.uri):
             self.client.update_run(self.run_id, status="RUNNING")
 
     def finish(self, status: str, ended_unix_s: float | None = None) -> None:
-        """End the run: FINISHED, FAILED or KILLED; now, or when it is said to have ended. Raises: TrackingError."""
+        """End the run (FINISHED, FAILED or KILLED) now or at the given time. Raises: TrackingError."""
         ended_ms = None if ended_unix_s is None else int(ended_unix_s * 1000)
-        with store(self.uri):
+        with mlflow_errors(self.uri):
             self.client.set_terminated(self.run_id, status, ended_ms)
 
-    def open_trial(self, name: str, values: Mapping[str, Any], began_unix_s: float) -> "Tracker":
-        """The run below this one of a search's trial, running: the one with this name, or a new one.
+    def open_trial_run(self, name: str, values: Mapping[str, Any], began_unix_s: float) -> "Tracker":
+        """The nested run of a search's trial, with status RUNNING; created if it does not exist.
 
-        Values that it has no parameter for become parameters. Raises: TrackingError.
+        Values become parameters if the run has none of that name. Raises: TrackingError.
         """
-        with store(self.uri):
+        with mlflow_errors(self.uri):
             from mlflow.entities import Param
 
             experiment = self.client.get_run(self.run_id).info.experiment_id
-            ours = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{TRIAL_TAG}` = '{name}'"
-            found = self.client.search_runs([experiment], ours)
+            query = f"tags.`{PARENT_TAG}` = '{self.run_id}' and tags.`{TRIAL_TAG}` = '{name}'"
+            runs = self.client.search_runs([experiment], query)
             tags = {PARENT_TAG: self.run_id, TRIAL_TAG: name, "kind": "trial"}
             began_ms = int(began_unix_s * 1000)
-            run = found[0] if found else self.client.create_run(experiment, began_ms, tags, run_name=name)
+            run = runs[0] if runs else self.client.create_run(experiment, began_ms, tags, run_name=name)
             new = [Param(k, v) for k, v in flatten(values).items() if k not in run.data.params]
             self.client.log_batch(run.info.run_id, params=new)
             if run.info.status != "RUNNING":
@@ -207,14 +206,14 @@ class Tracker:
             return Tracker(self.uri, run.info.run_id)
 
 
-def _metrics(points: Sequence[StepMetrics]) -> "list[Metric]":
+def _metrics(steps: Sequence[StepMetrics]) -> "list[Metric]":
     from mlflow.entities import Metric
 
-    return [Metric(n, v, int(p.unix_s * 1000), p.outer_step) for p in points for n, v in p.values.items()]
+    return [Metric(n, v, int(s.unix_s * 1000), s.outer_step) for s in steps for n, v in s.values.items()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested plain data as `a.b` -> text, as MLflow's parameters want it."""
+    """Nested plain data as `a.b` -> text, the form of MLflow's parameters."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
@@ -225,31 +224,33 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def try_store(uri: str) -> None:
-    """Write a run into the store and delete it again. Raises: StoreError, TrackingError."""
+def probe_store(uri: str) -> None:
+    """Write a run to the store and delete it. Raises: StoreError, TrackingError."""
     open_store(uri, "ray_distill-doctor")
-    tracker = open_run(uri, "ray_distill-doctor", "doctor", {"written": True}, {})
+    tracker = create_run(uri, "ray_distill-doctor", "doctor", {"written": True}, {})
     tracker.log_metrics([("written", 0, 1.0)])
     tracker.finish("FINISHED")
-    with store(uri):
+    with mlflow_errors(uri):
         tracker.client.delete_run(tracker.run_id)
 
 
-def open_run(
+def create_run(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> Tracker:
-    """A new run with its parameters in a store that is open (`open_store`). Raises: StoreError."""
-    client = client_of(uri)
+    """A new run with its parameters, in a store that `open_store` has prepared. Raises: StoreError."""
+    client = create_client(uri)
     from mlflow.entities import Param
 
-    with store(uri, StoreError):
-        run = client.create_run(experiment_id(client, uri, experiment), run_name=name, tags=dict(tags))
+    with mlflow_errors(uri, StoreError):
+        run = client.create_run(
+            get_or_create_experiment(client, uri, experiment), run_name=name, tags=dict(tags)
+        )
         client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in flatten(params).items()])
     return Tracker(uri, run.info.run_id)
 
 
 def final_status(error: BaseException | None) -> str:
-    """MLflow's word for a run that ended with this error: stopped from outside is KILLED."""
+    """MLflow's status of a run that ended with this error; KILLED for an interrupt."""
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
@@ -257,7 +258,7 @@ def final_status(error: BaseException | None) -> str:
 
 @contextmanager
 def tracked_run(tracker: Tracker) -> Iterator[None]:
-    """The MLflow run ends with the block: FINISHED, KILLED from outside, or FAILED. Never hides an error."""
+    """End the MLflow run with the block: FINISHED, KILLED by an interrupt, or FAILED. Never hides an error."""
     error: BaseException | None = None
     try:
         yield
@@ -269,4 +270,4 @@ def tracked_run(tracker: Tracker) -> Iterator[None]:
         try:
             tracker.finish(status)
         except TrackingError as e:
-            logging.getLogger(__name__).warning("the run could not be marked %s: %s", status, e)
+            logging.getLogger(__name__).warning("could not set the run's status to %s: %s", status, e)

@@ -1,4 +1,4 @@
-"""Where MLflow's store is: its URI, checked and understood without MLflow, whose import takes seconds."""
+"""The tracking URI, checked without importing MLflow, which takes seconds."""
 
 import os
 import re
@@ -8,47 +8,47 @@ from pathlib import Path
 from ray_distill.errors import UserError
 from ray_distill.utils.secrets import redact
 
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-"""Of stores."""
+STORE_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""URI schemes of tracking stores."""
 
 
 class StoreError(UserError):
-    """The store that the user named cannot be opened."""
+    """The tracking store cannot be opened."""
 
 
 def store_uri(configured: str | None, folder: Path) -> str:
     """The tracking URI: the configured one, else $MLFLOW_TRACKING_URI, else a sqlite file in the folder.
 
-    A relative sqlite path is made absolute: Ray's processes work in other folders. Raises: StoreError for a URI that is
-    of no store.
+    A relative sqlite path becomes absolute, since Ray's processes run in other folders. Raises: StoreError for another
+    scheme.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
-    if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?://|databricks$", uri):
+    if not re.match(rf"({'|'.join(STORE_SCHEMES)})(\+\w+)?://|databricks$", uri):
         raise StoreError(
-            f"MLflow at {redact(uri)}: is no store; allowed: sqlite:///FILE, or what begins with one of "
-            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}; in tracking.uri or $MLFLOW_TRACKING_URI"
+            f"MLflow at {redact(uri)}: not a tracking store; set tracking.uri or $MLFLOW_TRACKING_URI to "
+            f"sqlite:///FILE, or to a URI with one of {', '.join(f'{scheme}://' for scheme in STORE_SCHEMES)}"
         )
     file = sqlite_file(uri)
     return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a store that is one."""
+    """The file of a sqlite store; None for other stores."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def check_there(uri: str) -> None:
-    """Raises: StoreError for a store that is a file, and not on this machine: opening it would make an empty one."""
+def check_exists(uri: str) -> None:
+    """Raises: StoreError for a sqlite store whose file does not exist: opening it would create an empty one."""
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise StoreError(
-            f"MLflow at {uri}: there is no such file on this machine, and the run is recorded in it; bring it there, or "
-            "start anew"
+            f"MLflow at {uri}: no such file on this machine, but the run is recorded in it; copy it here, or start a "
+            "new run"
         )
 
 
 def ui_command(uri: str) -> str:
-    """What to do to look at the store."""
+    """How to view the store."""
     if uri.startswith("http"):
         return f"open {redact(uri)} in a browser"
     return f"uv run mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"

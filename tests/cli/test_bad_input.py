@@ -351,11 +351,11 @@ COMMANDS = [
     # Stores.
     (
         "distill demo.yaml --set tracking.uri=nowhere",
-        "MLflow at nowhere: is no store; allowed: sqlite:///FILE",
+        "MLflow at nowhere: not a tracking store; set tracking.uri or $MLFLOW_TRACKING_URI to sqlite:///FILE",
     ),
-    ("distill demo.yaml --set tracking.uri=ftp://a", "MLflow at ftp://a: is no store"),
+    ("distill demo.yaml --set tracking.uri=ftp://a", "MLflow at ftp://a: not a tracking store"),
     ("distill demo.yaml --set tracking.uri=mysql://me@127.0.0.1:9/x", "MLflow at mysql://me@127.0.0.1:9/x: "),
-    ("distill demo.yaml --set tracking.uri=sqlite:///text/x.db", "text/x.db: the folder cannot be made"),
+    ("distill demo.yaml --set tracking.uri=sqlite:///text/x.db", "text/x.db: its folder cannot be created"),
     ("distill demo.yaml --set tracking.uri=sqlite:///text", "MLflow at sqlite:///", "text: "),
     # Folders.
     ("distill demo.yaml --out text", "text: exists and is not empty; nothing was written. Use --resume"),
@@ -560,7 +560,7 @@ def test_a_command_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("MLFLOW_TRACKING_URI", "ftp://me:geheim@a", "MLflow at ftp://me:***@a: is no store"),
+        ("MLFLOW_TRACKING_URI", "ftp://me:geheim@a", "MLflow at ftp://me:***@a: not a tracking store"),
         ("RAY_DISTILL_CACHE", "text", "text"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from ray_distill.config.config import Config
 from ray_distill.storage.run_dir import RunDir
-from ray_distill.tracking.tracker import Tracker, open_run
+from ray_distill.tracking.tracker import Tracker, create_run
 
 # Whose asserts say what was found, as those of tests do.
 pytest.register_assert_rewrite("nodes", "processes", "search_events", "undisturbed")
@@ -23,7 +23,7 @@ def place(tmp_path: Path) -> Callable[[Config], tuple[RunDir, Tracker]]:
         folder = RunDir(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
         folder.path.mkdir()
         uri = f"sqlite:///{folder.path / 'mlflow.db'}"
-        tracker = open_run(uri, "tests", config.name, config.to_dict(), {})
+        tracker = create_run(uri, "tests", config.name, config.to_dict(), {})
         folder.open(config, tracker)
         return folder, tracker
 

@@ -14,7 +14,7 @@ from ray_distill.search.figures import save_all
 from ray_distill.search.results import Measured, TrialRecord, Value, leaderboard
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking.store import open_store
-from ray_distill.tracking.tracker import open_run
+from ray_distill.tracking.tracker import create_run
 from tests.helpers.browser import Browser, browser, eventually, missing
 from tests.helpers.mlflow_server import MlflowServer, mlflow_server
 
@@ -61,7 +61,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     folder = tmp_path_factory.mktemp("search")
     with mlflow_server(folder) as server:
         open_store(server.uri, "searches")
-        parent = open_run(server.uri, "searches", "window_digits", {"scheduler": "asha"}, {"kind": "search"})
+        parent = create_run(
+            server.uri, "searches", "window_digits", {"scheduler": "asha"}, {"kind": "search"}
+        )
         warnings: list[str] = []
         with tracked_search(parent, folder, warnings) as tracking:
             trials = [record_trial(tracking, name) for name in TRIALS]

@@ -9,7 +9,7 @@ import pytest
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.tracking import SearchTracking
 from ray_distill.tracking.store import open_store
-from ray_distill.tracking.tracker import Tracker, open_run
+from ray_distill.tracking.tracker import Tracker, create_run
 from tests.helpers.browser import eventually
 from tests.helpers.mlflow_server import MlflowServer, mlflow_server
 
@@ -40,7 +40,7 @@ def test_a_server_that_crashes_loses_and_doubles_nothing(server: MlflowServer, t
     """SIGKILL for the server while points are on their way; the trials go on, one begins and one ends without it.
     When it is back it has every step of every trial once, and each trial once, ended as it ended."""
     open_store(server.uri, "tests")
-    parent = open_run(server.uri, "tests", "search", {}, {})
+    parent = create_run(server.uri, "tests", "search", {}, {})
     tracking = SearchTracking(parent, tmp_path)
     for name in ("a", "b"):
         tracking.begin(name, {"inner.lr": 0.1})

@@ -243,7 +243,7 @@ def test_a_search_whose_record_is_not_on_this_machine_is_not_taken_up(tmp_path: 
     command = ["search", str(file), "--out", str(tmp_path / "new"), "--resume", "--set", place]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
-    assert f"MLflow at sqlite:///{lost}: there is no such file on this machine" in result.stderr
+    assert f"MLflow at sqlite:///{lost}: no such file on this machine" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"here", "store", "search.yaml"}
 
 

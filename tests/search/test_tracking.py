@@ -13,7 +13,7 @@ from ray_distill.search.accounting import SearchTime
 from ray_distill.search.results import Measured, TrialRecord, leaderboard
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking import retry_queue
-from ray_distill.tracking.tracker import Tracker, open_run
+from ray_distill.tracking.tracker import Tracker, create_run
 
 LR = "inner.lr"
 
@@ -21,7 +21,7 @@ LR = "inner.lr"
 @pytest.fixture
 def parent(uri: str, monkeypatch: pytest.MonkeyPatch) -> Tracker:
     monkeypatch.setattr(retry_queue, "MAX_BACKOFF_S", 0.2)
-    return open_run(uri, "tests", "search", {"scheduler": "asha"}, {"kind": "search"})
+    return create_run(uri, "tests", "search", {"scheduler": "asha"}, {"kind": "search"})
 
 
 def point(step: int, accuracy: float = 0.5) -> StepMetrics:
@@ -216,12 +216,12 @@ def test_the_driver_never_waits_for_the_store(parent: Tracker, tmp_path: Path) -
     held, free = threading.Event(), threading.Event()
     tracking = SearchTracking(parent, tmp_path)
 
-    def open_trial(*_: Any) -> Tracker:
+    def open_trial_run(*_: Any) -> Tracker:
         held.set()
         assert free.wait(60)
-        return Tracker.open_trial(parent, "a", {}, 0.0)
+        return Tracker.open_trial_run(parent, "a", {}, 0.0)
 
-    object.__setattr__(parent, "open_trial", open_trial)
+    object.__setattr__(parent, "open_trial_run", open_trial_run)
     tracking.begin("a", {LR: 0.1})
     assert held.wait(60)
     for step in range(1, 101):

@@ -265,5 +265,5 @@ def test_a_run_whose_record_is_not_on_this_machine_is_not_taken_up(config: Confi
     command = ["distill", str(DIGITS), "--out", str(tmp_path / "new"), "--resume", "--set", place]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
-    assert f"MLflow at sqlite:///{lost}: there is no such file on this machine" in result.stderr
+    assert f"MLflow at sqlite:///{lost}: no such file on this machine" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"here", "store"}

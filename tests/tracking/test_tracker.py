@@ -1,4 +1,4 @@
-"""The record in a real MLflow store: nothing lost, nothing twice, and errors that are ours."""
+"""A run in a real MLflow store: nothing lost, nothing duplicated, errors of our own types."""
 
 import json
 import pickle
@@ -10,16 +10,16 @@ from PIL import Image
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.tracking.store import StoreUnavailableError, TrackingError, open_store
-from ray_distill.tracking.tracker import Tracker, flatten, open_run, tracked_run
+from ray_distill.tracking.tracker import Tracker, create_run, flatten, tracked_run
 from ray_distill.tracking.uri import StoreError, store_uri, ui_command
 
 
 @pytest.fixture
 def tracker(uri: str) -> Tracker:
-    return open_run(uri, "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
+    return create_run(uri, "tests", "run", {"a": {"b": 1}}, {"kind": "test"})
 
 
-def points(first: int, last: int) -> list[StepMetrics]:
+def measured(first: int, last: int) -> list[StepMetrics]:
     """One step a second, each with its loss."""
     return [
         StepMetrics(s, {"seconds_per_outer_step": 0.1 * s, "loss": 1.0 / s}, 1e9 + s)
@@ -27,46 +27,46 @@ def points(first: int, last: int) -> list[StepMetrics]:
     ]
 
 
-def steps(tracker: Tracker, name: str = "loss") -> list[int]:
+def logged_steps(tracker: Tracker, name: str = "loss") -> list[int]:
     return [m.step for m in tracker.client.get_metric_history(tracker.run_id, name)]
 
 
-def test_points_are_logged_once_whoever_logs_them(tracker: Tracker) -> None:
-    """A second tracker (a restarted controller) is given steps that overlap: each step stands once; and the
-    last one that the store has is told."""
-    assert tracker.log_points(points(1, 10)) == 10
-    assert tracker.log_points(points(6, 12)) == 12
+def test_each_step_is_logged_once_by_any_tracker(tracker: Tracker) -> None:
+    """A second tracker (a restarted driver) logs steps that overlap: each step is stored once; the last step in the store
+    is returned."""
+    assert tracker.log_steps(measured(1, 10)) == 10
+    assert tracker.log_steps(measured(6, 12)) == 12
     again: Tracker = pickle.loads(pickle.dumps(tracker))
-    assert again.log_points(points(1, 9)) == 12
-    assert again.log_points(points(8, 15)) == 15
-    assert steps(tracker) == list(range(1, 16))
+    assert again.log_steps(measured(1, 9)) == 12
+    assert again.log_steps(measured(8, 15)) == 15
+    assert logged_steps(tracker) == list(range(1, 16))
 
 
-def test_points_of_one_step_that_waited_together_are_logged_once(tracker: Tracker) -> None:
-    """While the store was away, a restarted worker computed steps 4 to 6 again: the later points count."""
-    again = [p._replace(unix_s=p.unix_s + 100) for p in points(4, 8)]
-    tracker.log_points(points(1, 6) + again)
-    assert steps(tracker) == list(range(1, 9))
-    assert [p.unix_s - 1e9 for p in tracker.points(["loss"])] == [1, 2, 3, 104, 105, 106, 107, 108]
+def test_of_two_measurements_of_a_step_in_one_call_the_last_is_logged(tracker: Tracker) -> None:
+    """While the store was away, a restarted worker computed steps 4 to 6 again: the later ones are logged."""
+    again = [p._replace(unix_s=p.unix_s + 100) for p in measured(4, 8)]
+    tracker.log_steps(measured(1, 6) + again)
+    assert logged_steps(tracker) == list(range(1, 9))
+    assert [p.unix_s - 1e9 for p in tracker.steps(["loss"])] == [1, 2, 3, 104, 105, 106, 107, 108]
 
 
-def test_points_come_back_at_the_times_of_their_steps(tracker: Tracker) -> None:
-    """Whenever they were logged; a point that lacks one of the names has the others."""
-    logged = points(1, 3)
+def test_steps_are_read_back_with_their_times(tracker: Tracker) -> None:
+    """Whenever they were logged; a step without one of the metrics has the others."""
+    logged = measured(1, 3)
     logged[1].values["extra"] = 5.0
-    tracker.log_points(logged)
-    assert tracker.points(["seconds_per_outer_step", "loss", "extra"]) == logged
-    assert tracker.points(["extra"]) == [StepMetrics(2, {"extra": 5.0}, 1e9 + 2)]
+    tracker.log_steps(logged)
+    assert tracker.steps(["seconds_per_outer_step", "loss", "extra"]) == logged
+    assert tracker.steps(["extra"]) == [StepMetrics(2, {"extra": 5.0}, 1e9 + 2)]
 
 
-def test_more_points_than_one_call_takes(tracker: Tracker) -> None:
-    """1,300 points with two metrics each: 2,600 metrics, where one call takes 1,000."""
-    tracker.log_points(points(1, 1300))
-    assert steps(tracker) == list(range(1, 1301))
+def test_more_steps_than_one_call_takes(tracker: Tracker) -> None:
+    """1,300 steps with two metrics each: 2,600 metrics, where one call takes 1,000."""
+    tracker.log_steps(measured(1, 1300))
+    assert logged_steps(tracker) == list(range(1, 1301))
 
 
 def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: Path) -> None:
-    """What is logged twice, as a resumed run does, is there once."""
+    """What a resumed run logs again is stored once."""
     (tmp_path / "note.txt").write_text("x")
     for _ in range(2):
         tracker.log_metrics([("accuracy", 60, 0.5)])
@@ -82,7 +82,7 @@ def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: P
     table = store / "mlartifacts" / "tests" / tracker.run_id / "artifacts" / "table.json"
     assert table.read_text().count("0.5") == 1
     assert json.loads(table.read_text())["data"] == [["a", 0.5], ["b", None]], (
-        "the last table in place of the first"
+        "the last table replaces the first"
     )
     assert {a.path for a in tracker.client.list_artifacts(tracker.run_id)} == {
         "table.json",
@@ -94,7 +94,7 @@ def test_parameters_tags_tables_files_and_pictures(tracker: Tracker, tmp_path: P
 @pytest.mark.parametrize(
     ("error", "status"), [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
-def test_the_run_ends_as_the_block_did(
+def test_the_status_of_the_run_follows_the_block(
     tracker: Tracker, error: type[BaseException] | None, status: str
 ) -> None:
     with nullcontext() if error is None else pytest.raises(error), tracked_run(tracker):
@@ -103,34 +103,36 @@ def test_the_run_ends_as_the_block_did(
     assert tracker.client.get_run(tracker.run_id).info.status == status
 
 
-def test_a_store_that_is_gone_does_not_hide_the_error(tmp_path: Path) -> None:
-    """The run fails for its own reason, although its end cannot be recorded."""
+def test_an_unreachable_store_does_not_hide_the_error(tmp_path: Path) -> None:
+    """The run fails for its own reason although its status cannot be set."""
     gone = Tracker("http://127.0.0.1:9", "abc")
     with pytest.raises(ValueError, match="the real one"), tracked_run(gone):
         raise ValueError("the real one")
     with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:9"):
-        gone.log_points(points(1, 1))
+        gone.log_steps(measured(1, 1))
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
-        gone.has_run()
+        gone.exists_in_store()
 
 
 @pytest.mark.parametrize("uri", ["ftp://there", "file:/somewhere", "http://127.0.0.1:9"])
-def test_a_store_that_cannot_be_opened_is_the_users_to_mend(uri: str) -> None:
+def test_a_store_that_cannot_be_opened_is_a_user_error(uri: str) -> None:
     with pytest.raises(StoreError):
         open_store(uri, "tests")
 
 
-def test_a_run_that_the_store_does_not_know(tracker: Tracker) -> None:
-    assert tracker.has_run()
+def test_a_run_that_is_not_in_the_store(tracker: Tracker) -> None:
+    assert tracker.exists_in_store()
     unknown = Tracker(tracker.uri, "0" * 32)
-    assert not unknown.has_run()
-    with pytest.raises(TrackingError, match="not found") as refused:
-        unknown.log_points(points(1, 1))
-    assert not isinstance(refused.value, StoreUnavailableError), "nobody would gain by saying it again"
+    assert not unknown.exists_in_store()
+    with pytest.raises(TrackingError, match="not found") as rejected:
+        unknown.log_steps(measured(1, 1))
+    assert not isinstance(rejected.value, StoreUnavailableError), "a retry would not help"
 
 
-def test_where_the_record_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configured before environment before the folder; relative sqlite paths become absolute."""
+def test_the_uri_is_configured_or_from_the_environment_or_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order; relative sqlite paths become absolute."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert store_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
@@ -139,7 +141,7 @@ def test_where_the_record_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert store_uri("http://host:5000", Path("runs")) == "http://host:5000"
 
 
-def test_what_to_do_to_look_at_the_store() -> None:
+def test_the_command_to_view_the_store_shows_no_password() -> None:
     assert "secret" not in ui_command("postgresql://me:secret@host/db")
     assert ui_command("http://host:5000") == "open http://host:5000 in a browser"
 

@@ -108,7 +108,7 @@ def test_what_mlflow_says_of_a_store_that_is_away_is_masked() -> None:
     """It repeats the whole URI in what it raises."""
     away = Tracker("http://me:geheim@127.0.0.1:9", "abc")
     assert "geheim" not in repr(away)
-    for error, ask in ((TrackingError, lambda: away.set_tag("a", "b")), (StoreError, away.has_run)):
+    for error, ask in ((TrackingError, lambda: away.set_tag("a", "b")), (StoreError, away.exists_in_store)):
         with pytest.raises(error, match=r"http://me:\*\*\*@127\.0\.0\.1:9") as caught:
             ask()
         assert "geheim" not in str(caught.value)
