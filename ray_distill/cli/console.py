@@ -3,24 +3,21 @@
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ray_distill.cli.signals import Terminated, refuse_job_scratch, sigterm_as_interrupt
+from ray_distill.cli.signals import Terminated, sigterm_as_interrupt
 from ray_distill.errors import RunError, UserError, disk_free_message, is_disk_full, is_user_error
+from ray_distill.storage.job_scratch import refuse_job_scratch
 from ray_distill.utils.secrets import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from ray_distill.config.config import Config
-    from ray_distill.storage.remote import Storage
     from ray_distill.utils.progress import Update
 
 BEGAN = time.monotonic()
@@ -58,23 +55,6 @@ def bar(what: str, total: int) -> "AbstractContextManager[Update]":
     return progress_bar(stdout, what, total)
 
 
-PreparedT = TypeVar("PreparedT")
-
-
-@contextmanager
-def ray_while_preparing(
-    prepare: "Callable[[], PreparedT]", *, dashboard: bool = False
-) -> Iterator[PreparedT]:
-    """What `prepare` returns, and a connection to Ray: both take long, so they come about side by side."""
-    # Two threads that import Ray at a time may each find what the other has half done.
-    from ray_distill.cluster.connection import cluster
-
-    with ThreadPoolExecutor(1) as side:
-        preparing = side.submit(prepare)
-        with cluster(dashboard=dashboard):
-            yield preparing.result()
-
-
 @contextmanager
 def exit_codes(on_interrupt: str) -> Iterator[None]:
     """Exceptions that a person can do something about, as one message and an exit code.
@@ -110,31 +90,6 @@ def _with_advice(error: OSError, on_interrupt: str) -> str:
 def _say_error(kind: str, error: Exception | str) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
     stderr.print(redact(str(error)), markup=False, highlight=False)
-
-
-def storage_of(config: "Config") -> "Storage | None":
-    """The `cluster.storage`, tried out. Raises: UserError for one that cannot be used, or would be thrown away."""
-    if config.cluster.storage is None:
-        return None
-    from ray_distill.storage.remote import Storage
-
-    storage = Storage.at(config.cluster.storage)
-    if storage.is_local:
-        refuse_job_scratch(storage.folder, "cluster.storage")
-    return storage
-
-
-def note_mlflow_file(storage: "Storage | None", uri: str, what: str) -> None:
-    """Say that a run, or a search, that is kept elsewhere is recorded on this machine alone."""
-    from ray_distill.tracking.uri import sqlite_file
-
-    if storage and not storage.is_local and (file := sqlite_file(uri)):
-        stderr.print(
-            f"note: MLflow's store is a file, {file}; without it the {what} cannot go on on another machine. Set "
-            "MLFLOW_TRACKING_URI to a server that both reach",
-            markup=False,
-            highlight=False,
-        )
 
 
 def check_target(target: Path, option: str = "--out") -> None:

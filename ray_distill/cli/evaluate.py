@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import Set, bar, exit_codes, ray_while_preparing, stderr, stdout
+from ray_distill.cli.console import Set, bar, exit_codes, stderr, stdout
 from ray_distill.cli.options import (
     ImagesKey,
     LabelsKey,
@@ -17,8 +17,8 @@ from ray_distill.cli.options import (
     SpaceOption,
     external_set_options,
 )
-from ray_distill.cli.signals import refuse_job_scratch
 from ray_distill.config.config import ConfigError
+from ray_distill.storage.job_scratch import refuse_job_scratch
 
 if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset
@@ -202,6 +202,8 @@ def _evaluate(
         prepared = prepare_sets(datasets, configs, bar)
         open_store(uri, configs[0].tracking.experiment)
         return prepared
+
+    from ray_distill.cluster.connection import ray_while_preparing
 
     with ray_while_preparing(prepare) as prepared:
         from ray_distill.evaluation.run import evaluate, parent_of

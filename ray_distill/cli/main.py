@@ -19,17 +19,13 @@ from ray_distill import __version__
 from ray_distill.cli.bench import app as bench
 from ray_distill.cli.console import (
     BEGAN,
-    RUNS,
     Out,
     Set,
     bar,
     check_picture,
     exit_codes,
-    note_mlflow_file,
-    ray_while_preparing,
     stderr,
     stdout,
-    storage_of,
 )
 from ray_distill.cli.data import app as data
 from ray_distill.cli.doctor import doctor
@@ -37,7 +33,6 @@ from ray_distill.cli.evaluate import evaluate, say_table
 from ray_distill.cli.exchange import export, import_
 from ray_distill.cli.plan import plan
 from ray_distill.cli.search import search
-from ray_distill.cli.signals import refuse_job_scratch
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.load import load_config
 
@@ -76,15 +71,6 @@ def _errors() -> "AbstractContextManager[None]":
     return exit_codes("`ray-distill distill CONFIG.yaml --out DIR --resume` goes on from the last checkpoint")
 
 
-def _place(config: Config, out: Path | None) -> tuple[Path, str]:
-    """The run's folder and the tracking URI. Raises: MistakeError for a folder that would be thrown away."""
-    from ray_distill.tracking.uri import store_uri
-
-    folder = out or RUNS / config.name
-    refuse_job_scratch(folder, "--out")
-    return folder, store_uri(config.tracking.uri, out or RUNS)
-
-
 def _say_plan(config: Config, folder: Path) -> None:
     t = config.truncation
     window, fewest = getattr(t, "window_length", None), config.cluster.min_workers
@@ -113,30 +99,29 @@ def _say_outcome(outcome: "Outcome", files: "dict[str, Path | Storage]") -> None
 
 
 def _run(
-    config: Config, folder: Path, uri: str, advice: str, *, resume: bool = False, replace: bool = False
+    config: Config,
+    out: Path | None,
+    advice: str,
+    *,
+    resume: bool = False,
+    replace: bool = False,
+    unique: bool = False,
 ) -> None:
-    """A whole run in the folder."""
-    from ray_distill.storage.run_dir import RunDir
-    from ray_distill.storage.stored_run import StoredRun
-    from ray_distill.tracking.uri import check_exists
+    """A whole run in its folder."""
+    from ray_distill.pipeline import local_store_warning, open_run_folder
 
-    storage = storage_of(config)
-    place = RunDir(folder, None if storage is None else StoredRun(storage))
-    if resume:
-        uri = place.reopen(config).uri
-        check_exists(uri)
-        place.check_idle()
-    elif replace:
-        place.check_replaceable()
-    else:
-        place.check_free(advice)
-    _say_plan(config, folder)
-    note_mlflow_file(storage, uri, "run")
+    place, uri = open_run_folder(config, out, resume=resume, replace=replace, unique=unique, advice=advice)
+    storage = place.stored.storage if place.stored else None
+    _say_plan(config, place.path)
+    if note := local_store_warning(storage, uri, "run"):
+        stderr.print(f"note: {note}", markup=False, highlight=False)
 
     def prepare() -> "DevelopmentData":
         from ray_distill.pipeline import prepare
 
         return prepare(config, uri, bar)
+
+    from ray_distill.cluster.connection import ray_while_preparing
 
     with ray_while_preparing(prepare) as real:
         from ray_distill.pipeline import run_experiment
@@ -151,16 +136,6 @@ def _run(
         if storage:
             files["kept in"] = storage
         _say_outcome(outcome, files)
-
-
-def _free_folder(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3, .. that does not exist."""
-    count = 1
-    candidate = folder
-    while candidate.exists():
-        count += 1
-        candidate = folder.with_name(f"{folder.name}-{count}")
-    return candidate
 
 
 def demo_config(overrides: list[str]) -> Config:
@@ -179,9 +154,7 @@ def demo(out: Out = None, set_: Set = None) -> None:
     """
     with _errors():
         config = demo_config(set_ or [])
-        folder, uri = _place(config, out)
-        advice = "Use another --out."
-        _run(config, folder if out else _free_folder(folder), uri, advice)
+        _run(config, out, "Use another --out.", unique=True)
 
 
 @app.command()
@@ -220,9 +193,8 @@ def distill(
             print(config.to_yaml(), end="")
             print(f"# hash {config.hash}")
             return
-        folder, uri = _place(config, out)
         advice = "Use --resume to go on with the run in it, --force to delete that and start anew, or another --out."
-        _run(config, folder, uri, advice, resume=resume, replace=force)
+        _run(config, out, advice, resume=resume, replace=force)
 
 
 @app.command()

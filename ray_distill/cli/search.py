@@ -1,6 +1,5 @@
 """The verb `search`: which window, which unroll, which learning rates for these data."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,22 +8,16 @@ from rich.console import Console
 
 from ray_distill.cli.console import (
     BEGAN,
-    RUNS,
     Out,
     Set,
     bar,
     exit_codes,
-    note_mlflow_file,
-    ray_while_preparing,
     stderr,
     stdout,
-    storage_of,
 )
-from ray_distill.cli.signals import refuse_job_scratch
-from ray_distill.search.config import SearchConfig, check_installed, load_search
+from ray_distill.search.config import SearchConfig, load_search
 
 if TYPE_CHECKING:
-    from ray_distill.data.splits import DevelopmentData
     from ray_distill.search.run import SearchOutcome
     from ray_distill.search.search_dir import SearchDir
 
@@ -66,60 +59,33 @@ def search(
         if dry_run:
             _say_search(settings)
             return
-        from ray_distill.search.search_dir import SearchDir
-        from ray_distill.search.stored_search import StoredSearch
-        from ray_distill.tracking.uri import store_uri
-
-        path = out or RUNS / settings.name
-        refuse_job_scratch(path, "--out")
-        storage = storage_of(settings.config)
-        folder = SearchDir(path, None if storage is None else StoredSearch(storage))
-        uri = store_uri(settings.config.tracking.uri, out or RUNS)
-        _carry_out(settings, folder, uri, resume=resume, finalise=finalise)
+        _run(settings, out, resume=resume, finalise=finalise)
 
 
-def _carry_out(
-    settings: SearchConfig, folder: "SearchDir", uri: str, *, resume: bool, finalise: bool
-) -> None:
-    from ray_distill.tracking.uri import check_exists
+def _run(settings: SearchConfig, out: Path | None, *, resume: bool, finalise: bool) -> None:
+    from ray_distill.cluster.connection import ray_while_preparing
+    from ray_distill.pipeline import (
+        finalise_search,
+        local_store_warning,
+        open_search_folder,
+        prepare,
+        prepare_development,
+    )
+    from ray_distill.search.run import run_search
 
-    check_installed(settings)
-    if resume:
-        uri = folder.reopen(settings).uri
-        folder.check_idle()
-        check_exists(uri)
-    else:
-        folder.check_free("Use --resume to go on with the search in it, or another --out.")
+    advice = "Use --resume to go on with the search in it, or another --out."
+    folder, uri = open_search_folder(settings, out, resume=resume, advice=advice)
     _say_plan(settings, folder.path)
-    note_mlflow_file(folder.stored.storage if folder.stored else None, uri, "search")
-
-    def prepare() -> "DevelopmentData":
-        from ray_distill.pipeline import prepare, prepare_development
-
-        with_test = prepare if finalise else prepare_development
-        return with_test(settings.config, uri, bar)
-
-    with ray_while_preparing(prepare, dashboard=settings.workers > 1) as real:
-        from ray_distill.search.run import run_search
-
+    if note := local_store_warning(folder.stored.storage if folder.stored else None, uri, "search"):
+        stderr.print(f"note: {note}", markup=False, highlight=False)
+    get = prepare if finalise else prepare_development
+    dashboard = settings.workers > 1
+    with ray_while_preparing(lambda: get(settings.config, uri, bar), dashboard=dashboard) as real:
         found = run_search(settings, real, folder, uri, bar, resume=resume, began=BEGAN)
         _say_found(found, folder)
         if finalise:
-            _finalise(found, real, folder, uri)
-
-
-def _finalise(found: "SearchOutcome", real: "DevelopmentData", folder: "SearchDir", uri: str) -> None:
-    """Distil with the best configuration, at its length, and evaluate."""
-    from ray_distill.pipeline import run_experiment
-    from ray_distill.storage.run_dir import RunDir
-    from ray_distill.storage.stored_run import StoredRun
-
-    name = f"final-{found.rows[0].trial}"
-    stored = StoredRun(folder.stored.final(name)) if folder.stored else None
-    place = RunDir(folder.path / name, stored)
-    began = time.monotonic()
-    run_experiment(found.config, real, place, uri, bar, resume=place.begun, began=began)
-    stdout.print(f"evaluated: {place.summary}", markup=False, highlight=False)
+            place, _ = finalise_search(found, real, folder, uri, bar)
+            stdout.print(f"evaluated: {place.summary}", markup=False, highlight=False)
 
 
 def _say_search(settings: SearchConfig) -> None:

@@ -8,15 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
-
-from ray_distill.errors import UserError
-
-UNPACKED = ("runtime_resources", "working_dir_files")
-"""Where Ray unpacks what was submitted with --working-dir, inside a cluster's own temporary folder."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -40,14 +33,3 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def refuse_job_scratch(target: Path, option: str) -> None:
-    """Raises: UserError for a place inside the folder that Ray has made for a job and deletes after it."""
-    parts = target.resolve().parts
-    if UNPACKED in pairwise(parts):
-        raise UserError(
-            f"{option} {target}: lies in the folder that Ray has made for this job, and deletes; nothing was "
-            f"written. Give an absolute path, on a disk that all nodes share if there are several: {option} "
-            "/shared/runs/NAME"
-        )

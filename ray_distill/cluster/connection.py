@@ -1,14 +1,16 @@
 """Getting hold of a Ray cluster: the one that this process belongs to, or a small one on this machine."""
 
+import atexit
 import logging
 import os
 import random
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 # Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
@@ -25,6 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_distill.config.config import ConfigError
 from ray_distill.errors import RunError
+
+PreparedT = TypeVar("PreparedT")
 
 
 class ClusterError(RunError):
@@ -168,6 +172,32 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         yield
     finally:
         ray.shutdown()
+
+
+def connect() -> None:
+    """Connect to Ray as `cluster` does, for the rest of this process: for notebooks and scripts. Raises: ClusterError."""
+    if not ray.is_initialized():
+        # With a dashboard: searches with several workers need it, and may come later.
+        connection = cluster(dashboard=True)
+        connection.__enter__()
+        atexit.register(connection.__exit__, None, None, None)
+
+
+@contextmanager
+def ray_while_preparing(
+    prepare: Callable[[], PreparedT], *, dashboard: bool = False, stay_connected: bool = False
+) -> Iterator[PreparedT]:
+    """What `prepare` returns, and a connection to Ray: both take seconds, so they run side by side.
+
+    Args:
+        stay_connected: as `connect` does; else as `cluster`.
+    """
+    with ThreadPoolExecutor(1) as side:
+        preparing = side.submit(prepare)
+        if stay_connected:
+            connect()
+        with cluster(dashboard=dashboard):
+            yield preparing.result()
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.console import exit_codes
 from ray_distill.cli.main import app
-from ray_distill.cli.signals import Terminated, refuse_job_scratch, sigterm_as_interrupt
+from ray_distill.cli.signals import Terminated, sigterm_as_interrupt
 from ray_distill.errors import UserError
+from ray_distill.storage.job_scratch import refuse_job_scratch
 
 DIGITS = str(Path(__file__).parents[2] / "experiments" / "digits_ipc1.yaml")
 
@@ -67,7 +68,7 @@ def test_results_in_a_jobs_own_folder_are_refused(tmp_path: Path, monkeypatch: p
     for out in ([], ["--out", "runs/mine"], ["--out", str(tmp_path / "link" / "mine")]):
         result = CliRunner().invoke(app, ["distill", DIGITS, *out])
         assert result.exit_code == 2
-        assert "folder that Ray has made for this job" in result.stderr
+        assert "folder that Ray made for this job" in result.stderr
         assert "--out /shared/runs/NAME" in result.stderr
     assert list(folder.iterdir()) == []
 

@@ -84,7 +84,7 @@ def test_a_mistake_fails_the_job_with_one_message(nodes: Nodes, tmp_path: Path) 
     _, file = written(tmp_path)
     for number, (arguments, says) in enumerate(
         [
-            (["--out", "runs/mine"], "--out runs/mine: lies in the folder that Ray has made for this job"),
+            (["--out", "runs/mine"], "--out runs/mine: lies in the folder that Ray made for this job"),
             (["--out", str(tmp_path / "run"), "--set", "outer.steps=0"], "outer.steps: "),
         ]
     ):

@@ -211,7 +211,7 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (
             "{here}/runtime_resources/working_dir_files/x",
             (),
-            "lies in the folder that Ray has made for this job",
+            "lies in the folder that Ray made for this job",
         ),
     ],
 )

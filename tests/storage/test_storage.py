@@ -238,7 +238,7 @@ def test_of_two_that_come_at_the_same_moment_one_stays(
         ("{here}/file/x", "cannot be used as storage: "),
         ("{here}/full", "full: is not empty; nothing was written. Use --resume"),
         ("{here}/out", "is the run's folder, in which all is kept anyway; remove the key"),
-        ("{here}/runtime_resources/working_dir_files/x", "lies in the folder that Ray has made for this job"),
+        ("{here}/runtime_resources/working_dir_files/x", "lies in the folder that Ray made for this job"),
     ],
 )
 def test_a_wrong_storage_is_told_before_anything_is_done(storage: str, says: str, tmp_path: Path) -> None:
