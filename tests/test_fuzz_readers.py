@@ -30,7 +30,7 @@ from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import Best, RunState
-from ray_distill.data.arrow_file import Spool, open_images
+from ray_distill.data.arrow_file import ArrowImageWriter, open_images
 from ray_distill.data.labelled_images import LabelledImages
 from ray_distill.data.preprocessing import (
     Preprocessing,
@@ -255,7 +255,7 @@ def is_preprocessing(found: Preprocessing) -> bool:
 
 
 def write_images(path: Path) -> None:
-    spool = Spool(path)
+    spool = ArrowImageWriter(path)
     spool.add(torch.arange(6 * 12, dtype=torch.uint8).view(6, 3, 2, 2).numpy())
     spool.finish(
         torch.tensor([0, 1, 2, 0, 1, 2]), {"class_names": ["a", "b", "c"], "white": 255, "broken": ["x"]}

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_distill.data.decoding import Broken, decoded
-from ray_distill.data.formats.class_folders import IMAGE_SUFFIXES, class_folder_names, read_class_folders
+from ray_distill.data.decoding import BrokenImages, decode_images
+from ray_distill.data.formats.class_folders import IMAGE_SUFFIXES, class_names_of, read_class_folders
 from ray_distill.data.formats.parquet import read_parquet
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.paths import Place, file_at, place_of
+from ray_distill.data.listing import Listing, file_listing
+from ray_distill.data.paths import FsPath, existing_file, fs_path
 
 ALONE = "array"
 """The name of an array in a file that holds nothing else."""
@@ -172,7 +172,7 @@ def _hdf5(path: Path) -> ExternalContents:
 
 
 def _parquet(path: Path) -> ExternalContents:
-    listing = read_parquet([file_at(place_of(str(path)))])
+    listing = read_parquet([existing_file(fs_path(str(path)))])
     names = listing.class_names
     labels = listing.labels_N.numpy()
     unnamed = names == tuple(str(k) for k in range(len(names)))
@@ -182,8 +182,8 @@ def _parquet(path: Path) -> ExternalContents:
 
 def _folder(path: Path) -> ExternalContents:
     """The images of class folders; or those in the folder itself, whose names begin with that of a class."""
-    place = place_of(str(path))
-    if class_folder_names(place):
+    place = fs_path(str(path))
+    if class_names_of(place):
         listing = read_class_folders(place)
         labels = [listing.class_names[k] for k in listing.labels_N.tolist()]
     else:
@@ -191,18 +191,18 @@ def _folder(path: Path) -> ExternalContents:
     return ExternalContents(path=path, arrays={"images": _decoded(listing)}, words={"labels": tuple(labels)})
 
 
-def _images_named_by_class(place: Place) -> tuple[Listing, list[str]]:
+def _images_named_by_class(place: FsPath) -> tuple[Listing, list[str]]:
     files = [file for file in place.files() if file.place.name.lower().endswith(IMAGE_SUFFIXES)]
     if not files:
         raise DataError(f"{place} has no images ({' '.join(IMAGE_SUFFIXES[:4])} ..), and no folders with any")
-    return listing_of_files(files, [0] * len(files), ["unknown"]), [
+    return file_listing(files, [0] * len(files), ["unknown"]), [
         file.place.name.rpartition(".")[0] for file in files
     ]
 
 
 def _decoded(listing: Listing) -> NDArray[np.uint8]:
     """The images, uint8 [N, C, H, W]. Raises: DataError for broken ones, or images of several shapes."""
-    images = list(decoded(listing, image_size=None, broken=Broken.up_to(0, len(listing))))
+    images = list(decode_images(listing, image_size=None, broken=BrokenImages.up_to(0, len(listing))))
     first = images[0]
     for image in images:
         if image.pixels_CHW.shape != first.pixels_CHW.shape:

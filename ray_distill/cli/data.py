@@ -99,7 +99,7 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
         test, paths = _prepare_test(spec, data, progress)
     phases.end()
     took_s = time.monotonic() - began
-    images = open_images(data.ticket.pixels)
+    images = open_images(data.handle.pixels_path)
     target = picture or images.path.with_suffix(".png")
     if not target.exists():
         _samples(images, data).save(target)
@@ -115,7 +115,7 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
 def _prepare_test(spec: Any, data: "DevelopmentData", progress: Any) -> tuple[str, list[Path]]:
     """What is to be said of the test split, and its files."""
     from ray_distill.data.labelled_images import DataError
-    from ray_distill.data.splits import issue
+    from ray_distill.data.splits import create_handle
     from ray_distill.data.test_split import check_test, load_test
 
     def of_test(what: str, done: int, total: int) -> None:
@@ -126,8 +126,8 @@ def _prepare_test(spec: Any, data: "DevelopmentData", progress: Any) -> tuple[st
     except DataError as e:
         return f"none: {e}", []
     test = load_test(spec, of_test)
-    ticket, _ = issue(spec, test, data.preprocessing, of_test)
-    return f"{len(test):,}", [ticket.pixels, ticket.drawn]
+    handle, _ = create_handle(spec, test, data.preprocessing, of_test)
+    return f"{len(test):,}", [handle.pixels_path, handle.images_path]
 
 
 def _contents(source: str, data: "DevelopmentData", test: str) -> list[str]:

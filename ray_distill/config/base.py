@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-MOST = 2**31
+MAX_COUNT = 2**31
 """Of anything that is counted: the streams of random numbers count in 32 bits (`core.rng`)."""
-NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
-PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=2**53)]
 """What JSON keeps as it is wherever it is read."""
 Size = Annotated[int, Field(gt=0, le=2**16)]

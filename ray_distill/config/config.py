@@ -16,7 +16,7 @@ from ray_distill.config.base import PositiveInt, Section, Seed
 from ray_distill.config.data import DataConfig
 from ray_distill.config.evaluation import EvaluationConfig
 from ray_distill.config.network import NetworkConfig
-from ray_distill.config.schedules import misfits
+from ray_distill.config.schedules import schedule_errors
 from ray_distill.config.sections import (
     CheckpointConfig,
     ClusterConfig,
@@ -27,7 +27,7 @@ from ray_distill.config.sections import (
     TrackingConfig,
     ValidationConfig,
 )
-from ray_distill.config.truncation import ForwardConfig, TruncationConfig, truncation_misfits
+from ray_distill.config.truncation import ForwardConfig, TruncationConfig, truncation_errors
 from ray_distill.config.yaml import to_yaml
 from ray_distill.errors import UserError
 
@@ -144,9 +144,9 @@ def _check_over_the_run(config: Config) -> None:
     """That schedules, and the lengths that they give, fit at every outer step: no run dies of them half-way."""
     steps = config.outer.steps
     lines = [
-        *truncation_misfits(config.truncation, steps),
-        *misfits("inner.lr", config.inner.lr, steps),
-        *misfits("outer.lr", config.outer.lr, steps),
+        *truncation_errors(config.truncation, steps),
+        *schedule_errors("inner.lr", config.inner.lr, steps),
+        *schedule_errors("outer.lr", config.outer.lr, steps),
     ]
     lines += _patience_misfits(config)
     if lines:

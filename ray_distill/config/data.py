@@ -24,10 +24,10 @@ NAMED_SIZES: dict[str, int | None] = {
 }
 """The side of each named source's images; None where they have many sizes."""
 PATH_KINDS = ("folder", "parquet", "npz", "torch")
-OF_FILES = ("tiny-imagenet", "cub200", "imagenet", "folder", "parquet")
+ENCODED_SOURCES = ("tiny-imagenet", "cub200", "imagenet", "folder", "parquet")
 """Sources whose images are encoded one by one, so that one may be broken."""
 DEFAULT_SIZES = {"imagenet": 64}
-FEWEST_CLASSES = 2
+MIN_CLASSES = 2
 
 
 def _class_list(value: Any) -> Any:
@@ -35,7 +35,7 @@ def _class_list(value: Any) -> Any:
     if value is None:
         return None
     plain = isinstance(value, list | tuple) and all(type(v) is int or isinstance(v, str) for v in value)
-    if not plain or len(value) < FEWEST_CLASSES or len(set(value)) != len(value):
+    if not plain or len(value) < MIN_CLASSES or len(set(value)) != len(value):
         raise invalid("allowed: a list of two or more classes by name or index, each once")
     return tuple(value)
 
@@ -149,7 +149,7 @@ class DataConfig(Section):
         source = sibling(info, "source")
         if value >= 1 and value != int(value):
             raise invalid("allowed: a number of images, or a fraction below 1")
-        if value > 0 and source is not None and _kind(source) not in OF_FILES:
+        if value > 0 and source is not None and _kind(source) not in ENCODED_SOURCES:
             raise invalid(
                 f"has no effect with data.source {_kind(source)}, whose images are one block; remove it"
             )

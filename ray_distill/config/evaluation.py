@@ -16,9 +16,9 @@ from ray_distill.config.base import Section, invalid, sibling
 from ray_distill.config.network import network_name
 
 Baseline = Literal["random_real", "herding", "k_means", "whole_train"]
-USUAL: tuple[Baseline, ...] = ("random_real", "whole_train")
+DEFAULT_BASELINES: tuple[Baseline, ...] = ("random_real", "whole_train")
 
-LR_GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
+DEFAULT_LR_GRID = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def _several(value: Any) -> Any:
@@ -58,7 +58,7 @@ class EvaluationConfig(Section):
     horizons: Increasing = Field(default=(1000,), min_length=1)
     """Inner steps after which each retraining is tested, one training for all of them: a list that increases, or a
     single one."""
-    baselines: Baselines = USUAL
+    baselines: Baselines = DEFAULT_BASELINES
     """What else is judged, by the same protocol: as many real images as the set has, at random, or chosen by herding,
     or the centres of k-means; and the network that the set was distilled through, trained on the whole training set."""
     random_real_draws: PositiveInt | None = Field(default=None, validate_default=True)
@@ -95,8 +95,8 @@ class EvaluationConfig(Section):
     @classmethod
     def _with_baselines(cls, value: bool, info: ValidationInfo) -> bool:
         baselines = sibling(info, "baselines")
-        if value and baselines is not None and not set(USUAL) <= set(baselines):
-            raise invalid(f"needs {' and '.join(USUAL)} among evaluation.baselines")
+        if value and baselines is not None and not set(DEFAULT_BASELINES) <= set(baselines):
+            raise invalid(f"needs {' and '.join(DEFAULT_BASELINES)} among evaluation.baselines")
         return value
 
     @field_validator(
@@ -116,7 +116,7 @@ class EvaluationConfig(Section):
             "whole_train_seeds": 1,
             "whole_train_epochs": 20,
             "whole_train_batch": 128,
-            "lr_grid": LR_GRID,
+            "lr_grid": DEFAULT_LR_GRID,
             "lr_networks": 2,
             "subset_draws": 8,
         }[name]
@@ -125,7 +125,7 @@ class EvaluationConfig(Section):
         elif name == "subset_draws":
             option, needs = sibling(info, "subsets"), "evaluation.subsets names sizes"
         else:
-            baseline = next(b for b in USUAL if name.startswith(b))
+            baseline = next(b for b in DEFAULT_BASELINES if name.startswith(b))
             baselines = sibling(info, "baselines")
             option = None if baselines is None else baseline in baselines
             needs = f"{baseline} is one of evaluation.baselines"

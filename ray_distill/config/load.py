@@ -8,18 +8,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ray_distill.config.config import Config, ConfigError, DataRequest, check
-from ray_distill.config.schedules import FORMS
+from ray_distill.config.schedules import TAGS
 from ray_distill.config.truncation import RULES
 from ray_distill.config.yaml import from_yaml
 from ray_distill.utils.secrets import redact
 
-MOST_SHOWN = 200
+MAX_SHOWN = 200
 """Characters of a wrong value that a message shows."""
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def _key_path(location: tuple[int | str, ...]) -> str:
     """A key's path as the user writes it: without the tags that pydantic adds for the truncation rule and schedules."""
-    return ".".join(str(part) for part in location if part not in (*RULES, *FORMS)) or "the file"
+    return ".".join(str(part) for part in location if part not in (*RULES, *TAGS)) or "the file"
 
 
 _MESSAGES = {
@@ -29,27 +29,27 @@ _MESSAGES = {
 }
 
 
-def explain(error: Any) -> str:
+def format_error(error: Any) -> str:
     """One of pydantic's mistakes as a line for people."""
-    path, kind = _path(error["loc"]), error["type"]
+    path, kind = _key_path(error["loc"]), error["type"]
     found = error["input"]
     if kind == "extra_forbidden":
         section, _, key = path.rpartition(".")
         where = f"in {section}" if section else "at the top"
         effect = " with this truncation.rule" if section == "truncation" else ""
         return (
-            f"{path}: unknown key {key!r} {where}{effect} (found {_in_short(found)}); remove it or mend its "
+            f"{path}: unknown key {key!r} {where}{effect} (found {_shorten(found)}); remove it or mend its "
             "spelling"
         )
     message = _MESSAGES.get(kind, error["msg"]).removeprefix("Value error, ")
     hidden = kind in ("missing", "secret") or isinstance(found, dict | BaseModel)
-    return f"{path}: {message}{'' if hidden else f' (found {_in_short(found)})'}"
+    return f"{path}: {message}{'' if hidden else f' (found {_shorten(found)})'}"
 
 
-def _in_short(found: Any) -> str:
+def _shorten(found: Any) -> str:
     """A value as a message shows it: enough of it to be known again."""
     text = redact(repr(found))
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 
 def parse_data_request(values: Mapping[str, Any]) -> DataRequest:
@@ -57,7 +57,7 @@ def parse_data_request(values: Mapping[str, Any]) -> DataRequest:
     try:
         return DataRequest.model_validate(values)
     except ValidationError as e:
-        raise ConfigError("\n".join(explain(error) for error in e.errors())) from None
+        raise ConfigError("\n".join(format_error(error) for error in e.errors())) from None
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
@@ -65,7 +65,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as e:
-        raise ConfigError("\n".join(explain(error) for error in e.errors())) from None
+        raise ConfigError("\n".join(format_error(error) for error in e.errors())) from None
     check(config)
     return config
 
@@ -84,7 +84,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         try:
             value = from_yaml(text)
         except ValueError as e:
-            raise ConfigError(f"--set {path}: {_in_short(text)} is not a YAML value ({e})") from None
+            raise ConfigError(f"--set {path}: {_shorten(text)} is not a YAML value ({e})") from None
         section = result
         for key in keys[:-1]:
             inside = section.setdefault(key, {})

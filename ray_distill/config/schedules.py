@@ -75,21 +75,21 @@ class PiecewiseConfig(Section, Generic[Number]):
         return f"{', '.join(map(str, self.values))} (piecewise)"
 
 
-_FORMS = {"linear": "ramp", "cosine": "ramp", "piecewise": "piecewise"}
-FORMS = ("number", *dict.fromkeys(_FORMS.values()))
+_TAG_OF = {"linear": "ramp", "cosine": "ramp", "piecewise": "piecewise"}
+TAGS = ("number", *dict.fromkeys(_TAG_OF.values()))
 """The tags that pydantic puts into the path of a mistake."""
 
 
-def _form(value: Any) -> str | None:
+def _tag(value: Any) -> str | None:
     if isinstance(value, dict):
-        return _FORMS.get(str(value.get("schedule")))
-    return _FORMS[value.schedule] if isinstance(value, RampConfig | PiecewiseConfig) else "number"
+        return _TAG_OF.get(str(value.get("schedule")))
+    return _TAG_OF[value.schedule] if isinstance(value, RampConfig | PiecewiseConfig) else "number"
 
 
 _BY_FORM = Discriminator(
-    _form,
+    _tag,
     custom_error_type="impossible",
-    custom_error_message=f"allowed: a number, or a mapping whose `schedule` is one of {', '.join(_FORMS)}",
+    custom_error_message=f"allowed: a number, or a mapping whose `schedule` is one of {', '.join(_TAG_OF)}",
 )
 ScheduledFloat = Annotated[
     Annotated[PositiveFloat, Tag("number")]
@@ -118,7 +118,7 @@ def schedule(value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Schedule
     return Constant(value)
 
 
-def misfits(key: str, value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Iterator[str]:
+def schedule_errors(key: str, value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Iterator[str]:
     """What is wrong with a value in a run of so many outer steps, for people."""
     if isinstance(value, RampConfig) and value.steps is None and outer_steps < 2:
         yield f"{key}: a {value.schedule} schedule needs 2 outer steps, and outer.steps is 1; write a number"

@@ -199,7 +199,7 @@ class ComputeConfig(Section):
     more gradient for each step."""
 
 
-STORAGES = ("file", "s3", "gs", "abfs", "abfss", "hdfs")
+STORAGE_SCHEMES = ("file", "s3", "gs", "abfs", "abfss", "hdfs")
 """Schemes of cluster.storage, of those that pyarrow knows."""
 
 
@@ -235,8 +235,8 @@ class ClusterConfig(Section):
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             )
         scheme = re.match(r"([A-Za-z][\w+.-]*):/", value)
-        if (scheme and scheme[1] not in STORAGES) or (not scheme and ":" in value):
-            allowed = ", ".join(f"{name}://" for name in STORAGES)
+        if (scheme and scheme[1] not in STORAGE_SCHEMES) or (not scheme and ":" in value):
+            allowed = ", ".join(f"{name}://" for name in STORAGE_SCHEMES)
             raise invalid(f"allowed: a path, or a URI that begins with one of {allowed}")
         return value
 

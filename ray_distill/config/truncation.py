@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ray_distill.config.base import NonNegativeInt, PositiveInt, Section
-from ray_distill.config.schedules import ScheduledInt, misfits, schedule
+from ray_distill.config.schedules import ScheduledInt, schedule, schedule_errors
 from ray_distill.core.schedules import Piecewise, Schedule, integer_at
 
 
@@ -87,17 +87,17 @@ def fields_of(rule: str) -> frozenset[str]:
     return frozenset(_BY_RULE[rule].model_fields if rule in _BY_RULE else ("rule",))
 
 
-def truncation_misfits(section: TruncationConfig, outer_steps: int) -> Iterator[str]:
+def truncation_errors(section: TruncationConfig, outer_steps: int) -> Iterator[str]:
     """What is wrong with the lengths in a run of so many outer steps, for people: the first step of each."""
-    found = list(misfits("truncation.unroll_length", section.unroll_length, outer_steps))
+    found = list(schedule_errors("truncation.unroll_length", section.unroll_length, outer_steps))
     if isinstance(section, _Windowed):
-        found += misfits("truncation.window_length", section.window_length, outer_steps)
+        found += schedule_errors("truncation.window_length", section.window_length, outer_steps)
         # A schedule that is wrong in itself has no values to look at.
-        found = found or list(_lengths_misfit(section, outer_steps))
+        found = found or list(_length_errors(section, outer_steps))
     yield from found
 
 
-def _lengths_misfit(section: _Windowed, outer_steps: int) -> Iterator[str]:
+def _length_errors(section: _Windowed, outer_steps: int) -> Iterator[str]:
     unrolls, windows = (schedule(x, outer_steps) for x in (section.unroll_length, section.window_length))
     earliest = section.min_window_start if isinstance(section, RatBpttConfig | ForwardConfig) else 0
     # Between two changes every step is as the first of them: runs have many millions of steps.

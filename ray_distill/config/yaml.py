@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 """In a file, each counted as often as it is referred to."""
 
 
@@ -55,8 +55,8 @@ def from_yaml(text: str) -> Any:
     while inside:
         value = inside.pop()
         count += 1
-        if count > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES:,} values, or aliases that go round in a circle")
+        if count > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values, or aliases that go round in a circle")
         inside += [*value.keys(), *value.values()] if isinstance(value, dict) else []
         inside += value if isinstance(value, list) else []
     return values

@@ -32,7 +32,7 @@ _KEY = b"ray_distill"
 _TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
 
 
-class Spool:
+class ArrowImageWriter:
     """Images on their way into a file at `path`; `close` it, finished or not."""
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +91,7 @@ class Spool:
 
 
 def open_images(path: Path) -> LabelledImages:
-    """The images of a file that a Spool finished, mapped. Raises: DataError for any other file."""
+    """The images of a file that a ArrowImageWriter finished, mapped. Raises: DataError for any other file."""
     import pyarrow as pa
 
     try:
@@ -141,7 +141,7 @@ def open_images(path: Path) -> LabelledImages:
 
 
 def _check_header(header: dict[str, Any], labels_N: NDArray[np.int64]) -> None:
-    """Raises: ValueError for values of another kind than a Spool writes; KeyError for missing ones."""
+    """Raises: ValueError for values of another kind than a ArrowImageWriter writes; KeyError for missing ones."""
     texts = [header["digest"], *header["class_names"], *header.get("broken", ())]
     if not all(type(text) is str for text in texts) or not isinstance(header["class_names"], list):
         raise ValueError("names that are no texts")

@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_distill.data.paths import Place, place_of, reading
+from ray_distill.data.paths import FsPath, fs_path, read_errors
 from ray_distill.errors import first_line
 
 logger = logging.getLogger(__name__)
 
-Waiting = Callable[[], None]
+OnWait = Callable[[], None]
 """Called before a wait for another process."""
 
 
 @contextmanager
-def locked(lock: Path, waiting: Waiting | None = None) -> Iterator[None]:
+def file_lock(lock: Path, waiting: OnWait | None = None) -> Iterator[None]:
     """The block alone among all processes of the machine that use this lock. The file stays: it is the lock."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
@@ -39,7 +39,7 @@ def locked(lock: Path, waiting: Waiting | None = None) -> Iterator[None]:
         yield
 
 
-def built_once(target: Path, build: Callable[[Path], None], waiting: Waiting | None = None) -> bool:
+def build_once(target: Path, build: Callable[[Path], None], waiting: OnWait | None = None) -> bool:
     """Have the file at `target`: build it, or wait for who does, unless it is there.
 
     Args:
@@ -50,7 +50,7 @@ def built_once(target: Path, build: Callable[[Path], None], waiting: Waiting | N
     """
     if target.exists():
         return False
-    with locked(target.with_name(f".{target.name}.lock"), waiting):
+    with file_lock(target.with_name(f".{target.name}.lock"), waiting):
         if target.exists():
             return False
         temporary = target.with_name(f".{target.name}.part-{os.getpid()}")
@@ -72,10 +72,10 @@ class _NotThereError(Exception):
     """The store has no such file."""
 
 
-def prepared_once(
-    target: Path, shared: str | None, build: Callable[[Path], None], waiting: Waiting | None = None
+def build_or_fetch(
+    target: Path, shared: str | None, build: Callable[[Path], None], waiting: OnWait | None = None
 ) -> None:
-    """Have the file at `target`, as `built_once`, and in the store: whatever lacks it gets it from the other.
+    """Have the file at `target`, as `build_once`, and in the store: whatever lacks it gets it from the other.
 
     Args:
         shared: URI of the store's folder, or None.
@@ -83,19 +83,19 @@ def prepared_once(
     Raises: DataError for a store that cannot be read. One that takes no file is a warning: others build it then.
     """
     if shared is None:
-        built_once(target, build, waiting)
+        build_once(target, build, waiting)
         return
-    place = place_of(shared) / target.name
+    place = fs_path(shared) / target.name
 
     def fetch_or_build(part: Path) -> None:
         if not _copied(place, part):
             build(part)
 
-    built_once(target, fetch_or_build, waiting)
+    build_once(target, fetch_or_build, waiting)
     _put(target, place)
 
 
-def fetched(target: Path, shared: str | None) -> bool:
+def fetch(target: Path, shared: str | None) -> bool:
     """Whether the file is at `target`, if need be by fetching it from the store. Raises: DataError."""
     if target.exists():
         return True
@@ -103,23 +103,23 @@ def fetched(target: Path, shared: str | None) -> bool:
         return False
 
     def fetch(part: Path) -> None:
-        if not _copied(place_of(shared) / target.name, part):
+        if not _copied(fs_path(shared) / target.name, part):
             raise _NotThereError
 
     try:
-        built_once(target, fetch)
+        build_once(target, fetch)
     except _NotThereError:
         return False
     return True
 
 
-def _copied(place: Place, part: Path) -> bool:
+def _copied(place: FsPath, part: Path) -> bool:
     """Whether the store had the file, which is at `part` then."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
     if not place.is_file():
         return False
-    with reading(place):
+    with read_errors(place):
         copy_files(
             place.path,
             str(part),
@@ -129,7 +129,7 @@ def _copied(place: Place, part: Path) -> bool:
     return True
 
 
-def _put(target: Path, place: Place) -> None:
+def _put(target: Path, place: FsPath) -> None:
     import pyarrow as pa
     from pyarrow.fs import LocalFileSystem, copy_files
 

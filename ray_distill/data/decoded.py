@@ -1,4 +1,4 @@
-"""Decoded once: the pixels of a source in an Arrow file of the cache, as integers.
+"""DecodedImage once: the pixels of a source in an Arrow file of the cache, as integers.
 
 Kept are uint8 pixels (CIFAR-10: 154 MB, ImageNet at 64x64: 16 GB), since floats are four times as large and made
 in no time from a batch. The file's name holds a hash of all that its pixels depend on: paths, sizes and times of
@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from ray_distill.core.rng import Stream
-from ray_distill.data.arrow_file import Spool, open_images
-from ray_distill.data.cache import prepared_once
-from ray_distill.data.decoding import Broken, Decoded, Progress, decoded
+from ray_distill.data.arrow_file import ArrowImageWriter, open_images
+from ray_distill.data.cache import build_or_fetch
+from ray_distill.data.decoding import BrokenImages, DecodedImage, Progress, decode_images
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.listing import Listing
 from ray_distill.data.spec import DataSpec
@@ -29,17 +29,17 @@ from ray_distill.utils.secrets import redact
 LIMIT_STREAM = Stream(seed=0, name="images kept by a limit")
 """Constant: a limit keeps the same images in every run, whatever its seed."""
 
-DECODER = 1
+DECODER_VERSION = 1
 """Raised with every change after which the same files give other pixels."""
 
 _CHUNK_IMAGES = 256
 
 
-class _ColourAfterGrey(Exception):  # noqa: N818 (a turn, not an error)
+class _MixedColour(Exception):  # noqa: N818 (a turn, not an error)
     """An image with colour came after grey ones."""
 
 
-def stored_pixels(
+def cached_pixels(
     listing: Listing, spec: DataSpec, split: str, progress: Progress | None = None
 ) -> LabelledImages:
     """The listing's images as the spec wants them, from the cache; decoded into it first if they are not there.
@@ -60,7 +60,7 @@ def stored_pixels(
         if progress is not None:
             progress("waiting for another process to decode", 0, len(wanted))
 
-    prepared_once(path, spec.shared, lambda part: _decode_into(part, wanted, spec, progress), waiting)
+    build_or_fetch(path, spec.shared, lambda part: _decode_into(part, wanted, spec, progress), waiting)
     return open_images(path)
 
 
@@ -78,7 +78,7 @@ def _slug(source: str) -> str:
 
 
 def _key(listing: Listing, spec: DataSpec, split: str) -> str:
-    kept = [DECODER, split, spec.kind, spec.image_size, spec.classes, spec.max_broken]
+    kept = [DECODER_VERSION, split, spec.kind, spec.image_size, spec.classes, spec.max_broken]
     kept += [spec.limit] if split == "development" else []
     key = hashlib.blake2b(json.dumps(kept).encode(), digest_size=8)
     for file in listing.files:
@@ -89,14 +89,14 @@ def _key(listing: Listing, spec: DataSpec, split: str) -> str:
 def _decode_into(path: Path, listing: Listing, spec: DataSpec, progress: Progress | None) -> None:
     try:
         _spool(path, listing, spec, progress, colour=False)
-    except _ColourAfterGrey:
+    except _MixedColour:
         _spool(path, listing, spec, progress, colour=True)
 
 
 def _spool(path: Path, listing: Listing, spec: DataSpec, progress: Progress | None, *, colour: bool) -> None:
-    broken = Broken.up_to(spec.max_broken, len(listing))
-    images = decoded(listing, image_size=spec.image_size, broken=broken, progress=progress)
-    spool, rows = Spool(path), list[int]()
+    broken = BrokenImages.up_to(spec.max_broken, len(listing))
+    images = decode_images(listing, image_size=spec.image_size, broken=broken, progress=progress)
+    spool, rows = ArrowImageWriter(path), list[int]()
     try:
         for chunk in _chunks(_uniform(images, colour=colour)):
             spool.add(np.stack([image.pixels_CHW for image in chunk]))
@@ -109,7 +109,7 @@ def _spool(path: Path, listing: Listing, spec: DataSpec, progress: Progress | No
         spool.close()
 
 
-def _uniform(images: Iterator[Decoded], *, colour: bool) -> Iterator[Decoded]:
+def _uniform(images: Iterator[DecodedImage], *, colour: bool) -> Iterator[DecodedImage]:
     """Images of one size and one number of channels: grey ones are spread to RGB beside colour.
 
     Raises: DataError for another size than that of the first; _ColourAfterGrey.
@@ -128,7 +128,7 @@ def _uniform(images: Iterator[Decoded], *, colour: bool) -> Iterator[Decoded]:
             )
         grey = len(image.pixels_CHW) == 1
         if not grey and not colour:
-            raise _ColourAfterGrey
+            raise _MixedColour
         yield image._replace(pixels_CHW=_spread(image.pixels_CHW)) if grey and colour else image
 
 
@@ -136,8 +136,8 @@ def _spread(grey_1HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(grey_1HW, 3, axis=0)
 
 
-def _chunks(images: Iterator[Decoded]) -> Iterator[list[Decoded]]:
-    chunk: list[Decoded] = []
+def _chunks(images: Iterator[DecodedImage]) -> Iterator[list[DecodedImage]]:
+    chunk: list[DecodedImage] = []
     for image in images:
         chunk.append(image)
         if len(chunk) == _CHUNK_IMAGES:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.listing import Encoded, Listing
-from ray_distill.data.paths import File
+from ray_distill.data.paths import DataFile
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,11 +27,11 @@ _PART_IMAGES = 128
 _SHOWN_BROKEN = 5
 
 
-class _Unreadable(Exception):  # noqa: N818 (a value that a thread hands over, not an error of ours)
+class _UnreadableImage(Exception):  # noqa: N818 (a value that a thread hands over, not an error of ours)
     """Why an image is broken."""
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image's row in the listing, where it is, and its pixels [C, H, W]: one channel if grey, else RGB."""
 
     row: int
@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
 
 
 @dataclass
-class Broken:
+class BrokenImages:
     """The images that could not be decoded so far."""
 
     allowed: int
@@ -48,7 +48,7 @@ class Broken:
     """Where each is and why it is broken."""
 
     @classmethod
-    def up_to(cls, max_broken: float, num_images: int) -> "Broken":
+    def up_to(cls, max_broken: float, num_images: int) -> "BrokenImages":
         """Tolerates a count, or a fraction (below 1) of the images."""
         return cls(int(max_broken * num_images) if max_broken < 1 else int(max_broken))
 
@@ -66,9 +66,9 @@ class Broken:
             )
 
 
-def decoded(
-    listing: Listing, *, image_size: int | None, broken: Broken, progress: Progress | None = None
-) -> Iterator[Decoded]:
+def decode_images(
+    listing: Listing, *, image_size: int | None, broken: BrokenImages, progress: Progress | None = None
+) -> Iterator[DecodedImage]:
     """The listing's images in order, without the broken ones.
 
     Args:
@@ -84,10 +84,10 @@ def decoded(
             sizes = [image_size] * len(parts)
             for part, images in zip(parts, pool.map(_decode_part, parts, sizes), strict=True):
                 for (place, _), pixels_CHW in zip(part, images, strict=True):
-                    if isinstance(pixels_CHW, _Unreadable):
+                    if isinstance(pixels_CHW, _UnreadableImage):
                         broken.add(place, str(pixels_CHW))
                     else:
-                        yield Decoded(row, place, pixels_CHW)
+                        yield DecodedImage(row, place, pixels_CHW)
                     row += 1
             if progress is not None and batch:
                 progress("decoding", row, len(listing))
@@ -95,12 +95,12 @@ def decoded(
 
 def _decode_part(
     part: list[tuple[str, Encoded]], image_size: int | None
-) -> list[NDArray[np.uint8] | _Unreadable]:
-    images: list[NDArray[np.uint8] | _Unreadable] = []
+) -> list[NDArray[np.uint8] | _UnreadableImage]:
+    images: list[NDArray[np.uint8] | _UnreadableImage] = []
     for _, encoded in part:
         try:
             images.append(_pixels(encoded, image_size))
-        except _Unreadable as why:
+        except _UnreadableImage as why:
             images.append(why)
     return images
 
@@ -108,13 +108,13 @@ def _decode_part(
 def _pixels(encoded: Encoded, image_size: int | None) -> NDArray[np.uint8]:
     if isinstance(encoded, np.ndarray):
         return encoded if image_size is None else _resized_channels(encoded, image_size)
-    if isinstance(encoded, File):
+    if isinstance(encoded, DataFile):
         try:
             encoded = encoded.read()
         except DataError as error:
-            raise _Unreadable(str(error)) from error
+            raise _UnreadableImage(str(error)) from error
     if not encoded:
-        raise _Unreadable("there is no image in it (it holds no bytes); files beside it are not read")
+        raise _UnreadableImage("there is no image in it (it holds no bytes); files beside it are not read")
     return _decode(encoded, image_size)
 
 
@@ -124,17 +124,17 @@ def _decode(encoded: bytes, image_size: int | None) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise _Unreadable(f"the image has mode {image.mode}; only 8 bits a channel can be read")
+                raise _UnreadableImage(f"the image has mode {image.mode}; only 8 bits a channel can be read")
             if image_size is not None:
                 # A JPEG can be decoded at a half, a quarter or an eighth of its size for as much less work.
                 image.draft(None, (2 * image_size, 2 * image_size))
             grey = image.mode in ("1", "L", "LA")
             plain = image.convert("L" if grey else "RGB")
             pixels = np.asarray(plain if image_size is None else _square(plain, image_size))
-    except _Unreadable:
+    except _UnreadableImage:
         raise
     except Exception as error:
-        raise _Unreadable(f"the image cannot be decoded: {error}") from error
+        raise _UnreadableImage(f"the image cannot be decoded: {error}") from error
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from ray_distill.data.cache import locked
+from ray_distill.data.cache import file_lock
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.paths import File, Place, file_at
+from ray_distill.data.paths import DataFile, FsPath, existing_file
 from ray_distill.data.spec import DataSpec
 
 TIMEOUT_S = 20.0
@@ -27,14 +27,14 @@ class Download(NamedTuple):
     md5: str
 
 
-def fetched(
+def ensure_downloaded(
     spec: DataSpec,
-    folder: Place,
+    folder: FsPath,
     name: str,
     download: Callable[[], Download],
     *,
     unpacked: str | None = None,
-) -> File:
+) -> DataFile:
     """The file `name` in the folder, downloaded if it is not there.
 
     Args:
@@ -45,29 +45,29 @@ def fetched(
     """
     wanted = folder / (unpacked or name)
     if wanted.is_file():
-        return file_at(wanted)
+        return existing_file(wanted)
     if not folder.is_local:
         raise DataError(
             f"{spec.source}: there is no file {wanted}; put it there, or let data.root be a local folder"
         )
-    with locked(Path(folder.path) / f".{name}.lock"):
+    with file_lock(Path(folder.path) / f".{name}.lock"):
         if not wanted.is_file():
             with TemporaryDirectory(dir=folder.path, prefix=".fetching-") as aside:
                 _download(spec, folder, name, download(), Path(aside), unpack=unpacked is not None)
                 for new in Path(aside).iterdir():
                     new.rename(Path(folder.path) / new.name)
-    return file_at(wanted, f"the archive {name} should hold it; remove what it was unpacked to")
+    return existing_file(wanted, f"the archive {name} should hold it; remove what it was unpacked to")
 
 
 def _download(
-    spec: DataSpec, folder: Place, name: str, download: Download, aside: Path, *, unpack: bool
+    spec: DataSpec, folder: FsPath, name: str, download: Download, aside: Path, *, unpack: bool
 ) -> None:
     from torchvision.datasets.utils import download_url, extract_archive
 
     failures = []
     for url in download.urls:
         try:
-            with _impatient():
+            with _socket_timeout():
                 download_url(url, aside, name, download.md5)
             break
         except (OSError, RuntimeError, ValueError) as e:
@@ -85,7 +85,7 @@ def _download(
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _socket_timeout() -> Iterator[None]:
     """Sockets that give up after a while: the downloader sets no limit of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)

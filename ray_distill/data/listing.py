@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.paths import File
+from ray_distill.data.paths import DataFile
 
-Encoded = bytes | File | NDArray[np.uint8] | None
+Encoded = bytes | DataFile | NDArray[np.uint8] | None
 """An image file's content, the file itself, or pixels [C, H, W]; None where there should be one and is not."""
 
-Batch = list[tuple[str, Encoded]]
+EncodedBatch = list[tuple[str, Encoded]]
 """Where each image is, for people, and the image."""
 
 _BATCH_ROWS = 1024
@@ -31,9 +31,9 @@ class Listing:
     labels_N: Tensor
     """int64, each in 0 .. K-1."""
     class_names: tuple[str, ...]
-    files: tuple[File, ...]
+    files: tuple[DataFile, ...]
     """All files that it depends on."""
-    batches: Callable[[NDArray[np.int64]], Iterator[Batch]]
+    batches: Callable[[NDArray[np.int64]], Iterator[EncodedBatch]]
     """(ascending rows) -> their images in this order, some at a time."""
     white: int = 255
     """The value of full intensity."""
@@ -77,8 +77,11 @@ class Listing:
         )
 
 
-def listing_of_files(
-    files: Sequence[File], labels: Sequence[int], class_names: Sequence[str], others: Sequence[File] = ()
+def file_listing(
+    files: Sequence[DataFile],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    others: Sequence[DataFile] = (),
 ) -> Listing:
     """Image files, each with its class.
 
@@ -86,7 +89,7 @@ def listing_of_files(
         others: files that the labels were read from.
     """
 
-    def batches(rows: NDArray[np.int64]) -> Iterator[Batch]:
+    def batches(rows: NDArray[np.int64]) -> Iterator[EncodedBatch]:
         for start in range(0, len(rows), _BATCH_ROWS):
             yield [(str(files[row]), files[row]) for row in rows[start : start + _BATCH_ROWS]]
 
@@ -98,11 +101,11 @@ def listing_of_files(
     )
 
 
-def listing_of_arrays(
+def array_listing(
     images_NCHW: NDArray[np.uint8],
     labels_N: NDArray[np.integer],
     class_names: Sequence[str],
-    files: Sequence[File],
+    files: Sequence[DataFile],
     *,
     white: int = 255,
 ) -> Listing:
@@ -113,7 +116,7 @@ def listing_of_arrays(
     labels = torch.from_numpy(labels_N.astype(np.int64))
     check_labels(labels, len(class_names), where)
 
-    def batches(rows: NDArray[np.int64]) -> Iterator[Batch]:
+    def batches(rows: NDArray[np.int64]) -> Iterator[EncodedBatch]:
         for start in range(0, len(rows), _BATCH_ROWS):
             yield [(f"{where}, row {row}", images_NCHW[row]) for row in rows[start : start + _BATCH_ROWS]]
 

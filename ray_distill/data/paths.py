@@ -18,7 +18,7 @@ _SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
-class Place:
+class FsPath:
     """A path in a filesystem; there need be nothing."""
 
     filesystem: Any
@@ -39,13 +39,13 @@ class Place:
     def __str__(self) -> str:
         return f"{self.prefix}{self.path}"
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.filesystem, f"{self.path.rstrip('/')}/{name}", self.prefix)
+    def __truediv__(self, name: str) -> "FsPath":
+        return FsPath(self.filesystem, f"{self.path.rstrip('/')}/{name}", self.prefix)
 
     @property
-    def parent(self) -> "Place":
+    def parent(self) -> "FsPath":
         """The folder that it is in."""
-        return Place(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/", self.prefix)
+        return FsPath(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/", self.prefix)
 
     def is_folder(self) -> bool:
         """Whether a folder is there."""
@@ -56,35 +56,35 @@ class Place:
         return self._is("File")
 
     def _is(self, kind: str) -> bool:
-        with reading(self):
+        with read_errors(self):
             return bool(self.filesystem.get_file_info(self.path).type.name == kind)
 
     def names(self) -> list[str]:
         """What is in the folder, sorted."""
         return sorted(p.name for p, _ in self._inside(recursive=False))
 
-    def files(self, pattern: str = "*", *, recursive: bool = False) -> list["File"]:
+    def files(self, pattern: str = "*", *, recursive: bool = False) -> list["DataFile"]:
         """The files in the folder whose name matches the pattern, sorted by path."""
         found = self._inside(recursive=recursive)
         files = (
-            File(place, info.size, info.mtime_ns)
+            DataFile(place, info.size, info.mtime_ns)
             for place, info in found
             if info.is_file and fnmatch.fnmatchcase(place.name, pattern)
         )
         return sorted(files, key=lambda file: file.place.path)
 
-    def _inside(self, *, recursive: bool) -> list[tuple["Place", Any]]:
+    def _inside(self, *, recursive: bool) -> list[tuple["FsPath", Any]]:
         from pyarrow.fs import FileSelector
 
-        with reading(self):
+        with read_errors(self):
             infos = self.filesystem.get_file_info(FileSelector(self.path, recursive=recursive))
-        return [(Place(self.filesystem, info.path, self.prefix), info) for info in infos]
+        return [(FsPath(self.filesystem, info.path, self.prefix), info) for info in infos]
 
 
-class File(NamedTuple):
+class DataFile(NamedTuple):
     """A file that is there."""
 
-    place: Place
+    place: FsPath
     size: int
     mtime_ns: int | None
 
@@ -99,13 +99,13 @@ class File(NamedTuple):
         """All of it. Raises: DataError."""
         # Left to itself, pyarrow unpacks what is called .gz.
         opened = self.place.filesystem.open_input_stream
-        with reading(self.place), opened(self.place.path, compression=None) as stream:
+        with read_errors(self.place), opened(self.place.path, compression=None) as stream:
             content: bytes = stream.read()
         return content
 
 
 @contextmanager
-def reading(place: Place) -> Iterator[None]:
+def read_errors(place: FsPath) -> Iterator[None]:
     """Turns what a filesystem raises into a DataError that names the place."""
     import pyarrow as pa
 
@@ -115,32 +115,32 @@ def reading(place: Place) -> Iterator[None]:
         raise DataError(f"{place} cannot be read: {e}") from e
 
 
-def place_of(path: str) -> Place:
+def fs_path(path: str) -> FsPath:
     """The place that a path or a URI names. Raises: DataError for a URI that pyarrow cannot use."""
     import pyarrow as pa
     from pyarrow.fs import FileSystem, LocalFileSystem
 
     scheme, separator, _ = path.partition("://")
     if not separator:
-        return Place(LocalFileSystem(), str(Path(path).expanduser().absolute()))
+        return FsPath(LocalFileSystem(), str(Path(path).expanduser().absolute()))
     try:
         filesystem, inside = FileSystem.from_uri(path)
     except (pa.ArrowException, ValueError, OSError) as e:
         raise DataError(redact(f"{path} names no place that can be reached: {e}")) from e
     # Options and credentials of the URI are kept out of messages and of keys.
-    return Place(filesystem, inside, "" if scheme == "file" else f"{scheme}://")
+    return FsPath(filesystem, inside, "" if scheme == "file" else f"{scheme}://")
 
 
-def file_at(place: Place, advice: str = "") -> File:
+def existing_file(place: FsPath, advice: str = "") -> DataFile:
     """The file at a place. Raises: DataError with the advice if there is none."""
-    with reading(place):
+    with read_errors(place):
         info = place.filesystem.get_file_info(place.path)
     if not info.is_file:
         raise DataError(f"there is no file {place}{advice and '; '}{advice}")
-    return File(place, info.size, info.mtime_ns)
+    return DataFile(place, info.size, info.mtime_ns)
 
 
-def files_of(place: Place, pattern: str) -> list[File]:
+def matching_files(place: FsPath, pattern: str) -> list[DataFile]:
     """The files that a path names, sorted: those that match `pattern` in a folder, itself, or its matches.
 
     Raises: DataError if there is none.
@@ -152,7 +152,7 @@ def files_of(place: Place, pattern: str) -> list[File]:
             raise DataError(f"the folder {place} has no {pattern}; in it: {there}")
         return files
     if place.is_file():
-        return [file_at(place)]
+        return [existing_file(place)]
     files = place.parent.files(place.name) if place.parent.is_folder() else []
     if not files:
         raise DataError(f"there is no file or folder {place}, and nothing matches it as a pattern")

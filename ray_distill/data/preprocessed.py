@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ray_distill.data.arrow_file import Spool, open_images
-from ray_distill.data.cache import prepared_once
+from ray_distill.data.arrow_file import ArrowImageWriter, open_images
+from ray_distill.data.cache import build_or_fetch
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import CHUNK_IMAGES, LabelledImages
 from ray_distill.data.preprocessing import (
@@ -28,11 +28,11 @@ from ray_distill.data.preprocessing import (
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.whitening import check_fitting_memory, fitting_note
 
-FITTING = 1
+FIT_VERSION = 1
 """Raised with every change after which the same images give another preprocessing, or are whitened otherwise."""
 
 
-def fitted_preprocessing(
+def cached_preprocessing(
     images: LabelledImages, train_rows_N: Tensor, spec: DataSpec, progress: Progress | None = None
 ) -> tuple[Preprocessing, Path]:
     """The spec's preprocessing, fitted on the training rows, and its file; fitted first if it is not in the cache.
@@ -41,7 +41,7 @@ def fitted_preprocessing(
     """
     kind, shrinkage = spec.preprocessing, spec.zca_shrinkage if spec.preprocessing == "zca" else None
     # The rows themselves: what they are drawn from may change.
-    key = _key(FITTING, images.digest, kind, shrinkage, train_rows_N)
+    key = _key(FIT_VERSION, images.digest, kind, shrinkage, train_rows_N)
     path = spec.cache / f"fitted-{kind}-{key}.arrow"
 
     def fit(part: Path) -> None:
@@ -52,11 +52,11 @@ def fitted_preprocessing(
         chunks = _watched(images.pixel_chunks(train_rows_N), what, len(train_rows_N), progress)
         save_preprocessing(part, fit_preprocessing(kind, chunks, zca_shrinkage=spec.zca_shrinkage))
 
-    prepared_once(path, spec.shared, fit, _waiting(progress))
+    build_or_fetch(path, spec.shared, fit, _waiting(progress))
     return load_preprocessing(path), path
 
 
-def preprocessed(
+def cached_images(
     images: LabelledImages, preprocessing: Preprocessing, spec: DataSpec, progress: Progress | None = None
 ) -> tuple[LabelledImages, Preprocessing | None]:
     """What batches are drawn from, and what is applied to each of them: pixels and the preprocessing, or
@@ -67,7 +67,7 @@ def preprocessed(
     path = whitened_path(images.digest, preprocessing, spec.cache)
 
     def whiten(part: Path) -> None:
-        spool, rows_N = Spool(part), torch.arange(len(images))
+        spool, rows_N = ArrowImageWriter(part), torch.arange(len(images))
         try:
             for chunk in _watched(images.pixel_chunks(rows_N), "whitening", len(images), progress):
                 spool.add(preprocessing.apply(chunk).numpy())
@@ -75,14 +75,14 @@ def preprocessed(
         finally:
             spool.close()
 
-    prepared_once(path, spec.shared, whiten, _waiting(progress))
+    build_or_fetch(path, spec.shared, whiten, _waiting(progress))
     return open_images(path), None
 
 
 def whitened_path(digest: str, preprocessing: Preprocessing, cache: Path) -> Path:
     """Where images of that digest lie, whitened so."""
     description, tensors = preprocessing.to_record()
-    return cache / f"whitened-{_key(FITTING, digest, description, *tensors.values())}.arrow"
+    return cache / f"whitened-{_key(FIT_VERSION, digest, description, *tensors.values())}.arrow"
 
 
 def _key(*parts: object) -> str:

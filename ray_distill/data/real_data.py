@@ -20,7 +20,7 @@ from ray_distill.data.preprocessing import Preprocessing
 MADV_DONTNEED: int | None = getattr(mmap_module, "MADV_DONTNEED", None)
 """Not every operating system has it."""
 
-SHARE_OF_GPU = 0.5
+GPU_MEMORY_FRACTION = 0.5
 """Of a GPU's free memory that real images may take."""
 
 LARGE_BYTES = 2**30
@@ -32,7 +32,7 @@ people and to what watches over the memory of a cluster. They stay in the operat
 class RealData:
     """Preprocessed real images and their classes."""
 
-    stored_NCHW: Tensor
+    source_NCHW: Tensor
     """uint8 pixels, or preprocessed float32; mapped, or on the device."""
     rows_N: Tensor
     """Which of them these data are: int64, where the images are."""
@@ -48,10 +48,12 @@ class RealData:
     """Of what is taken."""
 
     @classmethod
-    def of(cls, images: LabelledImages, rows_N: Tensor, preprocessing: Preprocessing | None) -> "RealData":
+    def from_images(
+        cls, images: LabelledImages, rows_N: Tensor, preprocessing: Preprocessing | None
+    ) -> "RealData":
         """These rows of images, on the CPU in float32."""
         return cls(
-            stored_NCHW=images.images_NCHW,
+            source_NCHW=images.images_NCHW,
             rows_N=rows_N,
             labels_N=images.labels_N[rows_N],
             num_classes=images.num_classes,
@@ -73,13 +75,13 @@ class RealData:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        channels, height, width = self.stored_NCHW.shape[1:]
+        channels, height, width = self.source_NCHW.shape[1:]
         return channels, height, width
 
     def images(self, rows_N: Tensor) -> Tensor:
         """The preprocessed images at these rows, on the device in the dtype: [n, C, H, W]."""
         chosen = self.rows_N[rows_N.to(self.rows_N.device)]
-        images_NCHW = self.stored_NCHW[chosen].to(self.device)
+        images_NCHW = self.source_NCHW[chosen].to(self.device)
         if self.mapping is not None and len(self.mapping) >= LARGE_BYTES and MADV_DONTNEED is not None:
             self.mapping.madvise(MADV_DONTNEED)
         if self.preprocessing is not None:
@@ -104,14 +106,14 @@ class RealData:
         if device.type == "cpu" or not _has_room(self, device):
             return moved
         shape = (self.num_images, *self.image_shape)
-        stored = torch.empty(shape, dtype=self.stored_NCHW.dtype, device=device)
+        stored = torch.empty(shape, dtype=self.source_NCHW.dtype, device=device)
         for out, rows_N in zip(stored.split(CHUNK_IMAGES), self.rows_N.split(CHUNK_IMAGES), strict=True):
-            out.copy_(self.stored_NCHW[rows_N])
+            out.copy_(self.source_NCHW[rows_N])
         rows_N = torch.arange(self.num_images, device=device)
-        return replace(moved, stored_NCHW=stored, rows_N=rows_N, mapping=None)
+        return replace(moved, source_NCHW=stored, rows_N=rows_N, mapping=None)
 
 
 def _has_room(data: RealData, device: torch.device) -> bool:
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    image = data.stored_NCHW[0]
-    return data.num_images * image.numel() * image.element_size() <= SHARE_OF_GPU * free_bytes
+    image = data.source_NCHW[0]
+    return data.num_images * image.numel() * image.element_size() <= GPU_MEMORY_FRACTION * free_bytes

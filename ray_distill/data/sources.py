@@ -7,7 +7,7 @@
 | `cifar10`, `cifar100` | the training batches | the test batch |
 | `tiny-imagenet` | `train` | `val` |
 | `cub200` | the images marked 1 in the split | those marked 0 |
-| `imagenet` | `train`, a folder for each class | `val`, likewise |
+| `imagenet_folder` | `train`, a folder for each class | `val`, likewise |
 | `folder:PATH` | `train` in it, a folder for each class; or class folders alone | `test`, or else `val`, in it |
 | `parquet:FOLDER` | `train*.parquet` in it | `test*.parquet` in it |
 | `parquet:FILE`, `parquet:PATTERN` | the file, the files that match | `data.test_source` |
@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import torch
 
-from ray_distill.data.decoded import stored_pixels
+from ray_distill.data.decoded import cached_pixels
 from ray_distill.data.decoding import Progress
 from ray_distill.data.formats.arrays import Keys, read_arrays
 from ray_distill.data.formats.cifar import cifar_files, read_cifar
@@ -37,7 +37,7 @@ from ray_distill.data.formats.mnist import idx_files, read_idx
 from ray_distill.data.formats.parquet import read_parquet
 from ray_distill.data.labelled_images import DataError, LabelledImages
 from ray_distill.data.listing import Listing
-from ray_distill.data.paths import File, Place, files_of, place_of
+from ray_distill.data.paths import DataFile, FsPath, fs_path, matching_files
 from ray_distill.data.spec import DataSpec
 
 CIFAR_FILES = {
@@ -45,7 +45,7 @@ CIFAR_FILES = {
     "cifar100": ("train.bin",),
 }
 DEVELOPMENT_KEYS: Keys = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
-HELD_OUT_NAMES = ("test", "val", "valid", "validation")
+TEST_SPLIT_NAMES = ("test", "val", "valid", "validation")
 """How a file or folder that is not for development begins, or is called."""
 
 
@@ -58,48 +58,48 @@ def load_development(spec: DataSpec, progress: Progress | None = None) -> Labell
     """
     if spec.limit is not None and spec.limit < 1:
         raise DataError(f"limit is {spec.limit}; it must be at least 1, or absent to keep all images")
-    images = stored_pixels(development_listing(spec), spec, "development", progress)
+    images = cached_pixels(development_listing(spec), spec, "development", progress)
     _check_every_class(spec.source, images)
     return images
 
 
 def development_listing(spec: DataSpec) -> Listing:
     """The development data before they are decoded. Raises: DataError."""
-    return reader_of(spec, READERS)(spec)
+    return find_reader(spec, READERS)(spec)
 
 
-def reader_of(
+def find_reader(
     spec: DataSpec, readers: dict[str, Callable[[DataSpec], Listing]]
 ) -> Callable[[DataSpec], Listing]:
     """The reader of a source. Raises: DataError for a source that there is not."""
     reader = readers.get(spec.kind)
-    by_path = spec.kind in BY_PATH
+    by_path = spec.kind in PATH_KINDS
     if reader is None or by_path != bool(spec.path):
-        names = ", ".join(f"{kind}:PATH" if kind in BY_PATH else kind for kind in readers)
+        names = ", ".join(f"{kind}:PATH" if kind in PATH_KINDS else kind for kind in readers)
         raise DataError(f"unknown source of data {spec.source!r}; known: {names}")
     return reader
 
 
-def parquet_files(path: str) -> list[File]:
+def development_files(path: str) -> list[DataFile]:
     """The files of development data. Raises: DataError for files that are test data by their name."""
-    files = files_of(place_of(path), "train*.parquet")
+    files = matching_files(fs_path(path), "train*.parquet")
     for file in files:
         if file.place.name.startswith("test"):
             raise DataError(f"{file} is test data by its name; a distillation may not see it")
     return files
 
 
-def class_folders_of(path: str) -> Place:
+def development_folder(path: str) -> FsPath:
     """The folder of the development data's class folders: `train` in it if there is one, else itself.
 
     Raises: DataError for a folder that holds or is test data by its name.
     """
-    folder = place_of(path)
+    folder = fs_path(path)
     if not folder.is_folder():
         raise DataError(f"there is no folder {folder}")
     if (folder / "train").is_folder():
         return folder / "train"
-    held_out = [name for name in (folder.name, *folder.names()) if name in HELD_OUT_NAMES]
+    held_out = [name for name in (folder.name, *folder.names()) if name in TEST_SPLIT_NAMES]
     if held_out:
         raise DataError(
             f"{folder}: there is no folder train in it, and {held_out[0]} is test data by its name; a distillation "
@@ -121,9 +121,9 @@ def _cifar(spec: DataSpec) -> Listing:
     return read_cifar(spec, cifar_files(spec, CIFAR_FILES[spec.source]))
 
 
-def unpacked(spec: DataSpec, folder: str, advice: str) -> Place:
+def unpacked_folder(spec: DataSpec, folder: str, advice: str) -> FsPath:
     """The folder of a source that is not downloaded. Raises: DataError with the advice if it is not there."""
-    place = place_of(spec.root) / folder
+    place = fs_path(spec.root) / folder
     if not place.is_folder():
         raise DataError(
             f"{spec.source}: there is no folder {place}; {advice}, or let data.root name where it is"
@@ -131,19 +131,19 @@ def unpacked(spec: DataSpec, folder: str, advice: str) -> Place:
     return place
 
 
-def tiny_imagenet(spec: DataSpec) -> Place:
+def tiny_imagenet_folder(spec: DataSpec) -> FsPath:
     """The folder of Tiny-ImageNet. Raises: DataError."""
-    return unpacked(
+    return unpacked_folder(
         spec, "tiny-imagenet-200", "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) in its parent"
     )
 
 
-def imagenet(spec: DataSpec) -> Place:
+def imagenet_folder(spec: DataSpec) -> FsPath:
     """The folder of ImageNet. Raises: DataError."""
     advice = (
         "put ILSVRC2012 there as train/WNID/*.JPEG and val/WNID/*.JPEG (from image-net.org, with an account)"
     )
-    return unpacked(spec, "imagenet", advice)
+    return unpacked_folder(spec, "imagenet", advice)
 
 
 def _arrays(spec: DataSpec) -> Listing:
@@ -156,15 +156,15 @@ READERS: dict[str, Callable[[DataSpec], Listing]] = {
     "fashion-mnist": _idx,
     "cifar10": _cifar,
     "cifar100": _cifar,
-    "tiny-imagenet": lambda spec: read_class_folders(tiny_imagenet(spec) / "train"),
+    "tiny-imagenet": lambda spec: read_class_folders(tiny_imagenet_folder(spec) / "train"),
     "cub200": lambda spec: read_cub(spec, mark="1"),
-    "imagenet": lambda spec: read_class_folders(imagenet(spec) / "train"),
-    "folder": lambda spec: read_class_folders(class_folders_of(spec.path)),
-    "parquet": lambda spec: read_parquet(parquet_files(spec.path)),
+    "imagenet": lambda spec: read_class_folders(imagenet_folder(spec) / "train"),
+    "folder": lambda spec: read_class_folders(development_folder(spec.path)),
+    "parquet": lambda spec: read_parquet(development_files(spec.path)),
     "npz": _arrays,
     "torch": _arrays,
 }
-BY_PATH = ("folder", "parquet", "npz", "torch")
+PATH_KINDS = ("folder", "parquet", "npz", "torch")
 
 
 def _check_every_class(source: str, images: LabelledImages) -> None:

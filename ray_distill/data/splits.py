@@ -1,7 +1,7 @@
 """Development data ready for a distillation: train and validation, preprocessed.
 
-The validation split is held out of the training data; it chooses the best iterate, stops early and
-selects in a search. Nothing is fitted on it: the preprocessing sees train rows only.
+Validation images are held out of training: they choose the best iterate, stop early and rank the trials of a search.
+Nothing is fitted on them: the preprocessing is fitted on train alone.
 """
 
 from collections.abc import Callable
@@ -12,35 +12,35 @@ from torch import Tensor
 
 from ray_distill.core.rng import Stream
 from ray_distill.data.arrow_file import open_images
-from ray_distill.data.cache import fetched
+from ray_distill.data.cache import fetch
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError, LabelledImages
-from ray_distill.data.preprocessed import fitted_preprocessing, preprocessed
+from ray_distill.data.preprocessed import cached_images, cached_preprocessing
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from ray_distill.data.strata import stratified_split
 
-Load = Callable[[DataSpec], LabelledImages]
-"""Has a split's pixels from the cache, decoded first if need be."""
+PixelLoader = Callable[[DataSpec], LabelledImages]
+"""Loads a split's pixels: from the cache, decoding them into it first if necessary."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ticket:
-    """What another process needs to open the same images: small, and without the images.
+class DataHandle:
+    """What another process needs to open the same images, without the images: small enough to send.
 
-    It finds them where they lie, on the same machine or in a folder that machines share. On a machine that lacks
-    them they are made again from the source, and must turn out the same.
+    The files are found at the same paths, on this machine or in a folder that machines share. A machine without them
+    prepares them again from the source, and must get the same images.
     """
 
     spec: DataSpec
-    pixels: Path
+    pixels_path: Path
     pixels_digest: str
-    drawn: Path
-    """The file that batches are drawn from: the pixels, or whitened images."""
-    applied: Preprocessing | None
-    """To what is drawn."""
+    images_path: Path
+    """The file that batches are taken from: the pixels, or whitened images."""
+    preprocessing: Preprocessing | None
+    """Applied to each batch; None if the images in the file are preprocessed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,15 +49,15 @@ class DevelopmentData:
 
     train: RealData
     validation: RealData
-    """Empty if no validation fraction was held out."""
+    """Empty if the validation fraction is 0."""
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    """As fitted on the training images."""
+    """Fitted on the training images."""
     broken: tuple[str, ...]
-    """Images that were left out because they cannot be decoded."""
-    ticket: Ticket
+    """Images left out because they cannot be decoded: where they are, and why."""
+    handle: DataHandle
     files: tuple[Path, ...]
-    """What of the cache they take: pixels, fitted preprocessing, whitened images."""
+    """The files in the cache: pixels, fitted preprocessing, whitened images."""
 
     @property
     def num_classes(self) -> int:
@@ -73,29 +73,29 @@ class DevelopmentData:
 def prepare_development(
     spec: DataSpec, fitted: Preprocessing | None = None, progress: Progress | None = None
 ) -> DevelopmentData:
-    """Load a source, hold validation out of it, and fit the preprocessing on the rest; all of it in the cache.
+    """Load a source, hold out validation, and fit the preprocessing on the rest; all results are cached.
 
     Args:
-        fitted: a preprocessing to use in place of one that is fitted here.
+        fitted: use this preprocessing instead of fitting one.
 
-    Raises: DataError for data that cannot be used; ValueError for a value outside its range.
+    Raises: DataError for unusable data; ValueError for a value out of range.
     """
     images = load_development(spec, progress)
     train_rows, _ = _split(images, spec)
     preprocessing, files = fitted, [images.path]
     if preprocessing is None:
-        preprocessing, path = fitted_preprocessing(images, train_rows, spec, progress)
+        preprocessing, path = cached_preprocessing(images, train_rows, spec, progress)
         files.append(path)
-    ticket, drawn = issue(spec, images, preprocessing, progress)
-    train, validation = (RealData.of(drawn, rows, ticket.applied) for rows in _split(images, spec))
+    handle, source = create_handle(spec, images, preprocessing, progress)
+    train, validation = _train_and_validation(source, handle)
     return DevelopmentData(
         train=train,
         validation=validation,
         class_names=images.class_names,
         preprocessing=preprocessing,
         broken=images.broken,
-        ticket=ticket,
-        files=tuple(dict.fromkeys([*files, drawn.path])),
+        handle=handle,
+        files=tuple(dict.fromkeys([*files, source.path])),
     )
 
 
@@ -105,42 +105,52 @@ def _split(images: LabelledImages, spec: DataSpec) -> tuple[Tensor, Tensor]:
     return stratified_split(images.labels_N, spec.validation_fraction, stream)
 
 
-def issue(
-    spec: DataSpec, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
-) -> tuple[Ticket, LabelledImages]:
-    """Preprocess images as far as that is kept: the ticket for them, and what batches are drawn from."""
-    drawn, applied = preprocessed(images, preprocessing, spec, progress)
-    ticket = Ticket(
-        spec=spec, pixels=images.path, pixels_digest=images.digest, drawn=drawn.path, applied=applied
+def _train_and_validation(source: LabelledImages, handle: DataHandle) -> tuple[RealData, RealData]:
+    train_rows, validation_rows = _split(source, handle.spec)
+    return (
+        RealData.from_images(source, train_rows, handle.preprocessing),
+        RealData.from_images(source, validation_rows, handle.preprocessing),
     )
-    return ticket, drawn
 
 
-def redeem(ticket: Ticket, load: Load, fitted: Callable[[], Preprocessing]) -> LabelledImages:
-    """What batches are drawn from, in another process than the one that issued the ticket.
+def create_handle(
+    spec: DataSpec, images: LabelledImages, preprocessing: Preprocessing, progress: Progress | None = None
+) -> tuple[DataHandle, LabelledImages]:
+    """Preprocess images as far as the result is cached: their handle, and the images that batches are taken from."""
+    source, remaining = cached_images(images, preprocessing, spec, progress)
+    handle = DataHandle(
+        spec=spec,
+        pixels_path=images.path,
+        pixels_digest=images.digest,
+        images_path=source.path,
+        preprocessing=remaining,
+    )
+    return handle, source
+
+
+def open_handle(handle: DataHandle, load: PixelLoader, fitted: Callable[[], Preprocessing]) -> LabelledImages:
+    """The images that batches are taken from, in another process than the one that prepared them.
 
     Args:
-        load: has the pixels on a machine that lacks them.
-        fitted: fetches the preprocessing, on a machine that lacks whitened images.
+        load: loads the pixels on a machine that lacks them.
+        fitted: fetches the preprocessing on a machine that lacks the whitened images.
 
-    Raises: DataError if this machine's source gives other images than the ticket is for.
+    Raises: DataError if the source has other images on this machine.
     """
-    shared = ticket.spec.shared
-    if fetched(ticket.drawn, shared):
-        return open_images(ticket.drawn)
-    images = open_images(ticket.pixels) if fetched(ticket.pixels, shared) else load(ticket.spec)
-    if images.digest != ticket.pixels_digest:
+    shared = handle.spec.shared
+    if fetch(handle.images_path, shared):
+        return open_images(handle.images_path)
+    images = open_images(handle.pixels_path) if fetch(handle.pixels_path, shared) else load(handle.spec)
+    if images.digest != handle.pixels_digest:
         raise DataError(
-            f"{ticket.spec.source} holds other images on this machine than where the run was started; put the same "
-            "files there, or let data.cache name a folder or a URI that all machines share"
+            f"{handle.spec.source} has different images on this machine than where the run was started; copy the same "
+            "files here, or set data.cache to a folder or URI that all machines share"
         )
-    if ticket.applied is not None:
+    if handle.preprocessing is not None:
         return images
-    return preprocessed(images, fitted(), ticket.spec)[0]
+    return cached_images(images, fitted(), handle.spec)[0]
 
 
-def redeem_development(ticket: Ticket, fitted: Callable[[], Preprocessing]) -> tuple[RealData, RealData]:
+def open_development(handle: DataHandle, fitted: Callable[[], Preprocessing]) -> tuple[RealData, RealData]:
     """Train and validation, in another process than the one that prepared them. Raises: DataError."""
-    images = redeem(ticket, load_development, fitted)
-    train, validation = (RealData.of(images, rows, ticket.applied) for rows in _split(images, ticket.spec))
-    return train, validation
+    return _train_and_validation(open_handle(handle, load_development, fitted), handle)

@@ -9,26 +9,26 @@ from collections.abc import Callable
 
 import torch
 
-from ray_distill.data.decoded import stored_pixels
+from ray_distill.data.decoded import cached_pixels
 from ray_distill.data.decoding import Progress
 from ray_distill.data.formats.arrays import Keys, check_arrays, read_arrays
 from ray_distill.data.formats.cifar import cifar_files, read_cifar
-from ray_distill.data.formats.class_folders import class_folder_names, read_class_folders
+from ray_distill.data.formats.class_folders import class_names_of, read_class_folders
 from ray_distill.data.formats.cub200 import cub_lists, read_cub
 from ray_distill.data.formats.digits import development_rows, read_digits
 from ray_distill.data.formats.mnist import idx_files, read_idx
 from ray_distill.data.formats.parquet import read_parquet
 from ray_distill.data.labelled_images import DataError, LabelledImages
-from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.paths import File, Place, file_at, files_of, place_of
+from ray_distill.data.listing import Listing, file_listing
+from ray_distill.data.paths import DataFile, FsPath, existing_file, fs_path, matching_files
 from ray_distill.data.sources import (
-    BY_PATH,
-    class_folders_of,
+    PATH_KINDS,
+    development_files,
+    development_folder,
     development_listing,
-    imagenet,
-    parquet_files,
-    reader_of,
-    tiny_imagenet,
+    find_reader,
+    imagenet_folder,
+    tiny_imagenet_folder,
 )
 from ray_distill.data.spec import DataSpec
 
@@ -47,7 +47,7 @@ def load_test(spec: DataSpec, progress: Progress | None = None) -> LabelledImage
     Raises: DataError for an unknown source, absent test data, test data that are also development data,
         or data that cannot be used.
     """
-    return stored_pixels(_reader(spec)(spec), spec, "test", progress)
+    return cached_pixels(_reader(spec)(spec), spec, "test", progress)
 
 
 def check_test(spec: DataSpec) -> None:
@@ -74,8 +74,8 @@ def check_test(spec: DataSpec) -> None:
 
 
 def _reader(spec: DataSpec) -> Callable[[DataSpec], Listing]:
-    reader = reader_of(spec, _READERS)
-    if spec.test_source is not None and spec.kind not in BY_PATH:
+    reader = find_reader(spec, _READERS)
+    if spec.test_source is not None and spec.kind not in PATH_KINDS:
         raise DataError(
             f"the source {spec.source} has its own test data; remove the test source {spec.test_source!r}"
         )
@@ -89,8 +89,10 @@ def _digits(spec: DataSpec) -> Listing:
     return digits.take(is_test.nonzero().flatten())
 
 
-def _annotations(spec: DataSpec) -> File:
-    return file_at(tiny_imagenet(spec) / "val" / "val_annotations.txt", "unpack tiny-imagenet-200.zip again")
+def _annotations(spec: DataSpec) -> DataFile:
+    return existing_file(
+        tiny_imagenet_folder(spec) / "val" / "val_annotations.txt", "unpack tiny-imagenet-200.zip again"
+    )
 
 
 def _tiny_imagenet(spec: DataSpec) -> Listing:
@@ -98,8 +100,8 @@ def _tiny_imagenet(spec: DataSpec) -> Listing:
 
     A line of the annotations: file, class, and a box, separated by tabs.
     """
-    annotations, folder = _annotations(spec), tiny_imagenet(spec)
-    names = class_folder_names(folder / "train")
+    annotations, folder = _annotations(spec), tiny_imagenet_folder(spec)
+    names = class_names_of(folder / "train")
     there = {file.place.name: file for file in (folder / "val" / "images").files()}
     lines = [line.split("\t")[:2] for line in annotations.read().decode().splitlines() if line.strip()]
     try:
@@ -107,18 +109,18 @@ def _tiny_imagenet(spec: DataSpec) -> Listing:
         labels = [names.index(wnid) for _, wnid in lines]
     except (KeyError, ValueError) as e:
         raise DataError(f"{annotations} names what is not there ({e}); unpack the archive again") from e
-    return listing_of_files(files, labels, names, [annotations])
+    return file_listing(files, labels, names, [annotations])
 
 
-def _imagenet_val(spec: DataSpec) -> Place:
-    val = imagenet(spec) / "val"
+def _imagenet_val(spec: DataSpec) -> FsPath:
+    val = imagenet_folder(spec) / "val"
     if not val.is_folder():
         raise DataError(f"imagenet: there is no folder {val}; put the validation images there as WNID/*.JPEG")
     return val
 
 
 def _imagenet(spec: DataSpec) -> Listing:
-    return read_class_folders(_imagenet_val(spec), class_folder_names(imagenet(spec) / "train"))
+    return read_class_folders(_imagenet_val(spec), class_names_of(imagenet_folder(spec) / "train"))
 
 
 def _of_kind(spec: DataSpec) -> str:
@@ -132,14 +134,14 @@ def _of_kind(spec: DataSpec) -> str:
     return path
 
 
-def _test_folder(spec: DataSpec) -> Place:
+def _test_folder(spec: DataSpec) -> FsPath:
     if spec.test_source is not None:
-        folder = place_of(_of_kind(spec))
+        folder = fs_path(_of_kind(spec))
         found = next((folder / name for name in _FOLDERS if (folder / name).is_folder()), folder)
-        if not found.is_folder() or found == class_folders_of(spec.path):
+        if not found.is_folder() or found == development_folder(spec.path):
             raise DataError(f"{found} is not a folder, or is named as test data and as development data")
         return found
-    folder = place_of(spec.path)
+    folder = fs_path(spec.path)
     if not folder.is_folder():
         raise DataError(f"there is no folder {folder}")
     for name in _FOLDERS:
@@ -151,21 +153,21 @@ def _test_folder(spec: DataSpec) -> Place:
 
 
 def _folder(spec: DataSpec) -> Listing:
-    return read_class_folders(_test_folder(spec), class_folder_names(class_folders_of(spec.path)))
+    return read_class_folders(_test_folder(spec), class_names_of(development_folder(spec.path)))
 
 
-def _test_files(spec: DataSpec) -> list[File]:
+def _test_files(spec: DataSpec) -> list[DataFile]:
     if spec.test_source is None:
-        place = place_of(spec.path)
+        place = fs_path(spec.path)
         if not place.is_folder():
-            parquet_files(spec.path)
+            development_files(spec.path)
             raise DataError(
                 f"{place} is training data alone; name the test data in data.test_source, as in "
                 "parquet:test.parquet"
             )
-        return files_of(place, "test*.parquet")
-    files = files_of(place_of(_of_kind(spec)), "test*.parquet")
-    development = {_identity(file) for file in parquet_files(spec.path)}
+        return matching_files(place, "test*.parquet")
+    files = matching_files(fs_path(_of_kind(spec)), "test*.parquet")
+    development = {_identity(file) for file in development_files(spec.path)}
     for file in files:
         if _identity(file) in development:
             raise DataError(
@@ -174,7 +176,7 @@ def _test_files(spec: DataSpec) -> list[File]:
     return files
 
 
-def _identity(file: File) -> str:
+def _identity(file: DataFile) -> str:
     """The same for two spellings of one path."""
     from pathlib import Path
 
@@ -186,8 +188,8 @@ def _array_file(spec: DataSpec) -> tuple[str, Keys]:
     if spec.test_source is None:
         return spec.path, _KEYS
     path = _of_kind(spec)
-    file = file_at(place_of(path))
-    if _identity(file) == _identity(file_at(place_of(spec.path))):
+    file = existing_file(fs_path(path))
+    if _identity(file) == _identity(existing_file(fs_path(spec.path))):
         raise DataError(f"{file} is named as test data and as development data; remove data.test_source")
     return path, _KEYS_ALONE
 

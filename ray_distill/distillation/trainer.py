@@ -151,7 +151,7 @@ def worker(setup: dict[str, Any]) -> str | None:
     """What each Ray Train worker does: the outer loop from the last checkpoint, or from the start.
 
     Args:
-        setup: `config` (plain data), `data` (the ticket for the real images), `fitted` (a list of one reference to
+        setup: `config` (plain data), `data` (the handle of the real images), `fitted` (a list of one reference to
             their preprocessing and class names), and `board` (a list of one handle of the progress board).
 
     Returns: why the run had to end early, or None.
@@ -218,7 +218,7 @@ def _trainer(config: Config, data: DevelopmentData, folder: RunDir, board: Any) 
     fitted = [ray.put((data.preprocessing, data.class_names))]
     setup = {
         "config": config.to_dict(),
-        "data": data.ticket,
+        "data": data.handle,
         "fitted": fitted,
         "board": [board],
     }

@@ -1,4 +1,4 @@
-"""What a process needs to distil, built from the configuration and the ticket for its real images.
+"""What a process needs to distil, built from the configuration and the handle of its real images.
 
 A Ray Train worker and a trial of a search open the same workplace, so that a run's numbers do not depend on
 which of them carries it out.
@@ -20,7 +20,7 @@ from ray_distill.core.state import RunState
 from ray_distill.core.unroll import draw_inner, inner_batch
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
-from ray_distill.data.splits import Ticket, redeem_development
+from ray_distill.data.splits import DataHandle, open_development
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class WorkerContext:
 
 
 def open_worker_context(
-    config: Config, data: Ticket, fitted: Callable[[], Preprocessing], device: torch.device
+    config: Config, data: DataHandle, fitted: Callable[[], Preprocessing], device: torch.device
 ) -> WorkerContext:
     """The workplace of this process, whose threads and arithmetic it sets.
 
@@ -69,7 +69,7 @@ def open_worker_context(
     torch.set_num_threads(config.cluster.cpus_per_worker)
     settings.set_tf32(config)
     train, validation = (
-        builders_experiment.real_data(config, part, device) for part in redeem_development(data, fitted)
+        builders_experiment.real_data(config, part, device) for part in open_development(data, fitted)
     )
     experiment = builders_experiment.experiment(config, train.image_shape, train.num_classes, device)
     return WorkerContext(config, device, experiment, train, validation)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.config.evaluation import USUAL
+from ray_distill.config.evaluation import DEFAULT_BASELINES
 from ray_distill.config.load import apply_overrides, parse_config
 
 EVALUATION_SECTIONS = (
@@ -58,8 +58,8 @@ def evaluation_configs(
 
 def _idle(key: str, evaluation: Mapping[str, Any]) -> bool:
     """Whether a key that the set brought along is about something that is not done any more."""
-    about = next((name for name in USUAL if key.startswith(f"{name}_")), None)
+    about = next((name for name in DEFAULT_BASELINES if key.startswith(f"{name}_")), None)
     if about is not None:
-        return about not in evaluation.get("baselines", USUAL)
+        return about not in evaluation.get("baselines", DEFAULT_BASELINES)
     needed = {"lr_grid": "tune_lr", "lr_networks": "tune_lr", "subset_draws": "subsets"}.get(key)
     return needed is not None and not evaluation.get(needed)

@@ -23,7 +23,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.data.preprocessing import Preprocessing
 from ray_distill.data.real_data import RealData
-from ray_distill.data.splits import redeem, redeem_development
+from ray_distill.data.splits import open_development, open_handle
 from ray_distill.data.test_split import load_test
 from ray_distill.evaluation.baselines import herding_rows, k_means_centres, random_real_rows, subset_rows
 from ray_distill.evaluation.jobs import DD_RANKING, Job, LrCandidate, TableRowSpec
@@ -64,7 +64,7 @@ class LoadedSet:
 
     @cached_property
     def _development(self) -> tuple[RealData, RealData]:
-        train, validation = redeem_development(self._shipped.tickets.train, self._shipped.fitted)
+        train, validation = open_development(self._shipped.tickets.train, self._shipped.fitted)
         return self._taken(train), self._taken(validation)
 
     @property
@@ -81,8 +81,8 @@ class LoadedSet:
     def test(self) -> RealData:
         """Real images to report on."""
         ticket = self._shipped.tickets.test
-        images = redeem(ticket, load_test, self._shipped.fitted)
-        return self._taken(RealData.of(images, torch.arange(len(images)), ticket.applied))
+        images = open_handle(ticket, load_test, self._shipped.fitted)
+        return self._taken(RealData.from_images(images, torch.arange(len(images)), ticket.preprocessing))
 
     def _taken(self, data: RealData) -> RealData:
         return experiment.real_data(self.config, data, self.device)

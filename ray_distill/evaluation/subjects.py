@@ -15,14 +15,14 @@ from ray_distill.builders.networks import network_for
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import one_hot
 from ray_distill.core.networks.network import ImageShape, Network
-from ray_distill.data.splits import Ticket
+from ray_distill.data.splits import DataHandle
 
 
 class Tickets(NamedTuple):
     """For what networks are trained and tested on: each process redeems them for itself."""
 
-    train: Ticket
-    test: Ticket
+    train: DataHandle
+    test: DataHandle
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from ray_distill.cluster.actor_pool import PoolReport, Workers, run_jobs
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.splits import DevelopmentData, issue
+from ray_distill.data.splits import DevelopmentData, create_handle
 from ray_distill.data.test_split import check_test, load_test
 from ray_distill.evaluation.jobs import TableRowSpec
 from ray_distill.evaluation.journal import ResultsLog
@@ -54,12 +54,12 @@ def evaluation_set(
             f"the test split has {test.image_shape} images of the classes {', '.join(test.class_names)}; the set has "
             f"{tuple(dataset.images_NCHW.shape[1:])} images of {', '.join(dataset.class_names)}"
         )
-    ticket, _ = issue(spec, test, dataset.preprocessing, progress)
+    ticket, _ = create_handle(spec, test, dataset.preprocessing, progress)
     return EvaluationSet(
         name=name,
         dataset=dataset,
         config=config,
-        tickets=Tickets(data.ticket, ticket),
+        tickets=Tickets(data.handle, ticket),
         num_train=data.train.num_images,
         num_validation=data.validation.num_images,
         num_test=len(test),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ray_distill.builders import batching, settings
 from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.data.real_data import SHARE_OF_GPU
+from ray_distill.data.real_data import GPU_MEMORY_FRACTION
 from ray_distill.planning.images import RealImages, real_images
 from ray_distill.planning.probes import (
     BatchProbe,
@@ -145,7 +145,7 @@ class Probed:
         return WorkerMemory(
             libraries=CUDA_CONTEXT_BYTES if self.on_gpu else validation.library_bytes,
             data=self.data_bytes
-            if self.on_gpu and self.data_bytes <= SHARE_OF_GPU * self.memory_bytes
+            if self.on_gpu and self.data_bytes <= GPU_MEMORY_FRACTION * self.memory_bytes
             else 0,
             states=group.states * group.steps.bytes_per_state,
             passes=group.steps.pass_bytes,

@@ -12,7 +12,7 @@ import torch
 from ray_distill.builders.data import data_spec
 from ray_distill.config.config import Config
 from ray_distill.core.networks.network import ImageShape
-from ray_distill.data.decoding import Broken, decoded
+from ray_distill.data.decoding import BrokenImages, decode_images
 from ray_distill.data.sources import development_listing
 
 
@@ -69,8 +69,8 @@ def _looked_at(config: Config) -> RealImages:
     if spec.classes is not None:
         listing = listing.take_classes(spec.classes)
     few = listing.take(torch.arange(min(_LOOKED_AT, len(listing))))
-    broken = Broken.up_to(spec.max_broken, len(listing))
-    pixels = [image.pixels_CHW for image in decoded(few, image_size=spec.image_size, broken=broken)]
+    broken = BrokenImages.up_to(spec.max_broken, len(listing))
+    pixels = [image.pixels_CHW for image in decode_images(few, image_size=spec.image_size, broken=broken)]
     _, height, width = pixels[0].shape
     # Grey images beside colour are spread to it.
     channels = max(len(image) for image in pixels)

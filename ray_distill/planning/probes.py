@@ -265,7 +265,7 @@ def _real_images(setting: Setting, data: DistilledData, count: int) -> RealData:
     stored = numbers.flatten() if whitened else (40 * numbers + 128).clamp(0, 255).flatten().to(torch.uint8)
     by_channel = Normalisation(mean_C=torch.full((channels,), 0.5), std_C=torch.full((channels,), 0.25))
     return RealData(
-        stored_NCHW=stored.to(data.images_NCHW.device).as_strided(
+        source_NCHW=stored.to(data.images_NCHW.device).as_strided(
             (count, channels, height, width), (1, height * width, width, 1)
         ),
         rows_N=torch.arange(count, device=data.images_NCHW.device),

@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from ray_distill.config.base import NonNegativeInt, Section
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.config.load import apply_overrides, explain, parse_config, read_yaml
+from ray_distill.config.load import apply_overrides, format_error, parse_config, read_yaml
 from ray_distill.config.yaml import to_yaml
 from ray_distill.search.domains import KEY, Domain, GridDomain
 from ray_distill.search.space import RULE, Space, value_at
@@ -211,7 +211,7 @@ def parse_search(values: Mapping[str, Any]) -> SearchConfig:
     try:
         search = SearchConfig.model_validate(values)
     except ValidationError as e:
-        raise ConfigError("\n".join(explain(error) for error in e.errors())) from None
+        raise ConfigError("\n".join(format_error(error) for error in e.errors())) from None
     try:
         _ = search.config
     except ConfigError as e:

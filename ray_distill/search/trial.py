@@ -185,7 +185,7 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     Args:
         proposal: `config` (plain data), `values` (of the searched keys), `checkpoint` (where in Tune's storage to go on
             from, or None) and `again` (whether to begin by telling Tune once more what the checkpoint was kept with).
-        shared: `data` (the ticket for the real images), `fitted` (a list of one reference to their preprocessing),
+        shared: `data` (the handle of the real images), `fitted` (a list of one reference to their preprocessing),
             `search_hash` and `filesystem` (pyarrow's, of Tune's storage; None for this machine's).
     """
     config = parse_config(proposal["config"])

@@ -162,7 +162,7 @@ def run_trials(
     attempt = folder.new_attempt()
     storage_path, filesystem = folder.tune_for_ray()
     shared = {
-        "data": data.ticket,
+        "data": data.handle,
         "fitted": [ray.put(data.preprocessing)],
         "search_hash": search.hash,
         "filesystem": filesystem,

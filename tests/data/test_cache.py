@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from ray_distill.data import whitening
-from ray_distill.data.arrow_file import Spool, open_images
-from ray_distill.data.cache import built_once
+from ray_distill.data.arrow_file import ArrowImageWriter, open_images
+from ray_distill.data.cache import build_once
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.preprocessing import fit_preprocessing
 from ray_distill.data.real_data import RealData
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
-from ray_distill.data.splits import prepare_development, redeem_development
+from ray_distill.data.splits import open_development, prepare_development
 from ray_distill.utils.memory import machine_bytes
 from tests.helpers.source_files import class_folders, grey
 from tests.helpers.tiny import whole
@@ -32,13 +32,13 @@ from ray_distill.data import decoded
 from ray_distill.data.sources import load_development
 from ray_distill.data.spec import DataSpec
 from pathlib import Path
-plain = decoded.decoded
+plain = decoded.decode_images
 def slowly(*arguments, **options):
     print("building", flush=True)
     for image in plain(*arguments, **options):
         yield image
         time.sleep(float(sys.argv[3]))
-decoded.decoded = slowly
+decoded.decode_images = slowly
 decoded._CHUNK_IMAGES = 2
 print(load_development(DataSpec(source=sys.argv[1], cache=Path(sys.argv[2]))).digest, flush=True)
 """
@@ -91,10 +91,10 @@ def test_a_build_that_fails_leaves_nothing_and_is_tried_again(tmp_path: Path) ->
         raise DataError("broken")
 
     with pytest.raises(DataError):
-        built_once(target, fail)
+        build_once(target, fail)
     assert names(target.parent) == []
-    assert built_once(target, lambda part: part.write_text("whole") and None)
-    assert not built_once(target, fail)
+    assert build_once(target, lambda part: part.write_text("whole") and None)
+    assert not build_once(target, fail)
     assert target.read_text() == "whole"
 
 
@@ -148,7 +148,7 @@ def memory():
     return [int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty:", "Rss:"))]
 def take_all(path):
     images = open_images(Path(path))
-    data = RealData.of(images, torch.arange(len(images)), NoPreprocessing())
+    data = RealData.from_images(images, torch.arange(len(images)), NoPreprocessing())
     for rows in torch.arange(len(images)).split(100):
         assert float(data.images(rows).sum()) > 0
     return data
@@ -168,7 +168,7 @@ def test_a_file_is_opened_without_being_copied(tmp_path: Path) -> None:
     """All of 128 MB are taken, 100 at a time, with less than 48 MB more that nobody could take back; from the size
     on that counts as large, with less than 48 MB more of whatever kind."""
     for name, parts in (("small", 1), ("large", 128)):
-        spool = Spool(tmp_path / name)
+        spool = ArrowImageWriter(tmp_path / name)
         for _ in range(parts):
             spool.add(np.full((100, 1, 100, 100), 7, np.uint8))
         spool.finish(torch.zeros(100 * parts, dtype=torch.int64), {"class_names": ["a"], "white": 255})
@@ -185,7 +185,7 @@ def test_a_file_is_opened_without_being_copied(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_values_than_32_bits_count(tmp_path: Path) -> None:
     """2.3e9 values, above 2^31: the last image is found where it should be."""
-    spool = Spool(tmp_path / "images.arrow")
+    spool = ArrowImageWriter(tmp_path / "images.arrow")
     try:
         for i in range(190):
             spool.add(np.full((1000, 3, 64, 64), i, np.uint8))
@@ -235,12 +235,12 @@ def test_a_ticket_opens_the_same_images(kind: str, tmp_path: Path) -> None:
 
         path.write_bytes(encode(np.random.default_rng(value).integers(0, 256, (4, 4, 3), dtype=np.uint8)))
     data = prepare_development(spec)
-    sent = pickle.dumps(data.ticket)
+    sent = pickle.dumps(data.handle)
     assert len(sent) < 2000
     fetched: list[int] = []
 
     def redeemed() -> tuple[RealData, RealData]:
-        return redeem_development(pickle.loads(sent), lambda: fetched.append(1) or data.preprocessing)  # type: ignore[func-returns-value]
+        return open_development(pickle.loads(sent), lambda: fetched.append(1) or data.preprocessing)  # type: ignore[func-returns-value]
 
     def same(pair: tuple[RealData, RealData]) -> bool:
         ours = (data.train, data.validation)
@@ -252,16 +252,16 @@ def test_a_ticket_opens_the_same_images(kind: str, tmp_path: Path) -> None:
 
     assert same(redeemed())
     assert not fetched, "whitened images are there"
-    kept = data.ticket.drawn.read_bytes()
+    kept = data.handle.images_path.read_bytes()
     for path in (tmp_path / "cache").glob("*.arrow"):
         path.unlink()
     assert same(redeemed())
     assert len(fetched) == (kind == "zca")
-    assert data.ticket.drawn.read_bytes() == kept
+    assert data.handle.images_path.read_bytes() == kept
     for path in (tmp_path / "cache").glob("*.arrow"):
         path.unlink()
     (tmp_path / "set" / "dog" / "0.png").write_bytes((tmp_path / "set" / "cat" / "0.png").read_bytes())
-    with pytest.raises(DataError, match="holds other images on this machine"):
+    with pytest.raises(DataError, match="has different images on this machine"):
         redeemed()
 
 

@@ -149,7 +149,7 @@ def test_labels_and_order_of_the_named_sources(tmp_path: Path) -> None:
 def test_the_names_in_the_configuration_are_the_sources() -> None:
     """What the configuration admits, without importing torch, is what can be read, for both splits."""
     assert {*data.NAMED_SIZES, *data.PATH_KINDS} == set(sources.READERS) == set(test_split._READERS)
-    assert data.PATH_KINDS == sources.BY_PATH
+    assert data.PATH_KINDS == sources.PATH_KINDS
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])

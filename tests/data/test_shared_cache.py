@@ -11,7 +11,7 @@ import torch
 from ray_distill.data import preprocessed
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.spec import DataSpec
-from ray_distill.data.splits import DevelopmentData, prepare_development, redeem_development
+from ray_distill.data.splits import DevelopmentData, open_development, prepare_development
 from tests.helpers.hub_files import encode
 from tests.helpers.source_files import class_folders
 from tests.helpers.tiny import whole
@@ -51,16 +51,16 @@ def test_a_machine_without_the_source_redeems_what_another_has_prepared(kind: st
     expected = whole(data.train)[0].clone()
     assert {p.name for p in (tmp_path / "store").iterdir()} == {p.name for p in spec.cache.glob("*.arrow")}
     kept = {p.name: p.read_bytes() for p in (tmp_path / "store").iterdir()}
-    assert kept[data.ticket.drawn.name] == data.ticket.drawn.read_bytes()
+    assert kept[data.handle.images_path.name] == data.handle.images_path.read_bytes()
     shutil.rmtree(tmp_path / "set")
     forget(spec.cache)
-    train, _ = redeem_development(data.ticket, lambda: pytest.fail("whitened images are in the store"))
+    train, _ = open_development(data.handle, lambda: pytest.fail("whitened images are in the store"))
     assert torch.equal(whole(train)[0], expected)
-    assert [p.name for p in spec.cache.glob("*.arrow")] == [data.ticket.drawn.name]
+    assert [p.name for p in spec.cache.glob("*.arrow")] == [data.handle.images_path.name]
     forget(spec.cache)
-    alone = replace(data.ticket, spec=replace(spec, shared=None))
+    alone = replace(data.handle, spec=replace(spec, shared=None))
     with pytest.raises(DataError, match="there is no folder"):
-        redeem_development(alone, lambda: data.preprocessing)
+        open_development(alone, lambda: data.preprocessing)
 
 
 def test_what_another_machine_has_fitted_and_whitened_is_not_computed_again(
@@ -69,9 +69,9 @@ def test_what_another_machine_has_fitted_and_whitened_is_not_computed_again(
     pictures(tmp_path / "set")
     first = prepare_development(machine(tmp_path, "one"))
     monkeypatch.setattr(preprocessed, "fit_preprocessing", lambda *_, **__: pytest.fail("fitted again"))
-    monkeypatch.setattr(preprocessed, "Spool", lambda *_: pytest.fail("whitened again"))
+    monkeypatch.setattr(preprocessed, "ArrowImageWriter", lambda *_: pytest.fail("whitened again"))
     second = prepare_development(machine(tmp_path, "two"))
-    assert second.ticket.drawn.parent == tmp_path / "two"
+    assert second.handle.images_path.parent == tmp_path / "two"
     assert same(second, whole(first.train)[0])
 
 

@@ -124,7 +124,7 @@ def test_the_files_that_data_take_are_named_once(kind: str, count: int) -> None:
     """Pixels and what was fitted; whitened images are a third file, all else is drawn from the pixels."""
     data = prepare_digits(kind)
     assert len(set(data.files)) == len(data.files) == count
-    assert {data.ticket.pixels, data.ticket.drawn} <= set(data.files)
+    assert {data.handle.pixels_path, data.handle.images_path} <= set(data.files)
     assert all(path.is_file() for path in data.files)
 
 

@@ -25,7 +25,7 @@ def real(values_ND: Tensor, labels_N: list[int], **other: Any) -> RealData:
     """Images of one row of pixels."""
     fields: dict[str, Any] = {"white": 255, "preprocessing": None, "mapping": None} | other
     return RealData(
-        stored_NCHW=values_ND[:, None, None, :],
+        source_NCHW=values_ND[:, None, None, :],
         rows_N=torch.arange(len(values_ND)),
         labels_N=torch.tensor(labels_N),
         num_classes=max(labels_N) + 1,
@@ -63,7 +63,7 @@ def test_herding_sees_preprocessed_images() -> None:
     sqrt(2), against 2 for (1, 3). Where the preprocessing divides the second channel by 100, (1, 3) is."""
     pixels = torch.tensor([[0, 0], [2, 0], [1, 3]], dtype=torch.uint8)[:, :, None, None]
     shared = {"rows_N": torch.arange(3), "labels_N": torch.zeros(3, dtype=torch.int64), "num_classes": 1}
-    plain = {"stored_NCHW": pixels, "white": 1, "mapping": None}
+    plain = {"source_NCHW": pixels, "white": 1, "mapping": None}
     scaled = Normalisation(mean_C=torch.zeros(2), std_C=torch.tensor([1.0, 100.0]))
     as_is = Normalisation(mean_C=torch.zeros(2), std_C=torch.ones(2))
     assert herding_rows(RealData(**shared, **plain, preprocessing=as_is), 1).tolist() == [0]
@@ -76,7 +76,7 @@ def test_rows_are_those_of_the_data_and_not_of_the_file() -> None:
     part = torch.tensor([7, 3, 9, 1, 4])
     whole = real(values, [0] * 10)
     data = RealData(
-        stored_NCHW=whole.stored_NCHW,
+        source_NCHW=whole.source_NCHW,
         rows_N=part,
         labels_N=torch.zeros(5, dtype=torch.int64),
         num_classes=1,

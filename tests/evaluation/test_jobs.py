@@ -187,9 +187,9 @@ def test_the_lr_of_a_job_is_the_one_that_is_trained_with(mine: EvaluationSet) ->
 
 
 def test_an_lr_is_chosen_without_the_test_split(mine: EvaluationSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a test ticket that raises when it is redeemed, every job that chooses succeeds, and none other does."""
+    """With a test split that raises when it is opened, every job that chooses succeeds, and none other does."""
     monkeypatch.setattr(
-        "ray_distill.evaluation.retraining.redeem", lambda *_: pytest.fail("the test split was opened")
+        "ray_distill.evaluation.retraining.open_handle", lambda *_: pytest.fail("the test split was opened")
     )
     config = config_of(horizons=[3, 6], tune_lr=True, lr_grid=[0.1, 1, 10], lr_networks=1)
     judged = with_config(mine, config)
@@ -493,7 +493,7 @@ def test_the_cross_architecture_table_is_computed(mine: EvaluationSet, name: str
     shape, stream = (3, 32, 32), Stream(seed=1, name="table")
     images = stream.normal(22 * 3072, dtype=torch.float32).reshape(22, *shape)
     real = RealData(
-        stored_NCHW=images[10:],
+        source_NCHW=images[10:],
         rows_N=torch.arange(12),
         labels_N=torch.arange(12) % 10,
         num_classes=10,

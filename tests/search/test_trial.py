@@ -49,7 +49,7 @@ def cut(file: Path) -> None:
 
 def place_of(config: Config) -> WorkerContext:
     data = tiny_data(config)
-    return open_worker_context(config, data.ticket, lambda: data.preprocessing, CPU)
+    return open_worker_context(config, data.handle, lambda: data.preprocessing, CPU)
 
 
 def told(

@@ -8,7 +8,7 @@ import pytest
 from ray_distill.config.config import ConfigError
 from ray_distill.config.load import load_config, parse_config
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.paths import place_of
+from ray_distill.data.paths import fs_path
 from ray_distill.search.config import load_search
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.run_dir import RunDir
@@ -119,6 +119,6 @@ def test_what_mlflow_says_of_a_store_that_is_away_is_masked() -> None:
 
 def test_a_place_that_cannot_be_reached_is_named_without_it() -> None:
     with pytest.raises(DataError) as caught:
-        place_of("ftp://me:geheim@host/x")
+        fs_path("ftp://me:geheim@host/x")
     assert "geheim" not in str(caught.value)
     assert "ftp://me:***@host/x" in str(caught.value)

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.paths import File, file_at, place_of
+from ray_distill.data.listing import Listing, array_listing
+from ray_distill.data.paths import DataFile, existing_file, fs_path
 
 Keys = Sequence[tuple[str, str]]
 """Pairs of keys (images, labels), the first that is there counts."""
@@ -38,7 +38,7 @@ def read_arrays(kind: str, path: str, keys: Keys, class_names: Sequence[str] | N
 
     Raises: DataError for a file without such keys, or with arrays of another shape or type.
     """
-    file = file_at(place_of(path))
+    file = existing_file(fs_path(path))
     arrays = _open(kind, file)
     pair = _pair(file, list(arrays), keys)
     images_NCHW = _images(arrays[pair[0]], f"{file}, `{pair[0]}`", channels_last=kind == "npz")
@@ -46,12 +46,12 @@ def read_arrays(kind: str, path: str, keys: Keys, class_names: Sequence[str] | N
     names = arrays.get("class_names")
     if names is None:
         names = range(int(labels_N.max(initial=0)) + 1) if class_names is None else class_names
-    return listing_of_arrays(images_NCHW, labels_N, [str(name) for name in names], [file])
+    return array_listing(images_NCHW, labels_N, [str(name) for name in names], [file])
 
 
 def check_arrays(kind: str, path: str, keys: Keys) -> None:
     """Raises: DataError for a file without any of the pairs of keys. Makes no use of the arrays."""
-    file = file_at(place_of(path))
+    file = existing_file(fs_path(path))
     if kind != "npz":
         _pair(file, list(_open(kind, file)), keys)
         return
@@ -64,7 +64,7 @@ def check_arrays(kind: str, path: str, keys: Keys) -> None:
     _pair(file, names, keys)
 
 
-def _pair(file: File, names: Sequence[str], keys: Keys) -> tuple[str, str]:
+def _pair(file: DataFile, names: Sequence[str], keys: Keys) -> tuple[str, str]:
     """The first pair of keys that is there. Raises: DataError if none is."""
     pair = next((pair for pair in keys if pair[0] in names and pair[1] in names), None)
     if pair is None:
@@ -74,7 +74,7 @@ def _pair(file: File, names: Sequence[str], keys: Keys) -> tuple[str, str]:
 
 
 @contextmanager
-def _errors_named(kind: str, file: File) -> Iterator[None]:
+def _errors_named(kind: str, file: DataFile) -> Iterator[None]:
     """What a file that is no archive raises is many things: all become a DataError that names it."""
     try:
         yield
@@ -87,11 +87,11 @@ def _errors_named(kind: str, file: File) -> Iterator[None]:
         raise DataError(f"{file} is not {what}: {reason}") from e
 
 
-def _seekable(file: File) -> Any:
+def _seekable(file: DataFile) -> Any:
     return file.place.filesystem.open_input_file(file.place.path)
 
 
-def _open(kind: str, file: File) -> Mapping[str, Any]:
+def _open(kind: str, file: DataFile) -> Mapping[str, Any]:
     with _errors_named(kind, file):
         if kind == "npz":
             with _seekable(file) as content, np.load(content, allow_pickle=False) as arrays:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ray_distill.data.downloads import Download, fetched
+from ray_distill.data.downloads import Download, ensure_downloaded
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.paths import File, place_of
+from ray_distill.data.listing import Listing, array_listing
+from ray_distill.data.paths import DataFile, fs_path
 from ray_distill.data.spec import DataSpec
 
 _SHAPE = (3, 32, 32)
@@ -51,7 +51,7 @@ LAYOUTS = {
 }
 
 
-def cifar_files(spec: DataSpec, names: Sequence[str]) -> list[File]:
+def cifar_files(spec: DataSpec, names: Sequence[str]) -> list[DataFile]:
     """The files of these names; the archive is downloaded and unpacked if they are not there.
 
     Raises: DataError that says which file to put where.
@@ -59,17 +59,17 @@ def cifar_files(spec: DataSpec, names: Sequence[str]) -> list[File]:
     return [_file(spec, name) for name in names]
 
 
-def _file(spec: DataSpec, name: str) -> File:
+def _file(spec: DataSpec, name: str) -> DataFile:
     layout = LAYOUTS[spec.source]
 
     def download() -> Download:
         return Download((f"{_SITE}/{layout.archive}",), layout.md5)
 
-    root = place_of(spec.root)
-    return fetched(spec, root, layout.archive, download, unpacked=f"{layout.folder}/{name}")
+    root = fs_path(spec.root)
+    return ensure_downloaded(spec, root, layout.archive, download, unpacked=f"{layout.folder}/{name}")
 
 
-def read_cifar(spec: DataSpec, files: Sequence[File]) -> Listing:
+def read_cifar(spec: DataSpec, files: Sequence[DataFile]) -> Listing:
     """The images and labels of these files. Raises: DataError for files that are not what they should be."""
     layout = LAYOUTS[spec.source]
     names_file = _file(spec, layout.names_file)
@@ -83,4 +83,4 @@ def read_cifar(spec: DataSpec, files: Sequence[File]) -> Listing:
         parts.append(content.reshape(-1, record))
     table = np.concatenate(parts)
     images = table[:, layout.label_bytes :].reshape(-1, *_SHAPE)
-    return listing_of_arrays(images, table[:, layout.label_bytes - 1], class_names, [*files, names_file])
+    return array_listing(images, table[:, layout.label_bytes - 1], class_names, [*files, names_file])

@@ -6,8 +6,8 @@ The classes are the folders, sorted by name. Which folder is read is decided by 
 from collections.abc import Sequence
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.paths import File, Place
+from ray_distill.data.listing import Listing, file_listing
+from ray_distill.data.paths import DataFile, FsPath
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = (
 )
 
 
-def read_class_folders(folder: Place, class_names: Sequence[str] | None = None) -> Listing:
+def read_class_folders(folder: FsPath, class_names: Sequence[str] | None = None) -> Listing:
     """The images below a folder's class folders.
 
     Args:
@@ -38,15 +38,15 @@ def read_class_folders(folder: Place, class_names: Sequence[str] | None = None) 
             f"in it: {there}"
         )
     place = {name: k for k, name in enumerate(names)}
-    return listing_of_files([file for _, file in found], [place[name] for name, _ in found], names)
+    return file_listing([file for _, file in found], [place[name] for name, _ in found], names)
 
 
-def class_folder_names(folder: Place) -> list[str]:
+def class_names_of(folder: FsPath) -> list[str]:
     """The classes that have images below a folder, sorted."""
     return sorted({name for name, _ in _images_below(folder) if name})
 
 
-def _images_below(folder: Place) -> list[tuple[str, File]]:
+def _images_below(folder: FsPath) -> list[tuple[str, DataFile]]:
     """(class folder, image), sorted; the class is empty for an image that is in no folder of its own."""
     if not folder.is_folder():
         raise DataError(f"there is no folder {folder}")

@@ -6,23 +6,23 @@ Source: www.vision.caltech.edu/datasets/cub_200_2011.
 """
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_files
-from ray_distill.data.paths import File, Place, file_at, place_of
+from ray_distill.data.listing import Listing, file_listing
+from ray_distill.data.paths import DataFile, FsPath, existing_file, fs_path
 from ray_distill.data.spec import DataSpec
 
 FOLDER = "CUB_200_2011"
 LISTS = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 
 
-def cub_lists(spec: DataSpec) -> list[File]:
+def cub_lists(spec: DataSpec) -> list[DataFile]:
     """The four lists. Raises: DataError that says which archive to put where."""
     folder = _folder(spec)
     advice = f"unpack CUB_200_2011.tgz (CaltechDATA, record 65de6-vp158) in {spec.root}"
-    return [file_at(folder / name, advice) for name in LISTS]
+    return [existing_file(folder / name, advice) for name in LISTS]
 
 
-def _folder(spec: DataSpec) -> Place:
-    return place_of(spec.root) / FOLDER
+def _folder(spec: DataSpec) -> FsPath:
+    return fs_path(spec.root) / FOLDER
 
 
 def read_cub(spec: DataSpec, mark: str) -> Listing:
@@ -43,10 +43,10 @@ def read_cub(spec: DataSpec, mark: str) -> Listing:
         raise DataError(
             f"{_folder(spec)}: its lists name {e.args[0]}, which is not there; unpack it again"
         ) from e
-    return listing_of_files(files, of, names, lists)
+    return file_listing(files, of, names, lists)
 
 
-def _pairs(file: File) -> dict[str, str]:
+def _pairs(file: DataFile) -> dict[str, str]:
     """The two words of each line."""
     pairs = [line.split(maxsplit=1) for line in file.read().decode().splitlines() if line.strip()]
     if not all(len(pair) == 2 for pair in pairs):

@@ -12,8 +12,8 @@ import torch
 
 from ray_distill.core.rng import Stream
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.paths import file_at, place_of
+from ray_distill.data.listing import Listing, array_listing
+from ray_distill.data.paths import existing_file, fs_path
 from ray_distill.data.strata import stratified_split
 
 WHITE = 16
@@ -32,7 +32,7 @@ def read_digits() -> Listing:
         raise DataError(f"the source digits is a file of scikit-learn's, and it is not there: {e}") from e
     images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     names = tuple(map(str, range(10)))
-    return listing_of_arrays(images, table[:, -1], names, [file_at(place_of(str(path)))], white=WHITE)
+    return array_listing(images, table[:, -1], names, [existing_file(fs_path(str(path)))], white=WHITE)
 
 
 def development_rows(labels_N: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,10 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_distill.data.downloads import Download, fetched
+from ray_distill.data.downloads import Download, ensure_downloaded
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Listing, listing_of_arrays
-from ray_distill.data.paths import File, Place, file_at, place_of
+from ray_distill.data.listing import Listing, array_listing
+from ray_distill.data.paths import DataFile, FsPath, existing_file, fs_path
 from ray_distill.data.spec import DataSpec
 
 FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
@@ -28,20 +28,20 @@ CLASS_NAMES = {
 }
 
 
-def idx_files(spec: DataSpec, names: tuple[str, str]) -> tuple[File, File]:
+def idx_files(spec: DataSpec, names: tuple[str, str]) -> tuple[DataFile, DataFile]:
     """The files of these names (images, labels), unpacked or as they are published; downloaded if need be.
 
     Raises: DataError that says which files to put where.
     """
-    images, labels = (_idx_file(spec, place_of(spec.root) / FOLDERS[spec.source], name) for name in names)
+    images, labels = (_idx_file(spec, fs_path(spec.root) / FOLDERS[spec.source], name) for name in names)
     return images, labels
 
 
-def _idx_file(spec: DataSpec, folder: Place, name: str) -> File:
+def _idx_file(spec: DataSpec, folder: FsPath, name: str) -> DataFile:
     if (folder / name).is_file():
-        return file_at(folder / name)
+        return existing_file(folder / name)
     packed = f"{name}.gz"
-    return fetched(spec, folder, packed, lambda: _download(spec.source, packed))
+    return ensure_downloaded(spec, folder, packed, lambda: _download(spec.source, packed))
 
 
 def _download(source: str, name: str) -> Download:
@@ -51,13 +51,13 @@ def _download(source: str, name: str) -> Download:
     return Download(tuple(f"{mirror}{name}" for mirror in dataset.mirrors), dict(dataset.resources)[name])
 
 
-def read_idx(spec: DataSpec, files: tuple[File, File]) -> Listing:
+def read_idx(spec: DataSpec, files: tuple[DataFile, DataFile]) -> Listing:
     """The images and labels of two files. Raises: DataError for files that are not what they should be."""
     images, labels = (_array(file, axes) for file, axes in zip(files, (3, 1), strict=True))
-    return listing_of_arrays(images[:, None], labels, CLASS_NAMES[spec.source], files)
+    return array_listing(images[:, None], labels, CLASS_NAMES[spec.source], files)
 
 
-def _array(file: File, num_axes: int) -> NDArray[np.uint8]:
+def _array(file: DataFile, num_axes: int) -> NDArray[np.uint8]:
     content = file.read()
     try:
         content = gzip.decompress(content) if file.place.name.endswith(".gz") else content

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_distill.data.labelled_images import DataError
-from ray_distill.data.listing import Batch, Listing, check_labels
-from ray_distill.data.paths import File
+from ray_distill.data.listing import EncodedBatch, Listing, check_labels
+from ray_distill.data.paths import DataFile
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -29,7 +29,7 @@ _BATCH_ROWS = 1024
 
 
 @contextmanager
-def _opened(file: File) -> Iterator[Any]:
+def _opened(file: DataFile) -> Iterator[Any]:
     """The Parquet file; whatever its reader raises becomes a DataError that names the file."""
     import pyarrow.parquet as pq
 
@@ -46,13 +46,13 @@ def _opened(file: File) -> Iterator[Any]:
 class _Contents:
     """What a file holds, but for its images."""
 
-    file: File
+    file: DataFile
     image_column: str
     labels_N: Tensor
     class_names: tuple[str, ...] | None
 
 
-def read_parquet(files: Sequence[File]) -> Listing:
+def read_parquet(files: Sequence[DataFile]) -> Listing:
     """The images of these files, one file after the other.
 
     Raises: DataError for a file that is not as the module describes, or labels outside 0 .. K-1; it names the
@@ -73,7 +73,7 @@ def read_parquet(files: Sequence[File]) -> Listing:
     )
 
 
-def _read_contents(file: File) -> _Contents:
+def _read_contents(file: DataFile) -> _Contents:
     """The labels of a file and what its schema says. Raises: DataError for missing or wrong columns."""
     import pyarrow as pa
 
@@ -105,7 +105,7 @@ def _read_contents(file: File) -> _Contents:
         )
 
 
-def _named_classes(file: File, schema: Any, label_column: str) -> tuple[str, ...] | None:
+def _named_classes(file: DataFile, schema: Any, label_column: str) -> tuple[str, ...] | None:
     """The class names in the schema's metadata, None where there are none."""
     metadata: dict[bytes, bytes] = schema.metadata or {}
     if b"class_names" in metadata:
@@ -136,7 +136,7 @@ def _agreed_class_names(contents: list[_Contents]) -> tuple[str, ...]:
     return tuple(str(k) for k in range(largest + 1))
 
 
-def _batches(contents: list[_Contents], rows: NDArray[np.int64]) -> Iterator[Batch]:
+def _batches(contents: list[_Contents], rows: NDArray[np.int64]) -> Iterator[EncodedBatch]:
     """The encoded images at these rows (counted through all files, ascending), a batch of rows at a time."""
     first_row = 0
     for c in contents:
@@ -146,7 +146,7 @@ def _batches(contents: list[_Contents], rows: NDArray[np.int64]) -> Iterator[Bat
             yield from _batches_of(c, in_file)
 
 
-def _batches_of(c: _Contents, rows: NDArray[np.int64]) -> Iterator[Batch]:
+def _batches_of(c: _Contents, rows: NDArray[np.int64]) -> Iterator[EncodedBatch]:
     import pyarrow as pa
 
     with _opened(c.file) as parquet:
