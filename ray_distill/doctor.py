@@ -202,12 +202,12 @@ def _line(error: BaseException) -> str:
 def stored(uri: str) -> list[Finding]:
     """Write a small file, read it, delete it. Raises: StorageError."""
     began = time.monotonic()
-    storage = Storage.at(uri)
+    storage = Storage.open(uri)
     took_ms = 1000 * (time.monotonic() - began)
     said = f"{storage}: written, read and deleted in {took_ms:.0f} ms"
     found = [Finding("storage", "good", said, "checkpoints and results")]
     if storage.is_local:
-        free = shutil.disk_usage(storage.nearest()).free
+        free = shutil.disk_usage(storage.existing_folder()).free
         found.append(
             room("disk", free, 2 * GIB, "checkpoints and results", "make room, or use another --out")
         )

@@ -34,12 +34,10 @@ from ray_distill.evaluation.worker import check_test_source
 from ray_distill.search.config import SearchConfig, check_installed
 from ray_distill.search.run import SearchOutcome
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.stored_search import StoredSearch
 from ray_distill.storage.job_scratch import refuse_job_scratch
-from ray_distill.storage.preflight import check_reached
+from ray_distill.storage.preflight import check_reachable
 from ray_distill.storage.remote import Storage
 from ray_distill.storage.run_dir import RunDir
-from ray_distill.storage.stored_run import StoredRun
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import Tracker, create_run, tracked_run
 from ray_distill.tracking.uri import check_exists, sqlite_file, store_uri
@@ -89,16 +87,15 @@ def open_run_folder(
     path = out or (_free_folder if unique else Path)(RUNS / config.name)
     refuse_job_scratch(path, "--out")
     uri = store_uri(config.tracking.uri, out or RUNS)
-    storage = storage_of(config)
-    folder = RunDir(path, None if storage is None else StoredRun(storage))
+    folder = RunDir(path, storage_of(config))
     if resume:
-        uri = folder.reopen(config).uri
+        uri = folder.tracker_to_resume(config).uri
         check_exists(uri)
-        folder.check_idle()
+        folder.check_unlocked()
     elif replace:
         folder.check_replaceable()
     else:
-        folder.check_free(advice)
+        folder.check_empty(advice)
     return folder, uri
 
 
@@ -118,15 +115,14 @@ def open_search_folder(
     check_installed(settings)
     path = out or RUNS / settings.name
     refuse_job_scratch(path, "--out")
-    storage = storage_of(settings.config)
-    folder = SearchDir(path, None if storage is None else StoredSearch(storage))
+    folder = SearchDir(path, storage_of(settings.config))
     uri = store_uri(settings.config.tracking.uri, out or RUNS)
     if resume:
-        uri = folder.reopen(settings).uri
-        folder.check_idle()
+        uri = folder.tracker_to_resume(settings).uri
+        folder.check_unlocked()
         check_exists(uri)
     else:
-        folder.check_free(advice)
+        folder.check_empty(advice)
     return folder, uri
 
 
@@ -134,9 +130,9 @@ def storage_of(config: Config) -> Storage | None:
     """`cluster.storage`, tried out. Raises: UserError if it cannot be used, or would be thrown away."""
     if config.cluster.storage is None:
         return None
-    storage = Storage.at(config.cluster.storage)
+    storage = Storage.open(config.cluster.storage)
     if storage.is_local:
-        refuse_job_scratch(storage.folder, "cluster.storage")
+        refuse_job_scratch(Path(storage.path), "cluster.storage")
     return storage
 
 
@@ -159,10 +155,9 @@ def finalise_search(
     Raises: as `run_experiment`.
     """
     name = f"final-{outcome.rows[0].trial}"
-    stored = StoredRun(folder.stored.final(name)) if folder.stored else None
-    place = RunDir(folder.path / name, stored)
+    place = RunDir(folder.path / name, folder.storage / name if folder.storage else None)
     began = time.monotonic()
-    done = run_experiment(outcome.config, data, place, uri, bar, resume=place.begun, began=began)
+    done = run_experiment(outcome.config, data, place, uri, bar, resume=place.is_claimed, began=began)
     return place, done
 
 
@@ -207,8 +202,8 @@ def open_run_dir(
 
     Raises: ConfigError, StoreError, StorageError.
     """
-    with folder.held():
-        check_reached(folder.stored)
+    with folder.lock():
+        check_reachable(folder.storage)
         tracker = _claim(config, folder, uri, resume=resume, replace=replace)
         with tracked_run(tracker):
             yield tracker
@@ -217,7 +212,7 @@ def open_run_dir(
 def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: bool) -> Tracker:
     """Claim a folder that is held, and open the MLflow run; or take both up again."""
     if resume:
-        tracker = folder.reopen(config)
+        tracker = folder.tracker_to_resume(config)
         if not tracker.exists_in_store():
             raise ConfigError(
                 f"{folder.path}: MLflow at {redact(tracker.uri)} does not know its run {tracker.run_id}; "
@@ -229,12 +224,12 @@ def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: b
     if replace:
         folder.clear()
     # Another run may have taken it since it was looked at.
-    folder.check_free("Use another --out.")
+    folder.check_empty("Use another --out.")
     tags = {"config_hash": config.hash, "kind": "distill"}
-    if folder.stored:
-        tags["storage"] = str(folder.stored.storage)
+    if folder.storage:
+        tags["storage"] = str(folder.storage)
     tracker = create_run(uri, config.tracking.experiment, config.name, config.experiment(), tags)
-    folder.open(config, tracker)
+    folder.claim(config, tracker)
     return tracker
 
 
@@ -272,7 +267,7 @@ def run_experiment(
             warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet)
         )
         judged = with_test_images(DISTILLED, dataset, config, data, bar)
-        with folder.followed():
+        with folder.mirror_evaluation():
             evaluation = evaluate([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
         rows, wall_s = at_last_horizon(evaluation.rows), time.monotonic() - began
         write_json(folder.summary, summary(config, rows, wall_s))

@@ -279,14 +279,14 @@ def experiment() -> Config:
 
 def write_identity(path: Path) -> None:
     folder = RunDir(path.with_name("run"))
-    folder.open(experiment(), Tracker("sqlite:////there/mlflow.db", "abc"))
+    folder.claim(experiment(), Tracker("sqlite:////there/mlflow.db", "abc"))
     path.write_bytes(folder.identity.read_bytes())
 
 
 def read_identity(path: Path) -> Tracker:
     folder = RunDir(path.with_name("run"))
     folder.identity.write_bytes(path.read_bytes())
-    return folder.reopen(experiment())
+    return folder.tracker_to_resume(experiment())
 
 
 def forge_json(draw: random.Random, good: Path, target: Path) -> None:

@@ -103,7 +103,7 @@ def evaluate(
     """
     with exit_codes(AGAIN):
         from ray_distill.evaluation.journal import check_claimable
-        from ray_distill.storage.run_files import evaluation_folder
+        from ray_distill.storage.run_dir import evaluation_folder
 
         folder, overrides = out or evaluation_folder(sets[0]), set_ or []
         refuse_job_scratch(folder, "--out")
@@ -216,7 +216,7 @@ def _store(configured: str | None, beside: Path) -> str:
     from ray_distill.storage.run_dir import RunDir
     from ray_distill.tracking.uri import store_uri
 
-    own = RunDir(beside).mlflow_store()
+    own = RunDir(beside).mlflow_uri()
     return store_uri(configured or os.environ.get("MLFLOW_TRACKING_URI") or own, beside)
 
 

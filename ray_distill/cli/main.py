@@ -111,7 +111,7 @@ def _run(
     from ray_distill.pipeline import local_store_warning, open_run_folder
 
     place, uri = open_run_folder(config, out, resume=resume, replace=replace, unique=unique, advice=advice)
-    storage = place.stored.storage if place.stored else None
+    storage = place.storage
     _say_plan(config, place.path)
     if note := local_store_warning(storage, uri, "run"):
         stderr.print(f"note: {note}", markup=False, highlight=False)

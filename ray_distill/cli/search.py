@@ -76,7 +76,7 @@ def _run(settings: SearchConfig, out: Path | None, *, resume: bool, finalise: bo
     advice = "Use --resume to go on with the search in it, or another --out."
     folder, uri = open_search_folder(settings, out, resume=resume, advice=advice)
     _say_plan(settings, folder.path)
-    if note := local_store_warning(folder.stored.storage if folder.stored else None, uri, "search"):
+    if note := local_store_warning(folder.storage, uri, "search"):
         stderr.print(f"note: {note}", markup=False, highlight=False)
     get = prepare if finalise else prepare_development
     dashboard = settings.workers > 1
@@ -123,8 +123,8 @@ def _say_found(found: "SearchOutcome", folder: "SearchDir") -> None:
         "its set": folder.artifact,
         "leaderboard": folder.path / "leaderboard.md",
     }
-    if folder.stored:
-        files["kept in"] = folder.stored.storage
+    if folder.storage:
+        files["kept in"] = folder.storage
     files["MLflow"] = ui_command(found.tracker.uri)
     lines = [f"  {what:<14}{path}" for what, path in files.items()]
     stdout.print("\n".join(lines), markup=False, highlight=False)

@@ -223,7 +223,7 @@ def _trainer(config: Config, data: DevelopmentData, folder: RunDir, board: Any) 
         "board": [board],
     }
     cluster = config.cluster
-    storage_path, filesystem = folder.train_for_ray()
+    storage_path, filesystem = folder.ray_storage()
     return TorchTrainer(
         worker,
         train_loop_config=setup,
@@ -269,7 +269,7 @@ def _fit(trainer: TorchTrainer, recording: RunRecording, folder: RunDir, update:
     threading.Thread(target=fit, daemon=True).start()
     while not outcome.done():
         wait([outcome], timeout=1.0)
-        folder.check_held()
+        folder.check_lease()
         recording.visit(update)
     return outcome.result()
 
@@ -292,7 +292,7 @@ def train(
     check_cluster(config)
     board = ProgressBoard.remote()
     trainer = _trainer(config, data, folder, board)
-    if trouble := recovery.quarantine_snapshot(*folder.train_for_ray(), TRAIN_RUN):
+    if trouble := recovery.quarantine_snapshot(*folder.ray_storage(), TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
         with closing(RunRecording(tracker, board)) as recording, in_environment(placed_within(config)):
@@ -303,7 +303,7 @@ def train(
         cause = getattr(e, "controller_failure", None)
         if isinstance(cause, OSError) and is_disk_full(cause):
             raise DistillError(
-                recovery.no_room(cause, folder.train_place(), "Ray Train's list of checkpoints")
+                recovery.no_room(cause, folder.train_location(), "Ray Train's list of checkpoints")
             ) from e
         raise DistillError(str(e)) from e
     if result.return_value is not None:

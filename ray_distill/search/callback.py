@@ -9,10 +9,10 @@ from ray import tune
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.config import SearchConfig
-from ray_distill.search.files import TUNE
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.population import Exchange
 from ray_distill.search.results import Value
+from ray_distill.search.search_dir import TUNE
 
 TrialEnd = Literal["finished", "stopped", "failed"]
 

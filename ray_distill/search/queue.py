@@ -128,13 +128,13 @@ def newest_whole(log: TrialLog, folder: SearchDir, search_hash: str) -> tuple[Ke
     damaged: list[str] = []
     found = None
     for kept in reversed(log.kept):
-        with folder.opened(kept.checkpoint) as path:
+        with folder.open_checkpoint(kept.checkpoint) as path:
             try:
                 read_state(path, search_hash)
             except CheckpointError as e:
                 # Older ones that are not there were deleted, as they should be.
                 if not damaged or not isinstance(e.__cause__, FileNotFoundError):
-                    damaged.append(str(e).replace(str(path), folder.shown(kept.checkpoint)))
+                    damaged.append(str(e).replace(str(path), folder.describe_checkpoint(kept.checkpoint)))
                 continue
         found = kept
         break
@@ -149,7 +149,7 @@ def _known(values: list[dict[str, Value]], number: int) -> Drawn:
 def _go_on(
     search: SearchConfig, folder: SearchDir, journal: SearchJournal, log: TrialLog, bystander: SearchObserver
 ) -> Proposal:
-    kept = None if log.checkpoint is None else folder.place_of(log.checkpoint)
+    kept = None if log.checkpoint is None else folder.checkpoint_path(log.checkpoint)
     # Members that wait for the others' report at an exchange say theirs again.
     again = isinstance(search.scheduler, PbtScheduler) and log.outer_step > journal.barrier
     bystander.begin(log.name, log.values)

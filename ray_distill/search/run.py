@@ -27,7 +27,7 @@ from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.search.trial import read_state
 from ray_distill.search.tuner import SearchError, capacity, cores_of_trial, room, run_trials
-from ray_distill.storage.preflight import check_reached
+from ray_distill.storage.preflight import check_reachable
 from ray_distill.tracking import tracker as tracking_tracker
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.atomic import write_json, write_text
@@ -109,18 +109,18 @@ def claimed(search: SearchConfig, folder: SearchDir, uri: str, *, resume: bool) 
 
     Raises: ConfigError, StoreError, StorageError, StorageAwayError.
     """
-    with folder.held():
-        check_reached(folder.stored)
+    with folder.lock():
+        check_reachable(folder.storage)
         if resume:
-            tracker = folder.reopen(search)
+            tracker = folder.tracker_to_resume(search)
             folder.fetch()
-            write_text(folder.search, search.to_yaml())
-            folder.store(folder.search)
+            write_text(folder.config, search.to_yaml())
+            folder.store(folder.config)
         else:
             # Another search may have taken it since it was looked at.
-            folder.check_free("Use another --out.")
+            folder.check_empty("Use another --out.")
             tracker = _open_run(search, uri, folder)
-            folder.open(search, tracker)
+            folder.claim(search, tracker)
         yield tracker
 
 
@@ -128,8 +128,8 @@ def _open_run(search: SearchConfig, uri: str, folder: SearchDir) -> Tracker:
     params = search.model_dump(mode="json", exclude={"base"}, exclude_none=True)
     params |= {"base": search.config.experiment()}
     tags = {"search_hash": search.hash, "kind": "search"}
-    if folder.stored:
-        tags["storage"] = str(folder.stored.storage)
+    if folder.storage:
+        tags["storage"] = str(folder.storage)
     return tracking_tracker.create_run(uri, search.config.tracking.experiment, search.name, params, tags)
 
 
@@ -154,7 +154,7 @@ def run_search(
     capacity(search)
     warnings: list[str] = []
     with claimed(search, folder, uri, resume=resume) as tracker:
-        journal = SearchJournal(folder.journal, folder.keep)
+        journal = SearchJournal(folder.journal, folder.store_journals)
         _begin_attempt(search, journal, began)
         with tracked_search(tracker, folder.path, warnings) as record:
             if resume:
@@ -163,7 +163,7 @@ def run_search(
                 run_trials(search, data, folder, journal, _Desk(journal, record, update))
             config, rows, took = _keep(search, data, folder, journal, record)
         # MLflow has been told what it takes.
-        folder.keep()
+        folder.store_journals()
     return SearchOutcome(rows, config, tracker, took, warnings)
 
 
@@ -214,7 +214,7 @@ def _keep_best(
             "time was up before"
         ]
         raise SearchError("no trial came to a validation: " + "; ".join(reasons))
-    with folder.opened(log.checkpoint) as checkpoint:
+    with folder.open_checkpoint(log.checkpoint) as checkpoint:
         state, _ = read_state(checkpoint, search.hash)
     values = values_of(search, log)
     dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)

@@ -20,13 +20,12 @@ from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import RunError
 from ray_distill.search.callback import JournalCallback, SearchObserver
 from ray_distill.search.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
-from ray_distill.search.files import TUNE
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.population import Population
 from ray_distill.search.queue import TrialQueue, trials_left
-from ray_distill.search.search_dir import SearchDir
+from ray_distill.search.search_dir import TUNE, SearchDir
 from ray_distill.search.trial import trial
-from ray_distill.storage.run_files import TRAIN
+from ray_distill.storage.run_dir import TRAIN
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 from ray import tune
@@ -160,7 +159,7 @@ def run_trials(
     if not left:
         return
     attempt = folder.new_attempt()
-    storage_path, filesystem = folder.tune_for_ray()
+    storage_path, filesystem = folder.ray_storage()
     shared = {
         "data": data.handle,
         "fitted": [ray.put(data.preprocessing)],
@@ -199,7 +198,7 @@ def run_trials(
     finally:
         if search.workers > 1:
             # Ray Train's own files; Tune has copies of the checkpoints that count.
-            folder.forget(f"{TUNE}/{attempt}/{TRAIN}")
+            folder.delete(f"{TUNE}/{attempt}/{TRAIN}")
 
 
 def _settings(search: SearchConfig) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
 from ray_distill.config.load import apply_overrides, load_config
-from ray_distill.storage.lock import held
-from ray_distill.storage.run_dir import RunDir, check_free
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 
@@ -359,7 +358,7 @@ COMMANDS = [
     ("distill demo.yaml --set tracking.uri=sqlite:///text", "MLflow at sqlite:///", "text: "),
     # Folders.
     ("distill demo.yaml --out text", "text: exists and is not empty; nothing was written. Use --resume"),
-    ("distill demo.yaml --out text/run", "text is not a folder that can be written into; use another --out"),
+    ("distill demo.yaml --out text/run", "text is not a writable folder; use another --out"),
     (
         "distill demo.yaml --out foreign",
         "foreign: exists and is not empty; nothing was written. Use --resume",
@@ -369,7 +368,7 @@ COMMANDS = [
     ("demo --out foreign", "foreign: exists and is not empty; nothing was written. Use another --out."),
     ("distill demo.yaml --out foreign --force", "It has no run.json, and --force deletes nothing but runs"),
     ("distill demo.yaml --out text --force", "text: exists and is not empty"),
-    ("distill demo.yaml --out garbled --force", "garbled: holds no run of ours (no readable run.json)"),
+    ("distill demo.yaml --out garbled --force", "garbled: holds no run (no readable run.json)"),
     (
         "distill demo.yaml --out mixed --force",
         "mixed: holds diary.txt, which no run wrote; nothing was deleted",
@@ -381,10 +380,10 @@ COMMANDS = [
         "--force: would delete the run that --resume goes on with",
     ),
     ("distill demo.yaml --out busy --resume", "busy: another process is at work in it"),
-    ("distill demo.yaml --out nowhere --resume", "nowhere: holds no run of ours"),
-    ("distill demo.yaml --out foreign --resume", "foreign: holds no run of ours"),
-    ("distill demo.yaml --out garbled --resume", "garbled: holds no run of ours (no readable run.json)"),
-    ("distill demo.yaml --out untyped --resume", "untyped: holds no run of ours (no readable run.json)"),
+    ("distill demo.yaml --out nowhere --resume", "nowhere: holds no run (no readable run.json)"),
+    ("distill demo.yaml --out foreign --resume", "foreign: holds no run (no readable run.json)"),
+    ("distill demo.yaml --out garbled --resume", "garbled: holds no run (no readable run.json)"),
+    ("distill demo.yaml --out untyped --resume", "untyped: holds no run (no readable run.json)"),
     (
         "distill demo.yaml --out done --resume",
         "done: holds a run that is finished; its results are in done/summary",
@@ -463,7 +462,7 @@ def snapshot(folder: Path) -> Snapshot:
 
 def run_of(folder: Path, **changes: object) -> None:
     """A folder with an unfinished run of the demo, as the run leaves it."""
-    RunDir(folder).open(load_config(DEMO), Tracker(f"sqlite:///{folder}/mlflow.db", "abc"))
+    RunDir(folder).claim(load_config(DEMO), Tracker(f"sqlite:///{folder}/mlflow.db", "abc"))
     identity = json.loads((folder / "run.json").read_text()) | changes
     (folder / "run.json").write_text(json.dumps(identity))
     (folder / "train" / "run").mkdir(parents=True)
@@ -511,7 +510,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "done" / "summary.json").write_text("{}")
     (folder / "mixed" / "diary.txt").write_text("precious")
     (folder / "garbled" / "run.json").write_text('{"config_hash": ')
-    with held(folder / "busy"):
+    with RunDir(folder / "busy").lock():
         yield folder
 
 
@@ -605,9 +604,9 @@ def test_force_deletes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None
         path.write_text("old")
     (place.path / "distilled.sheet.png").write_text("old")
     place.check_replaceable()
-    with held(place.path):
+    with place.lock():
         place.clear()
-        check_free(place.path, "")
+        place.check_empty("")
     assert {p.name for p in place.path.iterdir()} == {"mlflow.db", ".lock"}
     assert (tmp_path / "disk" / "state.arrow").read_text() == "precious"
     place.check_replaceable()

@@ -17,7 +17,7 @@ from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.cli.main import app, demo_config
 from ray_distill.config.config import ConfigError
 from ray_distill.config.load import load_config, parse_config
-from ray_distill.storage.run_dir import RunDir, check_free
+from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.evaluated_sets import grey_set
 
@@ -68,30 +68,30 @@ def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
 def test_what_a_store_left_behind_does_not_block_a_folder(tmp_path: Path) -> None:
     """A run that was killed as it began left its store: the folder is still free."""
     (tmp_path / "mlflow.db").touch()
-    check_free(tmp_path, "")
+    RunDir(tmp_path).check_empty("")
     (tmp_path / "run.json").touch()
     with pytest.raises(ConfigError):
-        check_free(tmp_path, "")
+        RunDir(tmp_path).check_empty("")
 
 
 def test_what_may_be_resumed(tmp_path: Path) -> None:
     """The same experiment in the same store, not finished; with other workers if one likes."""
     config = load_config(Path(DIGITS))
     folder, tracker = RunDir(tmp_path), Tracker("sqlite:////there/mlflow.db", "abc")
-    with pytest.raises(ConfigError, match="no run of ours"):
-        folder.reopen(config)
-    folder.open(config, tracker)
+    with pytest.raises(ConfigError, match="holds no run"):
+        folder.tracker_to_resume(config)
+    folder.claim(config, tracker)
     moved = load_config(Path(DIGITS), ["cluster.num_workers=1", "name=other", "checkpoint.every=7"])
-    assert folder.reopen(moved) == tracker
+    assert folder.tracker_to_resume(moved) == tracker
     for override, says in (
         ("outer.lr=0.5", "another configuration"),
         ("tracking.uri=http://else", "tracking.uri"),
     ):
         with pytest.raises(ConfigError, match=says):
-            folder.reopen(load_config(Path(DIGITS), [override]))
+            folder.tracker_to_resume(load_config(Path(DIGITS), [override]))
     folder.summary.touch()
     with pytest.raises(ConfigError, match="finished"):
-        folder.reopen(config)
+        folder.tracker_to_resume(config)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from ray_distill.search.config import parse_search
 from ray_distill.search.run import claimed
 from ray_distill.search.sampler import known
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.storage.lock import LOCK, held
+from ray_distill.storage.workdir import LOCK
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search
 
@@ -52,17 +52,17 @@ def test_what_is_refused_before_anything_starts(
         assert result.exit_code == 2
         return result.stderr
 
-    assert "holds no search to resume" in told("--resume")
+    assert "holds no search (no readable search.json)" in told("--resume")
     assert not folder.path.exists()
-    folder.open(tiny_search(), Tracker("sqlite:////there/mlflow.db", "abc"))
+    folder.claim(tiny_search(), Tracker("sqlite:////there/mlflow.db", "abc"))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
     assert "Use --resume to go on with the search in it" in told()
-    assert "another search" in told("--resume", "--set", "seed=1")
+    assert "holds a search of another configuration" in told("--resume", "--set", "seed=1")
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "optuna, which is not installed; `pip install optuna`" in told("--set", "algorithm=optuna")
     assert "space.outer.lr: a grid needs" in told("--set", "space={outer.lr: {grid: [1]}}")
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
-    with held(folder.path):
+    with folder.lock():
         assert "another process is at work in it" in told("--resume")
     (folder.path / LOCK).unlink()
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
@@ -83,6 +83,6 @@ def test_one_search_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
     assert len(first.client.search_runs([experiment])) == 1
     with claimed(tiny_search(budget={"trials": 9}), folder, uri, resume=True) as again:
         assert again == first
-    assert "trials: 9" in folder.search.read_text()
+    assert "trials: 9" in folder.config.read_text()
     with pytest.raises(ConfigError, match="not empty"), claimed(tiny_search(), folder, uri, resume=False):
         pass

@@ -36,7 +36,7 @@ def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, 
 def kept(search: SearchConfig, folder: SearchDir, log: TrialLog) -> RunState:
     """A trial's last state."""
     assert log.checkpoint is not None
-    with folder.opened(log.checkpoint) as path:
+    with folder.open_checkpoint(log.checkpoint) as path:
         return read_state(path, search.hash)[0]
 
 

@@ -24,7 +24,7 @@ def place(tmp_path: Path) -> Callable[[Config], tuple[RunDir, Tracker]]:
         folder.path.mkdir()
         uri = f"sqlite:///{folder.path / 'mlflow.db'}"
         tracker = create_run(uri, "tests", config.name, config.to_dict(), {})
-        folder.open(config, tracker)
+        folder.claim(config, tracker)
         return folder, tracker
 
     return make

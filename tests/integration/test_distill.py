@@ -104,7 +104,7 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
         assert result.exit_code == 1, result.output
         assert "Traceback" not in result.output
         said.append(result.stderr)
-        tracker = RunDir(tmp_path / "run").reopen(config)
+        tracker = RunDir(tmp_path / "run").tracker_to_resume(config)
         assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
         assert history(tracker, "nonfinite_steps") == [(7, 1.0)]
         assert [step for step, _ in history(tracker, "seconds_per_outer_step")] == list(range(1, 8))

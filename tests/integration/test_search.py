@@ -19,7 +19,6 @@ from ray_distill.search.journal import TrialLog
 from ray_distill.search.run import SearchOutcome, run_search, values_of
 from ray_distill.search.sampler import known, number_of
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.stored_search import StoredSearch
 from ray_distill.search.tuner import SearchError
 from ray_distill.storage.remote import Storage
 from ray_distill.utils.progress import silent
@@ -277,7 +276,7 @@ def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: 
     left, free = json.loads((tmp_path / "left.json").read_text())
     assert left == ["_AutoscalingCoordinatorActor"]
     assert free
-    folder = SearchDir(tmp_path / "s", StoredSearch(Storage.at(str(storage))))
+    folder = SearchDir(tmp_path / "s", Storage.open(str(storage)))
     logs = logs_of(folder)
     assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
     assert [log.outer_step for log in logs.values()] == [20, 5, 5]

@@ -92,10 +92,10 @@ def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_search(tmp_path: Path) -> None:
     """More trials and more hours are the same search; another seed is not; an empty folder is none."""
     folder, tracker = SearchDir(tmp_path / "s"), Tracker("sqlite:////there/mlflow.db", "abc")
-    with pytest.raises(ConfigError, match="holds no search to resume"):
-        folder.reopen(tiny_search())
-    folder.open(tiny_search(), tracker)
-    assert folder.reopen(tiny_search(budget={"trials": 9, "hours": 2.0})) == tracker
-    with pytest.raises(ConfigError, match="another search"):
-        folder.reopen(tiny_search(seed=1))
+    with pytest.raises(ConfigError, match="holds no search"):
+        folder.tracker_to_resume(tiny_search())
+    folder.claim(tiny_search(), tracker)
+    assert folder.tracker_to_resume(tiny_search(budget={"trials": 9, "hours": 2.0})) == tracker
+    with pytest.raises(ConfigError, match="holds a search of another configuration"):
+        folder.tracker_to_resume(tiny_search(seed=1))
     assert json.loads(folder.identity.read_text())["search_hash"] == tiny_search().hash

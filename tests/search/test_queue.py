@@ -17,7 +17,6 @@ from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.queue import Proposal, trials_left
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.stored_search import StoredSearch
 from ray_distill.search.trial import ABOUT, STATE, TrialMeta
 from ray_distill.storage.remote import Storage
 from ray_distill.utils.atomic import write_json
@@ -135,7 +134,7 @@ def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
     """And not by that of the copy which was read."""
     (tmp_path / "store").mkdir()
     (folder.path / "tune").rename(tmp_path / "store" / "tune")
-    stored = SearchDir(folder.path, StoredSearch(Storage.at(str(tmp_path / "store"))))
+    stored = SearchDir(folder.path, Storage.open(str(tmp_path / "store")))
     place = tmp_path / "store" / f"tune/attempt-1/{NAME}"
     cut(place / "checkpoint_000015" / STATE)
     (proposal,), logs, listener = resumed(search, stored)

@@ -8,12 +8,11 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
-from ray_distill.search import run, stored_search
+from ray_distill.search import run, search_dir
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.run import claimed
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.stored_search import StoredSearch
 from ray_distill.storage import lease
 from ray_distill.storage.lease import LEASE, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
@@ -26,18 +25,18 @@ SEARCH = tiny_search()
 
 
 def search_in(folder: Path, storage: Path) -> SearchDir:
-    return SearchDir(folder, StoredSearch(Storage.at(f"file://{storage}")))
+    return SearchDir(folder, Storage.open(f"file://{storage}"))
 
 
 @pytest.fixture
 def begun(tmp_path: Path) -> SearchDir:
     """A search that is under way, with a trial's checkpoint in its storage, and one thing of two said to MLflow."""
     place = search_in(tmp_path / "here", tmp_path / "store")
-    place.open(SEARCH, TRACKER)
+    place.claim(SEARCH, TRACKER)
     record = OutboxFile(place.path / "mlflow_journal.jsonl")
     record.ack(record.append({"n": 0}))
     record.append({"n": 1})
-    journal = SearchJournal(place.journal, place.keep)
+    journal = SearchJournal(place.journal, place.store_journals)
     journal.write("trial", trial="trial-000", values={})
     kept = tmp_path / "store" / "tune" / "attempt-1" / "trial-000" / "checkpoint_000000"
     kept.mkdir(parents=True)
@@ -47,32 +46,32 @@ def begun(tmp_path: Path) -> SearchDir:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT_S", 0.05), ("SILENCE_S", 0.6), ("SETTLE_S", 0.1)):
+    for name, seconds in (("HEARTBEAT_S", 0.05), ("EXPIRY_S", 0.6), ("SETTLE_S", 0.1)):
         monkeypatch.setattr(lease, name, seconds)
-    monkeypatch.setattr(stored_search, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(search_dir, "RETRY_DELAYS_S", (0.0, 0.0))
 
 
 def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchDir, tmp_path: Path) -> None:
     """The same search, in the same MLflow run, with what was not said to it; the checkpoints stay where Tune finds them,
     and what begins there takes no old name."""
     other = search_in(tmp_path / "there", tmp_path / "store")
-    assert other.reopen(SEARCH) == TRACKER
+    assert other.tracker_to_resume(SEARCH) == TRACKER
     assert not other.path.exists()
     other.path.mkdir()
     other.fetch()
-    for file in (other.identity, other.search, other.journal):
+    for file in (other.identity, other.config, other.journal):
         assert file.read_bytes() == (begun.path / file.name).read_bytes()
     assert [entry.record for entry in OutboxFile(other.path / "mlflow_journal.jsonl").pending] == [{"n": 1}]
     assert list(SearchJournal(other.journal).logs) == ["trial-000"]
-    assert (other.tune_for_ray()[0], other.new_attempt()) == (str(tmp_path / "store" / "tune"), "attempt-2")
+    assert (other.ray_storage()[0], other.new_attempt()) == (str(tmp_path / "store" / "tune"), "attempt-2")
     name = "tune/attempt-1/trial-000/checkpoint_000000"
-    assert other.place_of(name) == str(tmp_path / "store" / name)
-    with other.opened(name) as path:
+    assert other.checkpoint_path(name) == str(tmp_path / "store" / name)
+    with other.open_checkpoint(name) as path:
         assert (path / "state.arrow").read_text() == "precious"
-    with other.opened("tune/attempt-1/trial-000/checkpoint_000001") as path:
+    with other.open_checkpoint("tune/attempt-1/trial-000/checkpoint_000001") as path:
         assert not path.exists()
-    assert other.reopen(SEARCH) == begun.reopen(SEARCH) == TRACKER
-    other.forget("tune/attempt-1")
+    assert other.tracker_to_resume(SEARCH) == begun.tracker_to_resume(SEARCH) == TRACKER
+    other.delete("tune/attempt-1")
     assert not (tmp_path / "store" / "tune" / "attempt-1").exists()
 
 
@@ -88,10 +87,10 @@ def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
     other = search_in(tmp_path / "there", tmp_path / "store")
     other.path.mkdir()
     other.fetch()
-    SearchJournal(other.journal, other.keep).write("trial", trial="trial-002", values={})
+    SearchJournal(other.journal, other.store_journals).write("trial", trial="trial-002", values={})
     record = OutboxFile(other.path / "mlflow_journal.jsonl")
     record.ack(record.pending[-1])
-    other.keep()
+    other.store_journals()
     for content in (begun.journal.read_bytes(), stored):
         begun.journal.write_bytes(content)
         begun.fetch()
@@ -104,24 +103,31 @@ def test_what_is_not_this_search_is_refused(begun: SearchDir, tmp_path: Path) ->
     store, free = tmp_path / "store", tmp_path / "free"
     seed = tiny_search(seed=1)
     for place, of, says in (
-        (search_in(free, store), seed, "holds another search .* Compare yours with .*store/search.yaml"),
+        (
+            search_in(free, store),
+            seed,
+            "holds a search of another configuration .* compare yours with .*store/search.yaml",
+        ),
         (SearchDir(begun.path), SEARCH, rf"add --set base\.cluster\.storage=file://{store}"),
-        (search_in(begun.path, free), SEARCH, r"free: holds no search to resume \(no readable search.json\)"),
-        (search_in(tmp_path, tmp_path), SEARCH, "is the search's folder, in which all is kept anyway"),
+        (search_in(begun.path, free), SEARCH, r"free: holds no search \(no readable search.json\)"),
+        (search_in(tmp_path, tmp_path), SEARCH, "is the search's folder, which holds everything anyway"),
         (search_in(store / "x", store), SEARCH, "the search's folder .* is in the other"),
     ):
         with pytest.raises(ConfigError, match=says):
-            place.reopen(of)
+            place.tracker_to_resume(of)
     alone = SearchDir(tmp_path / "alone")
-    alone.open(SEARCH, Tracker(TRACKER.uri, "xyz"))
-    with pytest.raises(ConfigError, match=r"MLflow's xyz, not abc.*, which has none"):
-        search_in(alone.path, store).reopen(SEARCH)
+    alone.claim(SEARCH, Tracker(TRACKER.uri, "xyz"))
+    with pytest.raises(ConfigError, match=r"MLflow run xyz, not abc.*, which has none"):
+        search_in(alone.path, store).tracker_to_resume(SEARCH)
     free.mkdir()
     (free / "diary.txt").write_text("precious")
     with pytest.raises(ConfigError, match="free: exists and is not empty"):
-        search_in(free, store).reopen(SEARCH)
-    with pytest.raises(ConfigError, match=r"store: is not empty; nothing was written. Use --resume to go on"):
-        search_in(tmp_path / "there", store).check_free("")
+        search_in(free, store).tracker_to_resume(SEARCH)
+    with pytest.raises(
+        ConfigError,
+        match=r"store: is not empty; nothing was written. Use --resume to go on, or another base.cluster.storage\.",
+    ):
+        search_in(tmp_path / "there", store).check_empty("Use --resume to go on, or another --out.")
 
 
 class Places:
@@ -148,8 +154,8 @@ def test_the_search_waits_for_its_storage_and_then_ends(
 ) -> None:
     """What MLflow has not been told is put before the search's memory of it, which is then as whole as before. Away once:
     both are put again, and it is said. Away for longer: the search ends with that error, and its own disk has the line."""
-    places, journal = Places(monkeypatch), SearchJournal(begun.journal, begun.keep)
-    stored = begun.stored.storage if begun.stored else None
+    places, journal = Places(monkeypatch), SearchJournal(begun.journal, begun.store_journals)
+    stored = begun.storage
     assert stored is not None
     before = stored.read("journal.jsonl")
     places.away = [False, True]
@@ -183,12 +189,12 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 claimed(SEARCH, attempt, uri, resume=resume),
             ):
                 pass
-        journal = SearchJournal(first.journal, first.keep)
-        assert first.stored is not None
-        first.stored._lease._lost = "somebody"
+        journal = SearchJournal(first.journal, first.store_journals)
+        assert first.storage is not None
+        first._lease._lost_to = "somebody"
         with pytest.raises(LostLeaseError, match="another driver has taken it over"):
             journal.write("done")
-        assert b"done" not in (first.stored.storage.read("journal.jsonl") or b"")
+        assert b"done" not in (first.storage.read("journal.jsonl") or b"")
     assert not (tmp_path / "store" / LEASE).exists()
     with claimed(SEARCH, second, uri, resume=True) as again:
         assert again == tracker
@@ -206,8 +212,8 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("s3://key:geheim@bucket/x", (), "base.cluster.storage: holds a password"),
         ("file://host/x", (), "cannot be used as storage: Unsupported hostname"),
         ("{here}/full", (), "full: is not empty; nothing was written. Use --resume to go on with the search"),
-        ("{here}/out", (), "is the search's folder, in which all is kept anyway; remove the key"),
-        ("{here}/free", ("--resume",), "free: holds no search to resume (no readable search.json)"),
+        ("{here}/out", (), "is the search's folder, which holds everything anyway; remove the key"),
+        ("{here}/free", ("--resume",), "free: holds no search (no readable search.json)"),
         (
             "{here}/runtime_resources/working_dir_files/x",
             (),
@@ -238,7 +244,7 @@ def test_a_search_whose_record_is_not_on_this_machine_is_not_taken_up(tmp_path: 
     """MLflow's store is a file that the other machine had: no empty one is made in its place."""
     lost, file = tmp_path / "lost" / "mlflow.db", tmp_path / "search.yaml"
     file.write_text(SEARCH.to_yaml())
-    search_in(tmp_path / "here", tmp_path / "store").open(SEARCH, Tracker(f"sqlite:///{lost}", "abc"))
+    search_in(tmp_path / "here", tmp_path / "store").claim(SEARCH, Tracker(f"sqlite:///{lost}", "abc"))
     place = f"base.cluster.storage=file://{tmp_path}/store"
     command = ["search", str(file), "--out", str(tmp_path / "new"), "--resume", "--set", place]
     result = CliRunner().invoke(app, command)

@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 from ray_distill.cli.main import app
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.load import load_config
-from ray_distill.storage import lease, stored_run
+from ray_distill.storage import lease, run_dir
 from ray_distill.storage.lease import LEASE, Lease, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageError
 from ray_distill.storage.run_dir import RunDir
-from ray_distill.storage.stored_run import StoredRun
 from ray_distill.tracking.tracker import Tracker
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -25,7 +24,7 @@ TRACKER = Tracker("sqlite:////there/mlflow.db", "abc")
 
 
 def run_in(folder: Path, storage: Path) -> RunDir:
-    return RunDir(folder, StoredRun(Storage.at(f"file://{storage}")))
+    return RunDir(folder, Storage.open(f"file://{storage}"))
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def config() -> Config:
 def begun(tmp_path: Path, config: Config) -> RunDir:
     """A run that is under way, with a checkpoint and a part of an evaluation in its storage."""
     place = run_in(tmp_path / "here", tmp_path / "store")
-    place.open(config, TRACKER)
+    place.claim(config, TRACKER)
     place.evaluation.mkdir()
     (place.evaluation / "records.jsonl").write_text("{}\n")
     place.store(place.evaluation)
@@ -48,7 +47,7 @@ def begun(tmp_path: Path, config: Config) -> RunDir:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT_S", 0.05), ("SILENCE_S", 0.6), ("SETTLE_S", 0.1)):
+    for name, seconds in (("HEARTBEAT_S", 0.05), ("EXPIRY_S", 0.6), ("SETTLE_S", 0.1)):
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -70,7 +69,7 @@ def test_where_a_run_is_kept_is_no_part_of_what_it_is(config: Config) -> None:
 def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Path) -> None:
     """A place that is not there yet is not made by trying it out."""
     folder = tmp_path / "a" / "b"
-    storage = Storage.at(f"file://{folder}" if as_uri else str(folder))
+    storage = Storage.open(f"file://{folder}" if as_uri else str(folder))
     assert list(tmp_path.iterdir()) == []
     assert (storage.names(), storage.files("x"), storage.read("x/y")) == (set(), [], None)
     storage.put("x/y", b"1")
@@ -78,7 +77,7 @@ def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Pat
     storage.put("x/y", b"3")
     assert (storage.names(), storage.files("x"), storage.read("x/y")) == ({"x"}, ["x/y", "x/z/w"], b"3")
     assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["w", "y"]
-    inside = storage.inside("x")
+    inside = storage / "x"
     assert (str(inside), inside.read("y")) == (f"{storage}/x", b"3")
     storage.delete("x")
     storage.delete("x")
@@ -90,15 +89,15 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(
 ) -> None:
     """The same experiment and MLflow run; what was evaluated; checkpoints stay where Ray Train finds them."""
     other = run_in(tmp_path / "there", tmp_path / "store")
-    assert other.reopen(config) == TRACKER
+    assert other.tracker_to_resume(config) == TRACKER
     assert not other.path.exists()
     other.fetch()
     assert other.identity.read_bytes() == begun.identity.read_bytes()
     assert other.config.read_text() == config.to_yaml()
     assert (other.evaluation / "records.jsonl").read_text() == "{}\n"
     assert not other.train.exists()
-    assert other.train_for_ray()[0] == str(tmp_path / "store" / "train")
-    assert other.reopen(config) == begun.reopen(config) == TRACKER
+    assert other.ray_storage()[0] == str(tmp_path / "store" / "train")
+    assert other.tracker_to_resume(config) == begun.tracker_to_resume(config) == TRACKER
 
 
 @pytest.mark.usefixtures("quickly")
@@ -106,9 +105,9 @@ def test_an_evaluation_is_kept_as_it_grows(
     begun: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New lines and new files reach the storage while it is under way; half-written ones do not."""
-    monkeypatch.setattr(stored_run, "FOLLOW_S", 0.02)
+    monkeypatch.setattr(run_dir, "MIRROR_EVERY_S", 0.02)
     there = tmp_path / "store" / begun.evaluation.name
-    with begun.held(), begun.followed():
+    with begun.lock(), begun.mirror_evaluation():
         (begun.evaluation / ".of.json.tmp").write_text("{")
         (begun.evaluation / "of.json").write_text("{}")
         with (begun.evaluation / "records.jsonl").open("a") as records:
@@ -123,25 +122,25 @@ def test_what_is_not_this_run_is_refused(begun: RunDir, config: Config, tmp_path
     for place, of, says in (
         (run_in(free, store), load_config(DIGITS, ["seed=5"]), "holds a run of another configuration"),
         (RunDir(begun.path), config, rf"add --set cluster\.storage=file://{store}"),
-        (run_in(begun.path, free), config, r"free: holds no run of ours \(no readable run.json\)"),
-        (run_in(tmp_path, tmp_path), config, "is the run's folder, in which all is kept anyway"),
+        (run_in(begun.path, free), config, r"free: holds no run \(no readable run.json\)"),
+        (run_in(tmp_path, tmp_path), config, "is the run's folder, which holds everything anyway"),
         (run_in(store / "x", store), config, "the run's folder .* is in the other"),
     ):
         with pytest.raises(ConfigError, match=says):
-            place.reopen(of)
+            place.tracker_to_resume(of)
     alone = RunDir(tmp_path / "alone")
-    alone.open(config, Tracker(TRACKER.uri, "xyz"))
-    with pytest.raises(ConfigError, match=r"MLflow's xyz, not abc.*, which has none"):
-        run_in(alone.path, store).reopen(config)
+    alone.claim(config, Tracker(TRACKER.uri, "xyz"))
+    with pytest.raises(ConfigError, match=r"MLflow run xyz, not abc.*, which has none"):
+        run_in(alone.path, store).tracker_to_resume(config)
     free.mkdir()
     (free / "diary.txt").write_text("precious")
     with pytest.raises(ConfigError, match="free: exists and is not empty"):
-        run_in(free, store).reopen(config)
+        run_in(free, store).tracker_to_resume(config)
     begun.summary.write_text("{}")
-    assert begun.reopen(config) == TRACKER
+    assert begun.tracker_to_resume(config) == TRACKER
     begun.store(begun.summary)
     with pytest.raises(ConfigError, match="holds a run that is finished"):
-        begun.reopen(config)
+        begun.tracker_to_resume(config)
 
 
 def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced(
@@ -150,21 +149,24 @@ def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced
     """--force deletes a run from the storage as it does from a folder, and nothing else."""
     store = tmp_path / "store"
     other = run_in(tmp_path / "there", store)
-    with pytest.raises(ConfigError, match=r"store: is not empty; nothing was written. Use --resume"):
-        other.check_free("")
+    with pytest.raises(
+        ConfigError,
+        match=r"store: is not empty; nothing was written. Use --resume, or another cluster.storage\.",
+    ):
+        other.check_empty("Use --resume, or another --out.")
     (store / "diary.txt").write_text("precious")
     for act in (other.check_replaceable, other.clear):
         with pytest.raises(ConfigError, match=r"holds diary\.txt, which no run wrote; nothing was deleted"):
             act()
     (store / "diary.txt").unlink()
     (store / "run.json").rename(store / "run.txt")
-    with pytest.raises(ConfigError, match="holds no run of ours"):
+    with pytest.raises(ConfigError, match=r"store: holds no run \(no readable run.json\)"):
         other.check_replaceable()
     (store / "run.txt").rename(store / "run.json")
     assert (store / "train" / "run" / "state.arrow").read_text() == "precious"
     begun.check_replaceable()
     begun.clear()
-    begun.check_free("")
+    begun.check_empty("")
     assert not list(store.iterdir())
 
 
@@ -172,34 +174,34 @@ def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced
 def test_a_second_driver_is_refused_until_the_first_has_left(begun: RunDir, tmp_path: Path) -> None:
     """While the lease is renewed; after it was let go there is nothing to wait for."""
     other = run_in(tmp_path / "there", tmp_path / "store")
-    with begun.held():
-        begun.check_held()
+    with begun.lock():
+        begun.check_lease()
         with (
             pytest.raises(StorageError, match=r"another driver is at work in it \(process \d+ on "),
-            other.held(),
+            other.lock(),
         ):
             pass
-        assert LEASE in begun.stored.storage.names() if begun.stored else False
+        assert LEASE in begun.storage.names() if begun.storage else False
     assert not (tmp_path / "store" / LEASE).exists()
-    with other.held():
-        other.check_held()
+    with other.lock():
+        other.check_lease()
 
 
 @pytest.mark.usefixtures("quickly")
 def test_a_driver_that_is_gone_is_taken_over_and_notices_when_it_comes_back(tmp_path: Path) -> None:
     """A lease that nobody renews is taken. The first holder's next renewal finds that, writes nothing, and lets the
     new lease be when it ends."""
-    storage = Storage.at(str(tmp_path))
+    storage = Storage.open(str(tmp_path))
     gone, new = Lease(storage), Lease(storage)
-    gone.take()
-    gone._over.set()
-    gone._renewing.join()
+    gone.acquire()
+    gone._stop.set()
+    gone._heartbeat.join()
     began = time.monotonic()
-    new.take()
+    new.acquire()
     assert time.monotonic() - began >= 0.6
-    gone._over.clear()
+    gone._stop.clear()
     threading.Thread(target=gone._renew, daemon=True).start()
-    soon(lambda: gone._lost is not None)
+    soon(lambda: gone._lost_to is not None)
     with pytest.raises(LostLeaseError, match="another driver has taken it over"):
         gone.check()
     gone.release()
@@ -215,12 +217,12 @@ def test_of_two_that_come_at_the_same_moment_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one's lease is written between the first one's writing and its second look."""
-    storage = Storage.at(str(tmp_path))
+    storage = Storage.open(str(tmp_path))
     first, second = Lease(storage), Lease(storage)
     monkeypatch.setattr(lease.time, "sleep", lambda _: second._write())
     with pytest.raises(StorageError, match="another driver has begun to work in it"):
-        first.take()
-    assert second._other() is None
+        first.acquire()
+    assert second._other_holder() is None
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_of_two_that_come_at_the_same_moment_one_stays(
         ("file://host/x", "cannot be used as storage: Unsupported hostname"),
         ("{here}/file/x", "cannot be used as storage: "),
         ("{here}/full", "full: is not empty; nothing was written. Use --resume"),
-        ("{here}/out", "is the run's folder, in which all is kept anyway; remove the key"),
+        ("{here}/out", "is the run's folder, which holds everything anyway; remove the key"),
         ("{here}/runtime_resources/working_dir_files/x", "lies in the folder that Ray made for this job"),
     ],
 )
@@ -260,7 +262,7 @@ def test_a_wrong_storage_is_told_before_anything_is_done(storage: str, says: str
 def test_a_run_whose_record_is_not_on_this_machine_is_not_taken_up(config: Config, tmp_path: Path) -> None:
     """MLflow's store is a file that the other machine had: no empty one is made in its place."""
     lost = tmp_path / "lost" / "mlflow.db"
-    run_in(tmp_path / "here", tmp_path / "store").open(config, Tracker(f"sqlite:///{lost}", "abc"))
+    run_in(tmp_path / "here", tmp_path / "store").claim(config, Tracker(f"sqlite:///{lost}", "abc"))
     place = f"cluster.storage=file://{tmp_path}/store"
     command = ["distill", str(DIGITS), "--out", str(tmp_path / "new"), "--resume", "--set", place]
     result = CliRunner().invoke(app, command)

@@ -81,27 +81,27 @@ def test_a_run_keeps_none_and_asks_for_it_when_it_is_resumed(
 ) -> None:
     """Neither in `run.json` nor in `config.yaml`; the environment's is taken if it is that of this store."""
     config, folder = load_config(DIGITS), RunDir(tmp_path)
-    folder.open(config, Tracker(WHOLE, "abc"))
+    folder.claim(config, Tracker(WHOLE, "abc"))
     assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
     assert json.loads(folder.identity.read_text())["uri"] == "postgresql://me:***@host/db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", WHOLE)
-    assert folder.reopen(config) == Tracker(WHOLE, "abc")
-    assert folder.mlflow_store() == WHOLE
+    assert folder.tracker_to_resume(config) == Tracker(WHOLE, "abc")
+    assert folder.mlflow_uri() == WHOLE
     for other in ("postgresql://me:geheim@else/db", "sqlite:///x.db", ""):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
-        with pytest.raises(ConfigError, match=r"\*\*\*@host/db, and its password is not kept; set \$MLFLOW"):
-            folder.reopen(config)
+        with pytest.raises(ConfigError, match=r"\*\*\*@host/db, and its password is not saved; set \$MLFLOW"):
+            folder.tracker_to_resume(config)
 
 
 def test_a_search_keeps_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search, folder = load_search(SEARCH), SearchDir(tmp_path)
-    folder.open(search, Tracker(WHOLE, "abc"))
+    folder.claim(search, Tracker(WHOLE, "abc"))
     assert not [path for path in tmp_path.iterdir() if "geheim" in path.read_text()]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", WHOLE)
-    assert folder.reopen(search) == Tracker(WHOLE, "abc")
+    assert folder.tracker_to_resume(search) == Tracker(WHOLE, "abc")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(ConfigError, match="its password is not kept"):
-        folder.reopen(search)
+    with pytest.raises(ConfigError, match="its password is not saved"):
+        folder.tracker_to_resume(search)
 
 
 def test_what_mlflow_says_of_a_store_that_is_away_is_masked() -> None:
