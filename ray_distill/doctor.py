@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_distill import __version__
-from ray_distill.cluster.connection import alive_nodes, cluster, only_on
+from ray_distill.cluster.connection import alive_nodes, cluster, on_node
 from ray_distill.errors import RunError, UserError, first_line
 from ray_distill.storage.remote import Storage
 from ray_distill.utils.secrets import redact
@@ -293,7 +293,7 @@ def ray_cluster() -> list[Finding]:
 
 
 def _node(node: dict[str, Any], name: str) -> list[Finding]:
-    task = _look_around.options(scheduling_strategy=only_on(node))
+    task = _look_around.options(scheduling_strategy=on_node(node))
     # The first call starts a process there.
     ray.get(task.remote(), timeout=PATIENCE_S)
     before = time.time()

@@ -23,7 +23,7 @@ from ray_distill.storage.job_scratch import refuse_job_scratch
 if TYPE_CHECKING:
     from ray_distill.artifacts.dataset import DistilledDataset
     from ray_distill.artifacts.importer import ExternalSpec
-    from ray_distill.cluster.actor_pool import PoolReport
+    from ray_distill.cluster.actor_pool import PoolStats
     from ray_distill.evaluation.results import ResultRow, Retraining
     from ray_distill.evaluation.run import Evaluation
     from ray_distill.evaluation.subjects import EvaluationSet
@@ -263,7 +263,7 @@ def _cells(row: "ResultRow") -> tuple[str, ...]:
     return row.label, row.network, steps, f"{100 * row.mean:.1f}{std}%", interval, str(row.n)
 
 
-def _pool(report: "PoolReport") -> str:
+def _pool(report: "PoolStats") -> str:
     lost = f", {report.num_retries} begun again after a loss" if report.num_retries else ""
     return (
         f"{report.num_jobs} jobs by {report.num_actors} actor(s) in {report.wall_s:.0f} s{lost}: "

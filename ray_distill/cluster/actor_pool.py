@@ -1,30 +1,27 @@
-"""A pool of Ray actors for jobs that do not depend on each other. It knows nothing of what the jobs are.
+"""A pool of Ray actors for independent jobs. It takes what is free and survives the loss of actors.
 
-It takes what is free: as many actors as the cluster has CPUs and GPUs left for, more when some become free, and at
-least one, which waits for its place if it must. An actor is given work once it has started, so that nobody waits for
-one that cannot start: on a machine with one core, and beside a training run that holds all the others, the pool is
-slow and does not stand still.
+The pool starts as many actors as the cluster has free CPUs and GPUs for, more when some become free, and at least one,
+which waits for its place if it must. Jobs are submitted only to actors that have started, so none is stuck behind an actor
+that cannot be placed. The longest jobs run first, so that actors finish at about the same time.
 
-What may go wrong, and whose fault it is:
-
-| | |
+| failure | what happens |
 |---|---|
-| the job raises | the job is given up, with its reason; the actor goes on |
-| the actor is killed, or its node is lost | the job is begun again by another actor, at most MAX_TRIES times in all |
-| the memory is used up | likewise, after all other jobs and by itself, since the actors of a machine share its memory |
-| actors do not start | nobody can do anything: the pool raises, unless others are at work |
+| a job raises | it fails with its reason; its actor takes the next job |
+| an actor or its node dies | the job is retried on another actor, MAX_ATTEMPTS times in all |
+| a job runs out of memory | likewise, but alone and after all others, since the actors of a node share its memory |
+| actors do not start | PoolError, unless other actors are running |
 
-The longest jobs come first, so that at the end no actor has long to wait for another.
+`ray.util.ActorPool` has a fixed set of actors and does not retry. Ray's `max_restarts` and `max_task_retries` tie a job to
+its actor: one that was on a lost node would wait for a free CPU while the other actors have nothing to do.
 """
 
 import heapq
 import itertools
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from ray_distill.errors import RunError
@@ -32,10 +29,10 @@ from ray_distill.errors import RunError
 import ray  # isort: skip  (its environment is set by whoever connects to a cluster)
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-MAX_TRIES = 3
-"""Actors that a job may lose before it is given up, and that may fail to start, one after the other."""
+MAX_ATTEMPTS = 3
+"""Of a job, before it fails; and of starting an actor."""
 POLL_S = 1.0
-"""How long to wait for a result before looking whether there is room for another actor."""
+"""How long to wait for a result before looking for free resources again."""
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -48,282 +45,247 @@ class PoolError(RunError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workers:
-    """What the actors of a pool are: `of(*arguments)` with a method `run(job)`, and what each of them takes."""
+class ActorSpec:
+    """The actors of a pool: `cls(*args)`, which has a method `run(job)`, and the resources of each."""
 
-    of: type
-    arguments: Sequence[Any] = ()
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cls: type
+    args: Sequence[Any] = ()
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
     """A fraction of one, or whole ones."""
 
-    def room(self) -> int:
-        """How many more of them the cluster has room for at the moment, as far as it knows."""
+    def capacity(self) -> int:
+        """How many more of them fit into the cluster's free resources."""
         free = ray.available_resources()
-        return min(int(free.get(name, 0.0) / each + 1e-6) for name, each in self._each())
+        return min(int(free.get(name, 0.0) / num + 1e-6) for name, num in self._resources())
 
-    def hire(self) -> Any:
-        """The handle of a new actor, which may have to wait for its place."""
-        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 0}
-        return ray.remote(**options)(self.of).remote(*self.arguments)
+    def start(self) -> Any:
+        """The handle of a new actor, which may still be pending."""
+        options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "max_restarts": 0}
+        return ray.remote(**options)(self.cls).remote(*self.args)
 
-    def waits(self) -> str:
-        """What keeps one of them from its place, in words."""
-        free, there = ray.available_resources(), ray.cluster_resources()
-        needs = " and ".join(f"{each:g} {name}" for name, each in self._each())
-        of = ", ".join(
-            f"{free.get(name, 0.0):g} of the cluster's {there.get(name, 0.0):g} {name}s"
-            for name, _ in self._each()
+    def pending_message(self) -> str:
+        """The resources that a pending actor is waiting for."""
+        free, total = ray.available_resources(), ray.cluster_resources()
+        needed = " and ".join(f"{num:g} {name}" for name, num in self._resources())
+        available = ", ".join(
+            f"{free.get(name, 0.0):g} of {total.get(name, 0.0):g} {name}s" for name, _ in self._resources()
         )
-        return f"waits for {needs}, and goes on as soon as others leave them: {of} are free"
+        return f"waiting for {needed}; free: {available}"
 
-    def _each(self) -> list[tuple[str, float]]:
-        return [(name, each) for name, each in (("CPU", self.cpus), ("GPU", self.gpus)) if each > 0]
+    def _resources(self) -> list[tuple[str, float]]:
+        return [(name, num) for name, num in (("CPU", self.num_cpus), ("GPU", self.num_gpus)) if num > 0]
 
 
 class JobHandler(Protocol[_JobT, _ResultT_contra]):
-    """Whose jobs they are. Told what becomes of them, one at a time, in the thread that runs the pool."""
+    """Callbacks of a pool. They are called one at a time, in the thread that runs the pool."""
 
-    def done(self, job: _JobT, result: _ResultT_contra) -> Iterable[_JobT]:
-        """A result, as soon as it is there. Returns: jobs that have come of it."""
+    def on_result(self, job: _JobT, result: _ResultT_contra) -> Iterable[_JobT]:
+        """A job has succeeded. Returns: further jobs."""
 
-    def failed(self, job: _JobT, reason: str) -> Iterable[_JobT]:
-        """A job was given up. Returns: jobs that have come of it."""
+    def on_failure(self, job: _JobT, reason: str) -> Iterable[_JobT]:
+        """A job has failed for good. Returns: further jobs."""
 
-    def says(self, news: str) -> None:
-        """What is worth knowing while one waits."""
+    def log(self, message: str) -> None:
+        """Progress messages of the pool itself."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoolReport:
+@dataclass(kw_only=True)
+class PoolStats:
     """How well the pool's time was used."""
 
-    wall_s: float
-    start_s: float
-    """From the beginning until the first actor had started."""
-    num_actors: int
-    """The most that there were at one time."""
-    num_jobs: int
-    """Jobs that were done or given up."""
-    num_retries: int
-    """Jobs begun again since their actor was lost."""
-    busy_s: float
-    """All actors' time with a job, lost work too."""
-    longest_job_s: float
-    idle_tail_s: float
-    """The longest time that an actor had nothing to do at the end."""
+    wall_s: float = 0.0
+    start_s: float = 0.0
+    """Until the first actor had started."""
+    num_actors: int = 0
+    """The most at one time."""
+    num_jobs: int = 0
+    """Jobs that succeeded or failed."""
+    num_retries: int = 0
+    """Attempts beyond each job's first."""
+    busy_s: float = 0.0
+    """Of all actors, failed attempts included."""
+    longest_job_s: float = 0.0
+    idle_tail_s: float = 0.0
+    """The longest time that an actor was idle at the end."""
 
     @property
     def efficiency(self) -> float:
-        """Busy time / (wall time x actors): actors that come late, or start, count as idle ones."""
+        """Busy time / (wall time x actors): the time until an actor has started counts as idle."""
         return self.busy_s / (self.wall_s * self.num_actors) if self.num_actors else 0.0
 
 
-@dataclass(eq=False)
-class _Actor:
-    handle: Any
-    idle_since: float = 0.0
-
-
-@dataclass(eq=False)
-class _Task(Generic[JobT]):
-    job: JobT
-    order: tuple[float, int]
-    """The longest first; of equal ones, the first."""
-    tries: int = 0
-
-    def __lt__(self, other: "_Task[JobT]") -> bool:
-        return self.order < other.order
-
-
 def run_jobs(
-    workers: Workers,
+    actors: ActorSpec,
     jobs: Iterable[JobT],
-    customer: JobHandler[JobT, ResultT],
+    handler: JobHandler[JobT, ResultT],
     cost: Callable[[JobT], float] = lambda job: 1.0,
-) -> PoolReport:
-    """Have all jobs done, and those that come of them, by actors on the connected Ray cluster.
+) -> PoolStats:
+    """Run jobs, and those that their results bring, on actors of the connected Ray cluster.
 
     Args:
         cost: how long a job takes, in any unit.
 
-    Raises: PoolError; and whatever the customer raises, which ends the pool.
+    Raises: PoolError; and whatever the handler raises. The actors are killed in any case.
     """
-    pool = _Pool(workers, customer, cost)
-    pool.add(jobs)
-    try:
-        while pool.has_work:
-            pool.hand_out()
-            pool.hire()
-            pool.wait()
-        return pool.report()
-    finally:
-        pool.dismiss()
+    return _Pool(actors, handler, cost).run(jobs)
+
+
+@dataclass(order=True)
+class _Task(Generic[JobT]):
+    """A queued job. The queue's order: those that must run alone last, then the longest first."""
+
+    alone: bool
+    negative_cost: float
+    number: int
+    job: JobT = field(compare=False)
+    attempts: int = field(default=0, compare=False)
 
 
 class _Pool(Generic[JobT, ResultT]):
-    """Who is there, and who does what."""
-
     def __init__(
-        self, workers: Workers, customer: JobHandler[JobT, ResultT], cost: Callable[[JobT], float]
+        self, actors: ActorSpec, handler: JobHandler[JobT, ResultT], cost: Callable[[JobT], float]
     ) -> None:
-        self._workers, self._customer, self._cost = workers, customer, cost
-        self._count = itertools.count()
-        self._todo: list[_Task[JobT]] = []
-        self._alone: deque[_Task[JobT]] = deque()
-        self._starting: dict[Any, _Actor] = {}
-        self._idle: list[_Actor] = []
-        self._at_work: dict[Any, tuple[_Actor, _Task[JobT], float]] = {}
+        self._spec, self._handler, self._cost = actors, handler, cost
+        self._numbers = itertools.count()
+        self._queue: list[_Task[JobT]] = []
+        self._starting: dict[Any, Any] = {}
+        """Readiness reference -> actor."""
+        self._idle: list[tuple[Any, float]] = []
+        """Actors, and since when."""
+        self._running: dict[Any, tuple[Any, _Task[JobT], float]] = {}
+        """Result reference -> actor, task, since when."""
         self._failed_starts = 0
-        self._looked = -POLL_S
-        self._began = time.monotonic()
-        self._started: float | None = None
-        self._most = self._done = self._retries = 0
-        self._busy_s = self._longest_s = 0.0
+        self._last_poll = -POLL_S
+        self._started_at = time.monotonic()
+        self._stats = PoolStats()
 
-    @property
-    def has_work(self) -> bool:
-        """Whether there are jobs that are neither done nor given up."""
-        return bool(self._todo or self._alone or self._at_work)
+    def run(self, jobs: Iterable[JobT]) -> PoolStats:
+        self._add(jobs)
+        try:
+            while self._queue or self._running:
+                self._submit()
+                self._start_actors()
+                self._wait()
+            now = time.monotonic()
+            self._stats.wall_s = now - self._started_at
+            self._stats.idle_tail_s = max((now - since for _, since in self._idle), default=0.0)
+            return self._stats
+        finally:
+            running = [actor for actor, *_ in self._running.values()]
+            for actor in (*(actor for actor, _ in self._idle), *self._starting.values(), *running):
+                _kill(actor)
 
-    @property
-    def _may_begin(self) -> bool:
-        """Whether there are jobs that only lack an actor."""
-        return bool(self._todo or (self._alone and not self._at_work))
-
-    def add(self, jobs: Iterable[JobT]) -> None:
-        """More jobs."""
+    def _add(self, jobs: Iterable[JobT]) -> None:
         for job in jobs:
-            heapq.heappush(self._todo, _Task(job, (-self._cost(job), next(self._count))))
+            heapq.heappush(self._queue, _Task(False, -self._cost(job), next(self._numbers), job))
 
-    def hand_out(self) -> None:
-        """A job for each idle actor, as far as there are any."""
-        while self._may_begin and self._idle:
-            actor = self._idle.pop()
-            task = heapq.heappop(self._todo) if self._todo else self._alone.popleft()
-            self._at_work[actor.handle.run.remote(task.job)] = (actor, task, time.monotonic())
+    @property
+    def _can_submit(self) -> bool:
+        """Whether the next job lacks nothing but an actor."""
+        return bool(self._queue) and not (self._queue[0].alone and self._running)
 
-    def hire(self) -> None:
-        """New actors for the jobs that nobody has, as many as there is room for.
+    def _submit(self) -> None:
+        while self._idle and self._can_submit:
+            (actor, _), task = self._idle.pop(), heapq.heappop(self._queue)
+            self._running[actor.run.remote(task.job)] = (actor, task, time.monotonic())
 
-        Those that are starting are waited for first: what they take is only then known to be taken.
-        """
-        nobody = not (self._idle or self._at_work)
-        if not self._may_begin or self._starting or (self._failed_starts >= MAX_TRIES and not nobody):
+    def _start_actors(self) -> None:
+        """As many as fit, for queued jobs, once earlier ones have started and their resources are known to be taken."""
+        if not self._can_submit or self._starting:
             return
         now = time.monotonic()
-        if not nobody and now - self._looked < POLL_S:
+        if self._running and (self._failed_starts >= MAX_ATTEMPTS or now - self._last_poll < POLL_S):
             return
-        self._looked = now
-        room = self._workers.room()
-        count = min(len(self._todo) or 1, max(room, int(nobody)))
-        if nobody:
-            self._customer.says(self._workers.waits() if room < 1 else f"{count} actor(s) start")
+        self._last_poll = now
+        capacity = self._spec.capacity()
+        num_parallel = sum(not task.alone for task in self._queue) or 1
+        count = min(num_parallel, capacity if self._running else max(capacity, 1))
+        if not self._running:
+            self._handler.log(f"starting {count} actor(s)" if capacity >= 1 else self._spec.pending_message())
         for _ in range(count):
-            actor = _Actor(self._workers.hire())
-            self._starting[actor.handle.__ray_ready__.remote()] = actor
+            actor = self._spec.start()
+            self._starting[actor.__ray_ready__.remote()] = actor
 
-    def wait(self) -> None:
-        """Until something has happened, or it is time to look for room."""
-        ready, _ = ray.wait([*self._starting, *self._at_work], num_returns=1, timeout=POLL_S)
+    def _wait(self) -> None:
+        """Until an actor has started or a job has ended, or it is time to look for free resources."""
+        ready, _ = ray.wait([*self._starting, *self._running], num_returns=1, timeout=POLL_S)
         for reference in ready:
             if reference in self._starting:
-                self._settle_start(reference, self._starting.pop(reference))
+                self._on_start(reference, self._starting.pop(reference))
             else:
-                self._settle_job(reference, *self._at_work.pop(reference))
+                self._on_end(reference, *self._running.pop(reference))
 
-    def _settle_start(self, reference: Any, actor: _Actor) -> None:
+    def _on_start(self, reference: Any, actor: Any) -> None:
         try:
             ray.get(reference)
         except RayError as e:
             _kill(actor)
             self._failed_starts += 1
-            others = self._idle or self._at_work or self._starting
-            if self._failed_starts >= MAX_TRIES and not others:
+            others = self._idle or self._running or self._starting
+            if self._failed_starts >= MAX_ATTEMPTS and not others:
                 raise PoolError(f"actors do not start: {short_reason(e)}") from e
             return
         self._failed_starts = 0
-        now = time.monotonic()
-        self._started = self._started or now
-        self._rest(actor, now)
+        if not self._stats.num_actors:
+            self._stats.start_s = time.monotonic() - self._started_at
+        self._set_idle(actor)
 
-    def _settle_job(self, reference: Any, actor: _Actor, task: _Task[JobT], began: float) -> None:
-        now = time.monotonic()
-        self._busy_s += now - began
-        self._longest_s = max(self._longest_s, now - began)
+    def _set_idle(self, actor: Any) -> None:
+        self._idle.append((actor, time.monotonic()))
+        self._stats.num_actors = max(self._stats.num_actors, len(self._idle) + len(self._running))
+
+    def _on_end(self, reference: Any, actor: Any, task: _Task[JobT], since: float) -> None:
+        seconds = time.monotonic() - since
+        self._stats.busy_s += seconds
+        self._stats.longest_job_s = max(self._stats.longest_job_s, seconds)
         try:
             result = ray.get(reference)
         except RayTaskError as e:
             if out_of_memory(e.cause):
-                self._lose(actor, task, e.cause)
+                self._retry(actor, task, e.cause)
             else:
-                self._rest(actor, now)
-                self._give_up(task, short_reason(e.cause))
+                self._set_idle(actor)
+                self._fail(task, short_reason(e.cause))
         except RayError as e:
-            self._lose(actor, task, e)
+            self._retry(actor, task, e)
         else:
-            self._rest(actor, now)
-            self._done += 1
-            self.add(self._customer.done(task.job, result))
+            self._set_idle(actor)
+            self._stats.num_jobs += 1
+            self._add(self._handler.on_result(task.job, result))
 
-    def _rest(self, actor: _Actor, now: float) -> None:
-        actor.idle_since = now
-        self._idle.append(actor)
-        self._most = max(self._most, len(self._idle) + len(self._at_work))
-
-    def _lose(self, actor: _Actor, task: _Task[JobT], error: BaseException) -> None:
-        """The actor is of no use any more; what it did is begun again, or given up."""
-        # One that is only out of reach might come back and hold its place for nobody.
+    def _retry(self, actor: Any, task: _Task[JobT], error: BaseException) -> None:
+        """Queue the job again, or fail it. Its actor is of no use any more."""
+        # One that is only out of reach might come back, and keep resources that nobody uses.
         _kill(actor)
-        task.tries += 1
-        if task.tries < MAX_TRIES:
-            self._retries += 1
-            if out_of_memory(error):
-                self._alone.append(task)
-                self._customer.says("memory was used up: that job is begun again by itself, after all others")
-            else:
-                heapq.heappush(self._todo, task)
-        else:
-            self._give_up(task, f"{task.tries} actors were lost with it; the last: {short_reason(error)}")
+        task.attempts += 1
+        if task.attempts >= MAX_ATTEMPTS:
+            self._fail(task, f"failed on {task.attempts} actors; last error: {short_reason(error)}")
+            return
+        self._stats.num_retries += 1
+        if out_of_memory(error):
+            task.alone = True
+            self._handler.log("out of memory: the job is retried alone, after all others")
+        heapq.heappush(self._queue, task)
 
-    def _give_up(self, task: _Task[JobT], reason: str) -> None:
-        self._done += 1
-        self.add(self._customer.failed(task.job, reason))
-
-    def report(self) -> PoolReport:
-        """When all is done: every actor that there is has nothing to do."""
-        now = time.monotonic()
-        return PoolReport(
-            wall_s=now - self._began,
-            start_s=(self._started or now) - self._began,
-            num_actors=self._most,
-            num_jobs=self._done,
-            num_retries=self._retries,
-            busy_s=self._busy_s,
-            longest_job_s=self._longest_s,
-            idle_tail_s=max((now - actor.idle_since for actor in self._idle), default=0.0),
-        )
-
-    def dismiss(self) -> None:
-        """All actors, whatever they are doing."""
-        working = [actor for actor, _, _ in self._at_work.values()]
-        for actor in (*self._idle, *self._starting.values(), *working):
-            _kill(actor)
+    def _fail(self, task: _Task[JobT], reason: str) -> None:
+        self._stats.num_jobs += 1
+        self._add(self._handler.on_failure(task.job, reason))
 
 
-def _kill(actor: _Actor) -> None:
+def _kill(actor: Any) -> None:
     with suppress(RayError, ValueError):
-        ray.kill(actor.handle)
+        ray.kill(actor)
 
 
-_AMOUNT = re.compile(r"allocate ([\d.,]+ ?\w+)")
+_ALLOCATION = re.compile(r"allocate ([\d.,]+ ?\w+)")
 """In errors of torch, on CPUs and GPUs, and of numpy."""
-_USED = re.compile(r"Memory on the node \(.*?\) was (\S+) used / (\S+) limit")
-"""In Ray's, of what it has killed."""
+_NODE_MEMORY = re.compile(r"Memory on the node \(.*?\) was (\S+) used / (\S+) limit")
+"""In errors of Ray's memory monitor."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether work might succeed where there is more memory: torch has errors of its own for that, and so has Ray."""
+    """Whether the work might succeed with more memory. Torch and Ray have errors of their own for that."""
     return isinstance(error, MemoryError) or any(
         words in f"{type(error).__name__}: {error}"
         for words in ("OutOfMemoryError", "can't allocate memory", "low on memory")
@@ -331,18 +293,18 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def short_reason(error: BaseException) -> str:
-    """What happened, without Ray's traceback and addresses."""
+    """An error from an actor in one line, without Ray's traceback and addresses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if out_of_memory(error):
-        if amount := _AMOUNT.search(str(error)):
-            return f"out of memory: {amount[1]} more could not be had"
-        if used := _USED.search(str(error)):
-            return f"out of memory: {used[1]} of its machine's {used[2]} were in use, so Ray killed it"
+        if allocation := _ALLOCATION.search(str(error)):
+            return f"out of memory: could not allocate {allocation[1]}"
+        if used := _NODE_MEMORY.search(str(error)):
+            return f"out of memory: killed by Ray when {used[1]} of the node's {used[2]} were in use"
     if not isinstance(error, RayError):
         return f"{type(error).__name__}: {' '.join(lines)}"
     if isinstance(error, RayTaskError) or (
         isinstance(error, RayActorError) and "creation task" in str(error)
     ):
         return lines[-1]
-    told = [line for line in lines if "died" in line]
-    return " ".join(dict.fromkeys(told[:1] or lines[:1] or [type(error).__name__]))
+    died = [line for line in lines if "died" in line]
+    return (died or lines or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Getting hold of a Ray cluster: the one that this process belongs to, or a small one on this machine."""
+"""Connecting to Ray: to an existing cluster, or to one of this process on this machine."""
 
 import atexit
 import logging
@@ -13,9 +13,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-# Before ray is imported. Without the first, `uv run` as the driver makes Ray build a new environment for
-# its workers; the second asks Train's controller more often than every 2 s for reports, which it passes
-# on one by one; the third keeps a research tool from reporting its use.
+# Before ray is imported. Otherwise, in this order: a driver under `uv run` makes Ray build a new environment for its
+# workers; Train's controller fetches reports, one by one, only every 2 s; and a research tool reports its usage.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,26 +35,26 @@ class ClusterError(RunError):
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Ray started within listens to this machine alone, as it does on macOS, instead of to the whole network.
+def _loopback_only() -> Iterator[None]:
+    """Ray started in this block listens on the loopback device, as on macOS, instead of on all networks.
 
-    Ray replaces a loopback address that it is given by that of the network, so this is the only way; the environment
-    variable behind it would reach other processes, which start clusters of many machines.
+    Ray replaces a loopback address that it is given by the network's, so this is the only way. The environment variable
+    behind it would also reach other processes, which start clusters of several machines.
     """
-    usual = ray_constants.ENABLE_RAY_CLUSTER
+    default = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = usual
+        ray_constants.ENABLE_RAY_CLUSTER = default
 
 
-def _change_policy(now: str, then: str) -> bool:
-    """Move this thread from one of the system's scheduling policies to another; whether it was so moved."""
-    if not hasattr(os, now) or os.sched_getscheduler(0) != getattr(os, now):
+def _switch_policy(old: str, new: str) -> bool:
+    """Move this thread from one of the system's scheduling policies to another. Returns: whether it was moved."""
+    if not hasattr(os, old) or os.sched_getscheduler(0) != getattr(os, old):
         return False
     try:
-        os.sched_setscheduler(0, getattr(os, then), os.sched_param(0))
+        os.sched_setscheduler(0, getattr(os, new), os.sched_param(0))
     except OSError:
         # Some sandboxes forbid it. It is for speed alone.
         return False
@@ -64,29 +63,29 @@ def _change_policy(now: str, then: str) -> bool:
 
 @contextmanager
 def batch_priority() -> Iterator[None]:
-    """Processes and threads started within wait their turn instead of interrupting, where the system knows the difference.
+    """Processes and threads started in this block do not preempt others, where the system has such a policy.
 
     Ray's dozen processes wake more than a thousand times a second, for next to nothing; where workers compute on all
-    cores, each time interrupts one of them (measured: experiments/LOG.md, 2026-11-25).
+    cores, each time preempts one of them (measured: experiments/LOG.md, 2026-11-25).
     """
-    moved = _change_policy("SCHED_OTHER", "SCHED_BATCH")
+    switched = _switch_policy("SCHED_OTHER", "SCHED_BATCH")
     try:
         yield
     finally:
-        if moved:
+        if switched:
             normal_priority()
 
 
 def normal_priority() -> None:
-    """Let this thread, and those that it starts, not give way as those of Ray do: for the one that trains."""
-    _change_policy("SCHED_BATCH", "SCHED_OTHER")
+    """Undo `batch_priority` for this thread and those that it starts: for the one that trains."""
+    _switch_policy("SCHED_BATCH", "SCHED_OTHER")
 
 
 @contextmanager
-def in_environment(values: dict[str, str]) -> Iterator[None]:
-    """These variables within, and what was there before after it."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for a block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -96,30 +95,29 @@ def in_environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _at(port: str) -> dict[str, str]:
-    """The environment in which Ray starts at a port, and its processes know their cluster.
+def _local_address(port: str) -> dict[str, str]:
+    """Environment variables with which Ray starts on a port, and its processes know their cluster.
 
-    Ray's state API, through which Train learns that a run was killed from outside, otherwise looks through the
-    machine's processes for "the" cluster: with two of them it finds none, and what the run had reserved is never given
-    back.
+    Ray's state API, through which Train learns that a run was killed from outside, otherwise searches the machine's
+    processes for a cluster: with two of them it finds none, and the resources of the run are never released.
     """
     return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
 
 
 def _free_port() -> str:
-    """Below those that systems give out (32768 on), so that nobody takes it before Ray does."""
-    drawn = random.SystemRandom()
+    """Below the ephemeral ports (from 32768), so that no other process is given it before Ray binds it."""
+    rng = random.SystemRandom()
     while True:
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", drawn.randrange(20_000, 32_768)))
+                probe.bind(("127.0.0.1", rng.randrange(20_000, 32_768)))
             except OSError:
                 continue
             return str(probe.getsockname()[1])
 
 
-def _check_answered(address: str) -> None:
-    """Raises: ClusterError if nobody answers at a host and port: Ray would try again for more than five minutes."""
+def _check_reachable(address: str) -> None:
+    """Raises: ClusterError if nothing listens at a host and port: Ray would retry for more than five minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         if parts.hostname and parts.port:
@@ -130,48 +128,58 @@ def _check_answered(address: str) -> None:
         ) from e
 
 
-@contextmanager
-def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
-    """A connection to Ray. The cluster of RAY_ADDRESS or of the submitted job if there is one, else a
-    cluster on this machine that ends with the block, with that many logical CPUs (by default, its cores). A
-    connection that is already there is left alone. Raises: ClusterError.
+def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> bool:
+    """Connect to Ray for the rest of the process, unless it is connected already.
+
+    To the cluster at RAY_ADDRESS, which a submitted job has too; if it is not set, to a new cluster on this machine,
+    which ends with the process.
 
     Args:
-        dashboard: for a cluster of our own. Without it, what a Ray Train run that is killed from outside had
-            reserved is never given back.
+        num_cpus: logical CPUs of a new cluster. Default: the machine's cores.
+        dashboard: of a new cluster. Without it, Ray never releases what a Ray Train run had reserved that is killed
+            from outside.
+
+    Returns: whether it connected.
+    Raises: ClusterError.
     """
     if ray.is_initialized():
-        yield
-        return
-    # A submitted job finds RAY_ADDRESS set.
-    here = not os.environ.get("RAY_ADDRESS")
-    if not here:
-        _check_answered(os.environ["RAY_ADDRESS"])
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with ExitStack() as local:
-            if here:
-                local.enter_context(_on_loopback())
+            if not address:
+                local.enter_context(_loopback_only())
                 local.enter_context(batch_priority())
-                local.enter_context(in_environment(_at(_free_port())))
+                local.enter_context(environment(_local_address(_free_port())))
             ray.init(
-                address="local" if here else None,
-                num_cpus=num_cpus if here else None,
-                include_dashboard=dashboard if here else None,
+                address=None if address else "local",
+                num_cpus=None if address else num_cpus,
+                include_dashboard=None if address else dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
     # Ray raises a bare Exception where its processes do not come up in time.
     except Exception as e:
-        where = "on this machine" if here else f"at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
+        where = f"at RAY_ADDRESS {address}" if address else "on this machine"
         raise ClusterError(f"no Ray cluster {where}: {e}") from e
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        # Ray has put a handler of its own there, which ends the process without a word.
+        # Ray installs a handler that ends the process without a message.
         signal.signal(signal.SIGTERM, on_sigterm)
+    return True
+
+
+@contextmanager
+def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+    """As `connect`, for a block. A connection that exists before it outlives it. Raises: ClusterError."""
+    connected = connect(num_cpus, dashboard=dashboard)
     try:
         yield
     finally:
-        ray.shutdown()
+        if connected:
+            ray.shutdown()
 
 
 def connect() -> None:
@@ -205,22 +213,23 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def only_on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
-    """Where a task is to run: on this node, or not at all."""
+def on_node(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
+    """The scheduling strategy of a task that must run on a node."""
     return NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
 
 
-def require(key: str, num_workers: int, cpus: float, gpus: float) -> None:
-    """Raises: ConfigError if the cluster could never place so many workers (Ray would wait for ever).
+def check_resources(key: str, num_workers: int, cpus: float, gpus: float) -> None:
+    """Raises: ConfigError if the cluster could never place the workers (Ray would wait for ever).
 
     Args:
-        key: of the configuration's section `cluster`, that says how many.
+        key: of the configuration's section `cluster`, with the number of workers.
+        cpus, gpus: of each worker.
     """
     total = ray.cluster_resources()
     for name, each, other in (("CPU", cpus, "cpus_per_worker"), ("GPU", gpus, "use_gpu")):
-        needed, there = num_workers * each, total.get(name, 0)
-        if needed > there:
+        needed, available = num_workers * each, total.get(name, 0)
+        if needed > available:
             raise ConfigError(
                 f"cluster.{key}: {num_workers} workers with {each:g} {name} each need {needed:g} {name}s, "
-                f"the cluster has {there:g}; lower cluster.{key} or cluster.{other}"
+                f"the cluster has {available:g}; lower cluster.{key} or cluster.{other}"
             )

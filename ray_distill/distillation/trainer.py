@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ray_distill.cluster.connection import in_environment, normal_priority, require
+from ray_distill.cluster.connection import check_resources, environment, normal_priority
 from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config
 from ray_distill.config.load import parse_config
@@ -248,7 +248,9 @@ def check_cluster(config: Config) -> None:
     """Raises: ConfigError if the connected cluster could never place the run's workers."""
     cluster = config.cluster
     fewest = "num_workers" if cluster.min_workers is None else "min_workers"
-    require(fewest, getattr(cluster, fewest), cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0)
+    check_resources(
+        fewest, getattr(cluster, fewest), cluster.cpus_per_worker, 1.0 if cluster.use_gpu else 0.0
+    )
 
 
 def _fit(trainer: TorchTrainer, recording: RunRecording, folder: RunDir, update: Update) -> ray.train.Result:
@@ -295,7 +297,7 @@ def train(
     if trouble := recovery.quarantine_snapshot(*folder.ray_storage(), TRAIN_RUN):
         logger.warning("%s", trouble)
     try:
-        with closing(RunRecording(tracker, board)) as recording, in_environment(placed_within(config)):
+        with closing(RunRecording(tracker, board)) as recording, environment(placed_within(config)):
             result = _fit(trainer, recording, folder, update)
     except ray.train.WorkerGroupError as e:
         raise DistillError("; ".join(_last_lines(e.worker_failures))) from e

@@ -14,7 +14,7 @@ from typing import Any
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders import experiment
 from ray_distill.builders.checks import check_networks
-from ray_distill.cluster.actor_pool import PoolReport
+from ray_distill.cluster.actor_pool import PoolStats
 from ray_distill.config.config import Config
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
@@ -51,7 +51,7 @@ class Evaluation:
     failures: list[Failure]
     lrs: dict[TableRowSpec, float]
     """The lr of each line of this evaluation, chosen or its own."""
-    report: PoolReport | None
+    report: PoolStats | None
     """How the pool has used its time; None if nothing was missing."""
     folder: Path | None
     tracker: Tracker | None

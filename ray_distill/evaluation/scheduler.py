@@ -34,7 +34,7 @@ class JobScheduler:
         """Those to begin with."""
         first = [job for line in self._lines for job in self._first(line)]
         if self._num_done:
-            self.says("kept from before")
+            self.log("kept from before")
         return first
 
     def records(self) -> list[Record]:
@@ -73,7 +73,7 @@ class JobScheduler:
         self.failures += new
         self._num_done += len(new)
 
-    def done(self, job: Job, result: Sequence[Record] | Sequence[LrCandidate]) -> Iterable[Job]:
+    def on_result(self, job: Job, result: Sequence[Record] | Sequence[LrCandidate]) -> Iterable[Job]:
         """Keep the results."""
         line = job.line
         self._journal.add(line, result)
@@ -82,10 +82,10 @@ class JobScheduler:
         accuracy = found.test_accuracy if isinstance(found, Record) else found.validation_accuracy
         of = f"lr {job.lr:g}, validation " if job.choosing else ""
         more = self._settled(job)
-        self.says(f"{line.network} on {line.subject.name}: {of}{100 * accuracy:.1f}%")
+        self.log(f"{line.network} on {line.subject.name}: {of}{100 * accuracy:.1f}%")
         return more
 
-    def failed(self, job: Job, reason: str) -> Iterable[Job]:
+    def on_failure(self, job: Job, reason: str) -> Iterable[Job]:
         """Note the reason."""
         if job.choosing:
             self._reasons[job.line.fingerprint] = reason
@@ -93,7 +93,7 @@ class JobScheduler:
         else:
             self._fail(job.line, job.indices, reason)
         more = self._settled(job)
-        self.says(f"{job.line.network} on {job.line.subject.name} failed: {reason}")
+        self.log(f"{job.line.network} on {job.line.subject.name} failed: {reason}")
         return more
 
     def _settled(self, job: Job) -> list[Job]:
@@ -102,9 +102,9 @@ class JobScheduler:
         self._awaited[job.line.fingerprint] -= 1
         return [] if self._awaited[job.line.fingerprint] else self._with_lr(job.line)
 
-    def says(self, news: str) -> None:
+    def log(self, message: str) -> None:
         """Pass on what is worth knowing while one waits."""
-        self._update(self._num_done, news)
+        self._update(self._num_done, message)
 
 
 CHOSEN: tuple[Kind, ...] = ("herding", "k_means")
@@ -186,20 +186,20 @@ class Choices:
         split = (config.data.validation_fraction, config.seed, config.precision)
         return choice.kind, choice.ipc, *of, *split
 
-    def done(self, order: Order, result: Any) -> Iterable[Order]:
+    def on_result(self, order: Order, result: Any) -> Iterable[Order]:
         """Results of the course's jobs go there; with a choice, those that wait for it can begin."""
         match order:
             case Choice():
                 which = self._which(order)
                 self._made[which] = self._ship(result)
-                self.says(f"{order.kind}: images are chosen")
+                self.log(f"{order.kind}: images are chosen")
                 return self._orders(self._waiting.pop(which))
             case CoresetChoice():
-                return self._orders(self._course.done(order.job, result))
+                return self._orders(self._course.on_result(order.job, result))
             case _:
-                return self._orders(self._course.done(order, result))
+                return self._orders(self._course.on_result(order, result))
 
-    def failed(self, order: Order, reason: str) -> Iterable[Order]:
+    def on_failure(self, order: Order, reason: str) -> Iterable[Order]:
         """A choice that could not be made fails all that wait for it."""
         match order:
             case Choice():
@@ -209,8 +209,8 @@ class Choices:
                 jobs = [order.job]
             case _:
                 jobs = [order]
-        return self._orders(more for job in jobs for more in self._course.failed(job, reason))
+        return self._orders(more for job in jobs for more in self._course.on_failure(job, reason))
 
-    def says(self, news: str) -> None:
+    def log(self, message: str) -> None:
         """Pass on what is worth knowing while one waits."""
-        self._course.says(news)
+        self._course.log(message)

@@ -15,7 +15,7 @@ import torch
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.data import data_spec
-from ray_distill.cluster.actor_pool import PoolReport, Workers, run_jobs
+from ray_distill.cluster.actor_pool import ActorSpec, PoolStats, run_jobs
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.decoding import Progress
 from ray_distill.data.labelled_images import DataError
@@ -103,7 +103,7 @@ def check_gpus(config: Config) -> None:
         )
 
 
-def workers(sets: Sequence[EvaluationSet]) -> Workers:
+def workers(sets: Sequence[EvaluationSet]) -> ActorSpec:
     """The actors that judge these sets."""
     shipped = {}
     for judged in sets:
@@ -111,12 +111,12 @@ def workers(sets: Sequence[EvaluationSet]) -> Workers:
         arrays = [x.numpy() for x in (dataset.images_NCHW, dataset.labels_NK)]
         references = [ray.put(arrays), ray.put(dataset.preprocessing)]
         shipped[judged.name] = (judged.config.to_dict(), judged.tickets, references)
-    return Workers(of=_Retrainer, arguments=[shipped], gpus=_gpus(sets[0].config))
+    return ActorSpec(cls=_Retrainer, args=[shipped], num_gpus=_gpus(sets[0].config))
 
 
 def retrain_on_pool(
     sets: Sequence[EvaluationSet], lines: Sequence[TableRowSpec], journal: ResultsLog, update: Update
-) -> tuple[JobScheduler, PoolReport | None]:
+) -> tuple[JobScheduler, PoolStats | None]:
     """Have what is missing in the journal done on the connected Ray cluster.
 
     Returns: what has come of it; and how the pool has used its time, None if nothing was missing.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from ray_distill.cluster.connection import in_environment, require
+from ray_distill.cluster.connection import check_resources, environment
 from ray_distill.config.config import ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import RunError
@@ -95,7 +95,7 @@ def room(search: SearchConfig) -> int:
     """How many trials the connected cluster can compute at once. Raises: ConfigError if not even one."""
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
-    require("num_workers", search.workers, cluster.cpus_per_worker, gpus)
+    check_resources("num_workers", search.workers, cluster.cpus_per_worker, gpus)
     total = ray.cluster_resources()
     fits = int(total["CPU"] // cores_of_trial(search))
     return min(fits, int(total["GPU"] // search.workers)) if gpus else fits
@@ -139,7 +139,7 @@ def _quiet_tune(at_once: int) -> Iterator[None]:
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with in_environment(values):
+    with environment(values):
         yield
 
 

@@ -5,7 +5,7 @@ import os
 import ray
 import ray.exceptions
 
-from ray_distill.cluster.connection import alive_nodes, only_on
+from ray_distill.cluster.connection import alive_nodes, on_node
 from ray_distill.config.config import ConfigError
 from ray_distill.errors import first_line
 from ray_distill.storage.lease import LeaseRecord, read_lease
@@ -32,7 +32,7 @@ def check_reachable(storage: Storage | None) -> None:
         # The processes of a cluster of our own have this one's environment.
         return
     nodes, lease = alive_nodes(), read_lease(storage)
-    calls = [_problem.options(scheduling_strategy=only_on(node)).remote(storage, lease) for node in nodes]
+    calls = [_problem.options(scheduling_strategy=on_node(node)).remote(storage, lease) for node in nodes]
     for node, call in zip(nodes, calls, strict=True):
         try:
             problem = ray.get(call, timeout=NODE_TIMEOUT_S)

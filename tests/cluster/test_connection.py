@@ -1,23 +1,23 @@
-"""Getting hold of a cluster."""
+"""Connecting to Ray."""
 
 import os
 
 import pytest
 import ray
 
-from ray_distill.cluster.connection import normal_priority
+from ray_distill.cluster.connection import cluster, connect, normal_priority
 
 
-def test_processes_of_a_cluster_of_ours_know_its_address_and_this_one_as_before(ray_cluster: None) -> None:
-    """Else Ray's state API looks for a cluster on the machine, and finds none where there are two."""
+def test_processes_of_a_local_cluster_know_its_address_and_the_driver_does_not(ray_cluster: None) -> None:
+    """Otherwise Ray's state API searches the machine for a cluster, and finds none where there are two."""
     addresses = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
     assert addresses == ray.get_runtime_context().gcs_address
     assert not {"RAY_ADDRESS", "RAY_GCS_SERVER_PORT"} & os.environ.keys()
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux alone knows processes that give way")
-def test_processes_of_ray_give_way_to_threads_that_train(ray_cluster: None) -> None:
-    """Ray wakes them so often that training threads would be interrupted all the time."""
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="a policy of Linux alone")
+def test_rays_processes_do_not_preempt_threads_that_train(ray_cluster: None) -> None:
+    """They wake so often that training threads would be preempted all the time."""
 
     @ray.remote
     def policies() -> tuple[int, int]:
@@ -27,3 +27,14 @@ def test_processes_of_ray_give_way_to_threads_that_train(ray_cluster: None) -> N
 
     assert ray.get(policies.remote()) == (os.SCHED_BATCH, os.SCHED_OTHER)
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_a_connection_that_exists_outlives_the_block(ray_cluster: None) -> None:
+    """The caller's cluster is used as it is and not shut down; `connect` reports that it had nothing to do."""
+    before = ray.get_runtime_context().gcs_address
+    with cluster(num_cpus=1):
+        assert ray.get_runtime_context().gcs_address == before
+        assert ray.cluster_resources()["CPU"] == 2
+    assert ray.is_initialized()
+    assert not connect()
+    assert ray.get_runtime_context().gcs_address == before

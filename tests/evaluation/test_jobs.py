@@ -46,9 +46,9 @@ def follow(course: JobScheduler, do: Do) -> list[Job]:
         try:
             result = do(job)
         except RuntimeError as e:
-            jobs += course.failed(job, str(e))
+            jobs += course.on_failure(job, str(e))
         else:
-            jobs += course.done(job, result)
+            jobs += course.on_result(job, result)
     return jobs
 
 
@@ -199,7 +199,7 @@ def test_an_lr_is_chosen_without_the_test_split(mine: EvaluationSet, monkeypatch
     jobs = course.jobs()
     assert {job.choosing for job in jobs} == {True}
     assert len(jobs) == 5 * 3
-    table = [new for job in jobs for new in course.done(job, run_job(here, job))]
+    table = [new for job in jobs for new in course.on_result(job, run_job(here, job))]
     assert len(course.lrs) == 5
     with pytest.raises(pytest.fail.Exception, match="the test split was opened"):
         run_job(here, table[0])

@@ -48,13 +48,13 @@ def follow(sets: list[EvaluationSet], fails: Choice | None = None) -> tuple[JobS
     orders = choices.jobs()
     for order in orders:
         if order == fails:
-            orders += choices.failed(order, "no memory")
+            orders += choices.on_failure(order, "no memory")
             continue
         match order:
             case Choice(kind=kind):
-                orders += choices.done(order, kind)
+                orders += choices.on_result(order, kind)
             case CoresetChoice(job=job) | (Job() as job):
-                orders += choices.done(order, pretend(job))
+                orders += choices.on_result(order, pretend(job))
     return course, orders
 
 

@@ -72,7 +72,7 @@ def done_here(sets: list[EvaluationSet]) -> list[Record]:
     here = {judged.name: at_hand(judged) for judged in sets}
     jobs = course.jobs()
     for job in jobs:
-        jobs += course.done(job, run_job(here[job.line.subject.of_set], job))
+        jobs += course.on_result(job, run_job(here[job.line.subject.of_set], job))
     return course.records()
 
 

@@ -229,7 +229,7 @@ def test_a_network_that_no_machine_can_hold_is_a_row(tmp_path: Path) -> None:
     assert (there.network, there.n, there.num_failed) == ("mlp1", 1, 0)
     assert (too_large.network, too_large.n, too_large.num_failed) == ("convnet2", 0, 1)
     assert re.fullmatch(
-        r"3 actors were lost with it; the last: out of memory: 309237645312 bytes more could not be had",
+        r"failed on 3 actors; last error: out of memory: could not allocate 309237645312 bytes",
         too_large.reason or "",
     )
     assert too_large.reason in (tmp_path / "results" / "table.md").read_text()

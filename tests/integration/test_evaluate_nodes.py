@@ -129,7 +129,7 @@ def test_beside_a_training_run(head: Nodes, table: list[Number], tmp_path: Path)
         with running(head, tmp_path, HOLDER) as other:
             other.says("has a CPU")
             with evaluation(head, tmp_path / "none") as waiting:
-                waiting.says("waits for 1 CPU, and goes on as soon as others leave them: 0 of")
+                waiting.says("waiting for 1 CPU; free: 0 of")
                 training.process.send_signal(signal.SIGINT)
                 assert training.process.wait(timeout=100) == 130
                 waiting.ends()
