@@ -1,6 +1,5 @@
 """Connecting to Ray: to an existing cluster, or to one of this process on this machine."""
 
-import atexit
 import logging
 import os
 import random
@@ -128,7 +127,7 @@ def _check_reachable(address: str) -> None:
         ) from e
 
 
-def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> bool:
+def connect(num_cpus: int | None = None, *, dashboard: bool = True) -> bool:
     """Connect to Ray for the rest of the process, unless it is connected already.
 
     To the cluster at RAY_ADDRESS, which a submitted job has too; if it is not set, to a new cluster on this machine,
@@ -137,7 +136,7 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = False) -> bool:
     Args:
         num_cpus: logical CPUs of a new cluster. Default: the machine's cores.
         dashboard: of a new cluster. Without it, Ray never releases what a Ray Train run had reserved that is killed
-            from outside.
+            from outside, as searches with several workers do.
 
     Returns: whether it connected.
     Raises: ClusterError.
@@ -180,15 +179,6 @@ def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
     finally:
         if connected:
             ray.shutdown()
-
-
-def connect() -> None:
-    """Connect to Ray as `cluster` does, for the rest of this process: for notebooks and scripts. Raises: ClusterError."""
-    if not ray.is_initialized():
-        # With a dashboard: searches with several workers need it, and may come later.
-        connection = cluster(dashboard=True)
-        connection.__enter__()
-        atexit.register(connection.__exit__, None, None, None)
 
 
 @contextmanager
