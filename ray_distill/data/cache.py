@@ -8,35 +8,20 @@ A store (a URI) that machines share may hold copies of them under the same names
 what is missing here is fetched from it, and what it lacks is uploaded.
 """
 
-import fcntl
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from ray_distill.data.paths import FsPath, fs_path, read_errors
+from ray_distill.data.paths import FsPath, fs_path
 from ray_distill.errors import first_line
+from ray_distill.utils.lock import file_lock
 
 logger = logging.getLogger(__name__)
 
 OnWait = Callable[[], None]
 """Called before a wait for another process."""
-
-
-@contextmanager
-def file_lock(lock: Path, waiting: OnWait | None = None) -> Iterator[None]:
-    """The block alone among all processes of the machine that use this lock. The file stays: it is the lock."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def build_once(target: Path, build: Callable[[Path], None], waiting: OnWait | None = None) -> bool:
@@ -119,7 +104,7 @@ def _copied(place: FsPath, part: Path) -> bool:
 
     if not place.is_file():
         return False
-    with read_errors(place):
+    with place.errors():
         copy_files(
             place.path,
             str(part),

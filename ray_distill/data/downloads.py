@@ -11,10 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from ray_distill.data.cache import file_lock
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import DataFile, FsPath, existing_file
 from ray_distill.data.spec import DataSpec
+from ray_distill.utils.lock import file_lock
 
 TIMEOUT_S = 20.0
 """Without an answer for so long a server counts as away."""

@@ -1,88 +1,55 @@
-"""Files on this machine or in a store such as s3://, through pyarrow's filesystems: one way to list and read both.
-
-A path without a scheme is one of this machine; with one (`s3://`, `gs://`, `file://` ..) it is a URI, whose
-credentials pyarrow finds as the store's own tools do.
-"""
+"""The files of datasets, on this machine or in a store such as s3://, by path or URI (`utils.fs`)."""
 
 import fnmatch
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray_distill.data.labelled_images import DataError
+from ray_distill.utils.fs import FS_ERRORS, Location, resolve, translated
 from ray_distill.utils.secrets import redact
 
 _SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
-class FsPath:
-    """A path in a filesystem; there need be nothing."""
+class FsPath(Location):
+    """A path in a file system; nothing needs to be there. Methods raise DataError."""
 
-    filesystem: Any
-    path: str
     prefix: str = ""
-    """What stands before the path when it is shown: the scheme, empty on this machine."""
-
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rstrip("/").rpartition("/")[2]
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is on this machine."""
-        return not self.prefix
+    """Shown before the path: the URI's scheme, empty on this machine."""
 
     def __str__(self) -> str:
         return f"{self.prefix}{self.path}"
 
-    def __truediv__(self, name: str) -> "FsPath":
-        return FsPath(self.filesystem, f"{self.path.rstrip('/')}/{name}", self.prefix)
-
-    @property
-    def parent(self) -> "FsPath":
-        """The folder that it is in."""
-        return FsPath(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/", self.prefix)
+    def errors(self) -> AbstractContextManager[None]:
+        """Errors of the file system as a DataError that names the path."""
+        return translated(lambda e: DataError(f"{self} cannot be read: {e}"))
 
     def is_folder(self) -> bool:
-        """Whether a folder is there."""
-        return self._is("Directory")
+        """Whether it is a folder."""
+        return bool(self.info().type.name == "Directory")
 
     def is_file(self) -> bool:
-        """Whether a file is there."""
-        return self._is("File")
-
-    def _is(self, kind: str) -> bool:
-        with read_errors(self):
-            return bool(self.filesystem.get_file_info(self.path).type.name == kind)
+        """Whether it is a file."""
+        return bool(self.info().is_file)
 
     def names(self) -> list[str]:
         """What is in the folder, sorted."""
-        return sorted(p.name for p, _ in self._inside(recursive=False))
+        return sorted(info.base_name for info in self.entries())
 
     def files(self, pattern: str = "*", *, recursive: bool = False) -> list["DataFile"]:
         """The files in the folder whose name matches the pattern, sorted by path."""
-        found = self._inside(recursive=recursive)
         files = (
-            DataFile(place, info.size, info.mtime_ns)
-            for place, info in found
-            if info.is_file and fnmatch.fnmatchcase(place.name, pattern)
+            DataFile(FsPath(self.filesystem, info.path, self.prefix), info.size, info.mtime_ns)
+            for info in self.entries(recursive=recursive)
+            if info.is_file and fnmatch.fnmatchcase(info.base_name, pattern)
         )
         return sorted(files, key=lambda file: file.place.path)
 
-    def _inside(self, *, recursive: bool) -> list[tuple["FsPath", Any]]:
-        from pyarrow.fs import FileSelector
-
-        with read_errors(self):
-            infos = self.filesystem.get_file_info(FileSelector(self.path, recursive=recursive))
-        return [(FsPath(self.filesystem, info.path, self.prefix), info) for info in infos]
-
 
 class DataFile(NamedTuple):
-    """A file that is there."""
+    """A file that exists."""
 
     place: FsPath
     size: int
@@ -92,49 +59,29 @@ class DataFile(NamedTuple):
         return str(self.place)
 
     def stamp(self) -> str:
-        """What changes when the file does."""
+        """Changes when the file does."""
         return f"{self.place}\t{self.size}\t{self.mtime_ns}\n"
 
     def read(self) -> bytes:
         """All of it. Raises: DataError."""
-        # Left to itself, pyarrow unpacks what is called .gz.
-        opened = self.place.filesystem.open_input_stream
-        with read_errors(self.place), opened(self.place.path, compression=None) as stream:
-            content: bytes = stream.read()
-        return content
-
-
-@contextmanager
-def read_errors(place: FsPath) -> Iterator[None]:
-    """Turns what a filesystem raises into a DataError that names the place."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, pa.ArrowException) as e:
-        raise DataError(f"{place} cannot be read: {e}") from e
+        with self.place.errors(), self.place.stream() as stream:
+            return bytes(stream.read())
 
 
 def fs_path(path: str) -> FsPath:
-    """The place that a path or a URI names. Raises: DataError for a URI that pyarrow cannot use."""
-    import pyarrow as pa
-    from pyarrow.fs import FileSystem, LocalFileSystem
-
+    """The path that a path or a URI names. Raises: DataError for a URI that pyarrow cannot use."""
     scheme, separator, _ = path.partition("://")
-    if not separator:
-        return FsPath(LocalFileSystem(), str(Path(path).expanduser().absolute()))
     try:
-        filesystem, inside = FileSystem.from_uri(path)
-    except (pa.ArrowException, ValueError, OSError) as e:
+        filesystem, inside = resolve(path)
+    except FS_ERRORS as e:
         raise DataError(redact(f"{path} names no place that can be reached: {e}")) from e
     # Options and credentials of the URI are kept out of messages and of keys.
-    return FsPath(filesystem, inside, "" if scheme == "file" else f"{scheme}://")
+    return FsPath(filesystem, inside, f"{scheme}://" if separator and scheme != "file" else "")
 
 
 def existing_file(place: FsPath, advice: str = "") -> DataFile:
     """The file at a place. Raises: DataError with the advice if there is none."""
-    with read_errors(place):
-        info = place.filesystem.get_file_info(place.path)
+    info = place.info()
     if not info.is_file:
         raise DataError(f"there is no file {place}{advice and '; '}{advice}")
     return DataFile(place, info.size, info.mtime_ns)

@@ -66,7 +66,7 @@ class SearchDir(WorkDir[SearchConfig]):
 
     def new_attempt(self) -> str:
         """A name in Tune's storage that no earlier invocation has used."""
-        names = [Path(info.path).name for info in self.primary.entries(TUNE, missing_ok=True)]
+        names = [info.base_name for info in self.primary.entries(TUNE, missing_ok=True)]
         return f"attempt-{1 + sum(name.startswith('attempt-') for name in names)}"
 
     def checkpoint_path(self, checkpoint: str) -> str:

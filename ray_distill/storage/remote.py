@@ -89,7 +89,7 @@ class Storage(Location):
 
     def names(self, folder: str = "") -> set[str]:
         """What is in a folder, without left-over probes; nothing if there is no such folder."""
-        names = {Path(info.path).name for info in self.entries(folder, missing_ok=True)}
+        names = {info.base_name for info in self.entries(folder, missing_ok=True)}
         return {name for name in names if not name.startswith(PROBE_PREFIX)}
 
     def files(self, folder: str) -> list[str]:

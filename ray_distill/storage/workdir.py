@@ -246,7 +246,7 @@ class WorkDir(ABC, Generic[ConfigT]):
 
     def _names(self, place: Location) -> set[str]:
         """What is in the folder or storage, but for locks and MLflow's store."""
-        names = {Path(info.path).name for info in place.entries(missing_ok=True)}
+        names = {info.base_name for info in place.entries(missing_ok=True)}
         return names - ({LEASE} if place is self.storage else MLFLOW_FILES | {LOCK})
 
     def _check_folder_empty(self, advice: str) -> None:

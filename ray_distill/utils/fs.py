@@ -84,14 +84,18 @@ class Location:
         with self.errors():
             return list(self.filesystem.get_file_info(selector))
 
+    def stream(self, name: str = "") -> Any:
+        """An open file, as pyarrow's NativeFile; errors come as they are."""
+        # Left to itself, pyarrow unpacks what is called .gz.
+        return self.filesystem.open_input_stream(self.path_of(name), compression=None)
+
     def read(self, name: str = "") -> bytes | None:
         """A file; None if there is none."""
         if not self.info(name).is_file:
             return None
         with self.errors():
             try:
-                # Left to itself, pyarrow unpacks what is called .gz.
-                with self.filesystem.open_input_stream(self.path_of(name), compression=None) as stream:
+                with self.stream(name) as stream:
                     return bytes(stream.read())
             except FileNotFoundError:
                 # Deleted in between.
