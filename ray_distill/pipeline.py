@@ -32,7 +32,7 @@ from ray_distill.evaluation.run import (
 )
 from ray_distill.evaluation.worker import check_test_source
 from ray_distill.search.config import SearchConfig, check_installed
-from ray_distill.search.run import SearchOutcome
+from ray_distill.search.run import SearchResult
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.job_scratch import refuse_job_scratch
 from ray_distill.storage.preflight import check_reachable
@@ -148,7 +148,7 @@ def local_store_warning(storage: Storage | None, uri: str, what: str) -> str | N
 
 
 def finalise_search(
-    outcome: SearchOutcome, data: DevelopmentData, folder: SearchDir, uri: str, bar: Bar
+    outcome: SearchResult, data: DevelopmentData, folder: SearchDir, uri: str, bar: Bar
 ) -> tuple[RunDir, Outcome]:
     """Distil with a search's best configuration, for all outer steps, and evaluate on the test split.
 

@@ -18,7 +18,7 @@ from ray_distill.cli.console import (
 from ray_distill.search.config import SearchConfig, load_search
 
 if TYPE_CHECKING:
-    from ray_distill.search.run import SearchOutcome
+    from ray_distill.search.run import SearchResult
     from ray_distill.search.search_dir import SearchDir
 
 WIDE = 500
@@ -92,9 +92,9 @@ def _say_search(settings: SearchConfig) -> None:
     print(settings.to_yaml(), end="")
     print(f"# hash {settings.hash}")
     if settings.algorithm != "optuna":
-        from ray_distill.search.sampler import known, trial_name
+        from ray_distill.search.sampler import planned_values, trial_name
 
-        for number, values in enumerate(known(settings)):
+        for number, values in enumerate(planned_values(settings)):
             print(f"# {trial_name(number)}: {', '.join(f'{k}={v}' for k, v in values.items())}")
 
 
@@ -109,7 +109,7 @@ def _say_plan(settings: SearchConfig, folder: Path) -> None:
     )
 
 
-def _say_found(found: "SearchOutcome", folder: "SearchDir") -> None:
+def _say_found(found: "SearchResult", folder: "SearchDir") -> None:
     from ray_distill.search.results import terminal_table
     from ray_distill.tracking.uri import ui_command
 

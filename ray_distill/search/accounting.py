@@ -111,7 +111,7 @@ class _Attempt:
         return sum(self.ended - since for since in free) * self.cores
 
 
-def spent(events: Iterable[Mapping[str, Any]]) -> SearchTime:
+def time_spent(events: Iterable[Mapping[str, Any]]) -> SearchTime:
     """What a search took, from the events of its journal in their order.
 
     A trial reports the seconds of the outer loops that led to its state, over all processes; those of a clone are its

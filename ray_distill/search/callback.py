@@ -9,9 +9,9 @@ from ray import tune
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.config import SearchConfig
+from ray_distill.search.domains import Value
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.population import Exchange
-from ray_distill.search.results import Value
 from ray_distill.search.search_dir import TUNE
 
 TrialEnd = Literal["finished", "stopped", "failed"]
@@ -82,7 +82,7 @@ class JournalCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial that ran to its end, was stopped by the scheduler, or is left where it is since time is up."""
-        log = self._journal.logs[trial.trial_id]
+        log = self._journal.trials[trial.trial_id]
         done = bool(log.curve) and log.curve[-1].outer_step >= self._last
         if log.status == "running" and (done or time.monotonic() < self._deadline):
             self._end(trial.trial_id, "finished" if done else "stopped", None)

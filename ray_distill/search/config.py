@@ -1,15 +1,15 @@
-"""The search file: which trials around which base, who stops them, and what they may cost.
+"""The search file: the space around a base configuration, the scheduler that stops trials early, and the budget.
 
     name: window_digits
     base: digits_ipc1.yaml        # beside this file, or the configuration itself
-    space:                        # see config_space
+    space:                        # see search.domains
       truncation.window_length: {randint: [5, truncation.unroll_length]}
     scheduler: {name: asha, grace: 25}
     budget: {trials: 8, outer_steps: 200}
 
-A trial is a distillation with the base's configuration, the drawn values laid over it, for `budget.outer_steps`. The
-first trial is the base itself, but for a grid. All trials share the base's data, seed and way of judging, so that
-their validation accuracies can be compared.
+A trial is a distillation with the base's configuration, overridden by the drawn values, for `budget.outer_steps`. Except
+with a grid, the first trial is the base itself. All trials share the base's data, seed and validation, so that their
+validation accuracies can be compared.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ from ray_distill.config.yaml import to_yaml
 from ray_distill.search.domains import KEY, Domain, GridDomain
 from ray_distill.search.space import RULE, Space, value_at
 
-SCHEDULED = ("truncation.window_length", "truncation.unroll_length", "inner.lr", "outer.lr")
+SCHEDULABLE = ("truncation.window_length", "truncation.unroll_length", "inner.lr", "outer.lr")
 """Keys that may change over a run, and so by population-based training."""
 
-JUDGED_BY = "inner.lr"
-"""The key that the networks which judge D depend on: across a change of it accuracies cannot be compared."""
+EVALUATION_KEY = "inner.lr"
+"""The key that the networks which evaluate D are trained with: accuracies before and after it changes cannot be compared."""
 
-SEARCHED = ("distilled", "network", "inner", "truncation", "outer", "replicas")
-"""Sections that trials may differ in. The others say what is distilled from, how it is judged, and where."""
+SEARCHABLE = ("distilled", "network", "inner", "truncation", "outer", "replicas")
+"""Sections that trials may differ in; the others describe the data, the validation and the cluster."""
 
 
 class NoScheduler(Section):
@@ -46,35 +46,34 @@ class NoScheduler(Section):
 
 class AshaScheduler(Section):
     """Asynchronous successive halving: at outer steps grace, grace * reduction, .. a trial that is not among the best
-    1 / reduction of those that came there before is stopped."""
+    1 / reduction of those that reached this step before is stopped."""
 
     name: Literal["asha"]
     grace: PositiveInt
     """Outer steps before a trial may be stopped."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Of the trials that come to a step where some are stopped, one in so many goes on."""
+    """Of the trials that reach such a step, one in so many continues."""
 
 
 class HyperbandScheduler(Section):
-    """HyperBand: trials wait for each other in brackets, and the worse are stopped. Time counts in validations. With
-    algorithm optuna its brackets are filled as BOHB fills them (Falkner et al., 2018), by a TPE model of the trials
-    before."""
+    """HyperBand: trials wait for each other in brackets, and the worse are stopped. Its unit of time is a validation. With
+    algorithm optuna its brackets are filled as in BOHB (Falkner et al., 2018), by a TPE model of the trials before."""
 
     name: Literal["hyperband"]
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Of a bracket's trials one in so many goes on."""
+    """Of a bracket's trials one in so many continues."""
 
 
 class PbtScheduler(Section):
-    """Population-based training: the worst members go on from the state of the best, with changed values."""
+    """Population-based training: the worst members continue from the state of the best, with changed values."""
 
     name: Literal["pbt"]
     every: PositiveInt
     """Outer steps between two exchanges; a multiple of validation.every."""
     replaced: Annotated[float, Field(gt=0.0, le=0.5)] = 0.25
-    """The part of the population that takes over the states of as many best ones."""
+    """The fraction of the population that takes over the states of as many best members."""
     resample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
-    """How often a value is drawn anew; otherwise it is multiplied or divided by 1.25."""
+    """The probability that a value is drawn again; otherwise it is multiplied or divided by 1.25."""
 
 
 Scheduler = Annotated[
@@ -83,36 +82,36 @@ Scheduler = Annotated[
 
 
 class BudgetConfig(Section):
-    """What the search may cost."""
+    """The search's budget."""
 
     trials: PositiveInt | None = None
-    """How many. More of them extend a search that is finished. Default, with a grid alone: all its points."""
+    """Number of trials; a larger one extends a finished search. Default, with a grid only: all its points."""
     outer_steps: PositiveInt | None = None
-    """Of each trial. Default: the base's outer.steps, which is also the most."""
+    """Of each trial. Default and maximum: the base's outer.steps."""
     hours: PositiveFloat | None = None
-    """After which trials are left where they are, for each command; a resumed search has as many again."""
+    """Time limit of one command, after which trials are left where they are; a resumed search starts a new one."""
 
 
 class SearchConfig(Section):
     """One search."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """The search's name: of its folder and in MLflow."""
+    """Name of the search's folder and of its MLflow run."""
     seed: NonNegativeInt = 0
-    """Of what is drawn from the space; the distillations have the base's."""
+    """Seed of the draws from the space; the distillations have the base's."""
     base: dict[str, Any]
-    """A distillation's configuration, or the path of its file, from this file's folder. Its cluster.storage is the search's:
-    trials' checkpoints, journal and results are kept there, and no folder need be seen by all nodes; best.yaml has none."""
+    """A distillation's configuration, or its file's path relative to this file. Its cluster.storage is the search's: trials'
+    checkpoints, the journal and the results are stored there, so no folder must be shared by all nodes; best.yaml has none."""
     space: Annotated[dict[Annotated[str, Field(pattern=rf"^({KEY}|replicas)$")], Domain], Field(min_length=1)]
-    """What is searched: keys of the configuration, and what they may be."""
+    """The searched keys of the configuration, and the values they may take."""
     algorithm: Literal["random", "grid", "optuna"] = "random"
-    """Where trials' values come from: drawn, all points of a grid, or Optuna's TPE sampler, which learns from the
+    """Where trials' values come from: random draws, all points of a grid, or Optuna's TPE sampler, which learns from the
     trials before (`pip install optuna`)."""
     scheduler: Scheduler
     budget: BudgetConfig
     workers: PositiveInt = 1
-    """Ray Train workers of each trial, in place of the base's cluster.num_workers, which best.yaml keeps. One needs no
-    Ray Train: the trial distils in its own process. More cost half a minute at each start."""
+    """Ray Train workers of each trial, instead of the base's cluster.num_workers, which best.yaml keeps. With one the trial
+    runs in its own process without Ray Train; with more each start takes half a minute longer."""
 
     @property
     def config(self) -> Config:
@@ -125,81 +124,84 @@ class SearchConfig(Section):
         return self.budget.outer_steps or self.config.outer.steps
 
     @property
-    def around(self) -> Space:
+    def search_space(self) -> Space:
         """The space around the base."""
         return Space(self.base, self.space, self.outer_steps, self.workers)
 
     @property
     def num_trials(self) -> int:
-        """How many trials there are to be."""
-        return self.budget.trials or sum(1 for _ in self.around.grid())
+        """The number of trials in the budget."""
+        return self.budget.trials or sum(1 for _ in self.search_space.grid())
 
     def to_yaml(self) -> str:
-        """The search with its base, as YAML that `load` reads back to an equal one."""
+        """The search with its base, as YAML that `load_search` reads back to an equal one."""
         return to_yaml(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def hash(self) -> str:
-        """16 hex digits over all that determines the trials: not how many, how long they may take, nor the names."""
+        """16 hex digits over all that determines the trials: not their number, the time limit or the name."""
         values = self.model_dump(mode="json", exclude={"name", "base", "budget", "workers"})
         values |= {"base": self.config.hash, "outer_steps": self.outer_steps}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _misfits(search: SearchConfig) -> Iterator[str]:
-    """What one part of a search demands of another, for people."""
+def _conflicts(search: SearchConfig) -> Iterator[str]:
+    """Error messages for values that do not fit together."""
     budget, base = search.budget, search.config
     if budget.outer_steps is not None and budget.outer_steps > base.outer.steps:
         yield (
-            f"budget.outer_steps: must be at most the base's outer.steps, which is {base.outer.steps} "
-            f"(found {budget.outer_steps}); the best configuration is one for the base's"
+            f"budget.outer_steps: must be at most the base's outer.steps, which is {base.outer.steps}, "
+            f"got {budget.outer_steps}; the best configuration is written for the base's"
         )
     if base.validation.every > search.outer_steps:
-        yield f"budget.outer_steps: trials are never compared before validation.every, {base.validation.every}"
+        yield (
+            f"budget.outer_steps: must be at least the base's validation.every, which is {base.validation.every}, "
+            f"got {search.outer_steps}; trials are compared at validations"
+        )
     for key in search.space:
-        if key.partition(".")[0] not in SEARCHED or key == "outer.steps":
+        if key.partition(".")[0] not in SEARCHABLE or key == "outer.steps":
             yield (
-                f"space.{key}: cannot be searched; allowed: keys of {', '.join(SEARCHED)}, but outer.steps. The rest "
-                "says what is distilled from, how it is judged, and where"
+                f"space.{key}: cannot be searched; allowed: keys of {', '.join(SEARCHABLE)}, except outer.steps. All "
+                "trials share the data and the validation"
             )
     grids = [key for key, domain in search.space.items() if isinstance(domain, GridDomain)]
     if search.algorithm == "grid":
         for key in search.space.keys() - set(grids):
-            yield f"space.{key}: algorithm grid takes grids; write {{grid: [..]}}"
+            yield f"space.{key}: algorithm grid needs grids; write {{grid: [..]}}"
     else:
         for key in grids:
-            yield f"space.{key}: a grid needs algorithm grid (found {search.algorithm}); or write {{choice: [..]}}"
+            yield f"space.{key}: a grid needs algorithm grid, got {search.algorithm}; or write {{choice: [..]}}"
         if budget.trials is None:
-            yield f"budget.trials: is missing; algorithm {search.algorithm} has no end of its own"
-    yield from _scheduler_misfits(search)
+            yield f"budget.trials: is missing; only algorithm grid ends by itself, got {search.algorithm}"
+    yield from _scheduler_conflicts(search)
 
 
-def _scheduler_misfits(search: SearchConfig) -> Iterator[str]:
+def _scheduler_conflicts(search: SearchConfig) -> Iterator[str]:
     every, steps, scheduler = search.config.validation.every, search.outer_steps, search.scheduler
     if isinstance(scheduler, AshaScheduler) and not every <= scheduler.grace < steps:
         yield (
             f"scheduler.grace: must be at least validation.every, which is {every}, and below the {steps} outer steps "
-            f"of a trial (found {scheduler.grace})"
+            f"of a trial, got {scheduler.grace}"
         )
     if not isinstance(scheduler, PbtScheduler):
         return
     if scheduler.every % every or scheduler.every >= steps:
         yield (
             f"scheduler.every: must be a multiple of validation.every, which is {every}, and below the {steps} outer "
-            f"steps of a trial (found {scheduler.every})"
+            f"steps of a trial, got {scheduler.every}"
         )
-    for key in search.space.keys() - set(SCHEDULED):
-        yield f"space.{key}: cannot change during a run; with scheduler pbt allowed: {', '.join(SCHEDULED)}"
+    for key in search.space.keys() - set(SCHEDULABLE):
+        yield f"space.{key}: cannot change during a run; allowed with scheduler pbt: {', '.join(SCHEDULABLE)}"
     if search.algorithm != "random":
-        yield f"algorithm: scheduler pbt begins with a random population (found {search.algorithm})"
+        yield f"algorithm: scheduler pbt needs algorithm random, got {search.algorithm}"
     if search.budget.trials is not None and search.budget.trials < 2:
-        yield "budget.trials: a population is 2 or more"
+        yield "budget.trials: scheduler pbt needs at least 2 trials, got 1"
     if value_at(search.base, RULE) == "forward":
-        yield "base.truncation.rule: forward moves its window by itself; scheduler pbt takes the other rules"
+        yield "base.truncation.rule: forward cannot be combined with scheduler pbt; use another rule"
 
 
 def check_installed(search: SearchConfig) -> None:
-    """Raises: ConfigError if what makes the trials' values is not installed here."""
+    """Raises: ConfigError if the sampler's package is not installed."""
     if search.algorithm == "optuna" and find_spec("optuna") is None:
         raise ConfigError(
             "algorithm: optuna needs the package optuna, which is not installed; `pip install optuna`, or use random"
@@ -207,7 +209,7 @@ def check_installed(search: SearchConfig) -> None:
 
 
 def parse_search(values: Mapping[str, Any]) -> SearchConfig:
-    """Plain data -> a checked search. Raises: ConfigError with one line for each mistake."""
+    """Plain data -> a validated search. Raises: ConfigError with one line for each mistake."""
     try:
         search = SearchConfig.model_validate(values)
     except ValidationError as e:
@@ -216,21 +218,21 @@ def parse_search(values: Mapping[str, Any]) -> SearchConfig:
         _ = search.config
     except ConfigError as e:
         raise ConfigError("\n".join(f"base.{line}" for line in str(e).splitlines())) from None
-    lines = list(_misfits(search))
+    lines = list(_conflicts(search))
     if (
         not lines
         and search.algorithm == "grid"
-        and search.num_trials > (most := sum(1 for _ in search.around.grid()))
+        and search.num_trials > (points := sum(1 for _ in search.search_space.grid()))
     ):
-        lines.append(f"budget.trials: the grid has {most} points (found {search.budget.trials})")
+        lines.append(f"budget.trials: must be at most the grid's {points} points, got {search.budget.trials}")
     if lines:
         raise ConfigError("\n".join(lines))
-    search.around.check()
+    search.search_space.check()
     return search
 
 
 def load_search(path: Path, overrides: Iterable[str] = ()) -> SearchConfig:
-    """A search file with overrides laid over it, those of the base as base.KEY. Raises: ConfigError."""
+    """A search file with overrides, those of the base as base.KEY. Raises: ConfigError."""
     values = read_yaml(path)
     if isinstance(values.get("base"), str):
         values["base"] = read_yaml(path.parent / values["base"])

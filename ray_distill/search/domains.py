@@ -1,4 +1,4 @@
-"""What a searched key of a configuration may be: the values of the section `space` of a search.
+"""The values a searched key may take: the section `space` of a search file.
 
     truncation.rule: {choice: [rat-bptt, t-bptt, bptt]}
     truncation.unroll_length: {randint: [30, 80]}                               # both ends included
@@ -8,8 +8,8 @@
     inner.lr: {loguniform: [3e-4, 3e-3]}
     outer.lr: {grid: [1e-3, 1e-2]}                                              # with algorithm grid
 
-An end of a range may be another key, or a difference of keys, and a fraction may be of one: what must lie below
-another value then does so in every trial. A number is turned into a value in `search_space`.
+An end of a range may be another key or a difference of keys, and so may the whole of which a value is a fraction: what must
+stay below another value then does so in every trial. `search.space` turns a number from 0 to 1 into a value.
 """
 
 import math
@@ -27,24 +27,26 @@ from pydantic import (
 )
 
 from ray_distill.config.base import Section, invalid
-from ray_distill.search.results import Value
+
+Value = bool | int | float | str | None
+"""A value of a searched key."""
 
 KEY = r"[a-z_]+(\.[a-z_]+)+"
-DIFFERENCE = rf"^{KEY}( - {KEY})*$"
-"""A key, or a key from which others are taken."""
+KEY_DIFFERENCE = rf"^{KEY}( - {KEY})*$"
+"""A key, or a key minus others."""
 
 Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-Key = Annotated[str, Field(pattern=DIFFERENCE)]
+Key = Annotated[str, Field(pattern=KEY_DIFFERENCE)]
 Options = Annotated[tuple[Value, ...], Tuple, Field(min_length=1)]
 Range = Annotated[tuple[float, float], Tuple]
 
 
-def keys_of(difference: str) -> list[str]:
-    """The keys that a difference names, in their order."""
+def keys_in(difference: str) -> list[str]:
+    """The keys that a difference names, in order."""
     return difference.split(" - ")
 
 
-def _in_order(value: tuple[float, float]) -> tuple[float, float]:
+def _check_order(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise invalid("must be [low, high] with low below high")
     return value
@@ -54,38 +56,45 @@ def _is_fraction(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-class _Fractional(Section):
+class _Domain(Section):
+    @property
+    def depends_on(self) -> Iterator[str]:
+        """The keys that must be drawn before this one."""
+        yield from ()
+
+
+class _Fractional(_Domain):
     fraction_of: Key | None = None
     """The numbers are fractions of this, 0 to 1; the value is an integer, rounded up."""
 
     @field_validator("fraction_of")
     @classmethod
-    def _fractions(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_fractions(cls, value: str | None, info: ValidationInfo) -> str | None:
         numbers = next(iter(info.data.values()), None)
         if value is not None and numbers is not None and not all(map(_is_fraction, numbers)):
-            raise invalid(f"takes fractions from 0 to 1 (there are {list(numbers)})")
+            raise invalid(f"needs fractions from 0 to 1, got {list(numbers)}")
         return value
 
     @property
-    def names(self) -> Iterator[str]:
-        """The keys that must be known before this one."""
-        yield from keys_of(self.fraction_of) if self.fraction_of else []
+    def depends_on(self) -> Iterator[str]:
+        """The keys that must be drawn before this one."""
+        yield from keys_in(self.fraction_of) if self.fraction_of else []
 
 
-def _each_once(value: tuple[Value, ...]) -> tuple[Value, ...]:
+def _check_unique(value: tuple[Value, ...]) -> tuple[Value, ...]:
     if len(set(map(repr, value))) != len(value):
-        raise invalid("names a value twice; remove one")
+        raise invalid("has a duplicate value; remove it")
     return value
 
 
 class ChoiceDomain(_Fractional):
-    """One of some values, each as likely."""
+    """One of some values, all equally likely."""
 
     choice: Options
     fraction_of: Key | None = None
     """As elsewhere."""
 
-    _once = field_validator("choice")(_each_once)
+    _unique = field_validator("choice")(_check_unique)
 
 
 class GridDomain(_Fractional):
@@ -95,7 +104,7 @@ class GridDomain(_Fractional):
     fraction_of: Key | None = None
     """As elsewhere."""
 
-    _once = field_validator("grid")(_each_once)
+    _unique = field_validator("grid")(_check_unique)
 
 
 class UniformDomain(_Fractional):
@@ -105,23 +114,18 @@ class UniformDomain(_Fractional):
     fraction_of: Key | None = None
     """As elsewhere."""
 
-    _order = field_validator("uniform")(_in_order)
+    _order = field_validator("uniform")(_check_order)
 
 
-class LogUniformDomain(Section):
+class LogUniformDomain(_Domain):
     """A number whose logarithm is uniform."""
 
     loguniform: Annotated[tuple[PositiveFloat, PositiveFloat], Tuple]
 
-    _order = field_validator("loguniform")(_in_order)
-
-    @property
-    def names(self) -> Iterator[str]:
-        """None."""
-        yield from ()
+    _order = field_validator("loguniform")(_check_order)
 
 
-class RandintDomain(Section):
+class RandintDomain(_Domain):
     """An integer from a range, both ends included."""
 
     randint: Annotated[tuple[int | Key, int | Key], Tuple]
@@ -130,24 +134,24 @@ class RandintDomain(Section):
     @classmethod
     def _order(cls, value: tuple[int | str, int | str]) -> tuple[int | str, int | str]:
         low, high = value
-        if isinstance(low, int) and isinstance(high, int) and low >= high:
-            raise invalid("must be [low, high] with low below high")
+        if isinstance(low, int) and isinstance(high, int):
+            _check_order((low, high))
         return value
 
     @property
-    def names(self) -> Iterator[str]:
-        """The keys that must be known before this one."""
+    def depends_on(self) -> Iterator[str]:
+        """The keys that must be drawn before this one."""
         for end in self.randint:
-            yield from keys_of(end) if isinstance(end, str) else []
+            yield from keys_in(end) if isinstance(end, str) else []
 
 
 _KINDS = ("choice", "uniform", "loguniform", "randint", "grid")
 
 
 def _kind(value: Any) -> str | None:
-    there = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
-    found = [kind for kind in _KINDS if kind in there]
-    return found[0] if len(found) == 1 else None
+    fields = value if isinstance(value, dict) else getattr(type(value), "model_fields", {})
+    kinds = [kind for kind in _KINDS if kind in fields]
+    return kinds[0] if len(kinds) == 1 else None
 
 
 Domain = Annotated[
@@ -165,7 +169,7 @@ Domain = Annotated[
 
 
 def options(domain: Domain) -> tuple[Value, ...] | None:
-    """The values, or fractions, that are chosen from; None for a range."""
+    """The values, or fractions, of a choice or a grid; None for a range."""
     match domain:
         case ChoiceDomain():
             return domain.choice
@@ -174,8 +178,8 @@ def options(domain: Domain) -> tuple[Value, ...] | None:
     return None
 
 
-def at(domain: UniformDomain | LogUniformDomain, number: float) -> float:
-    """The number of a range that lies at a place from 0 to 1, to four digits, since people read it."""
+def interpolate(domain: UniformDomain | LogUniformDomain, number: float) -> float:
+    """The value at a position from 0 to 1 in a range, to four digits so that people can read it."""
     if isinstance(domain, UniformDomain):
         low, high = domain.uniform
         value = low + number * (high - low)

@@ -1,7 +1,6 @@
-"""Pictures of a search: what was searched against what came of it, and how the trials went.
+"""Figures of a search: accuracy against searched values, and learning curves. Accuracies are in percent.
 
-Matplotlib without its global state: every picture is a Figure of its own, drawn by Agg. A trial's line has the
-trial's name as its label. Accuracies are drawn in percent.
+Matplotlib without its global state: every figure is drawn by Agg. A trial's line has the trial's name as its label.
 """
 
 import math
@@ -9,80 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ray_distill.search.results import TrialRecord, Value, ranked, searched_keys, shown_value
+from ray_distill.search.domains import Value
+from ray_distill.search.journal import TrialLog
+from ray_distill.search.results import format_value, ranked, searched_keys
 from ray_distill.utils.atomic import atomic_write
-
-LOG_FROM = 20.0
-"""Numbers of one sign are on a log scale if the largest is so many times the smallest."""
-
-MOST_TICKS = 7
-FEW = 4
-"""Numbers that are so few get a tick each, and no others."""
-
-NONE_ROOM = 0.14
-"""Of an axis of numbers, for trials that have none."""
-
-
-class Scale(NamedTuple):
-    """An axis."""
-
-    place: Callable[[Value], float]
-    """Value -> place."""
-    ticks: list[tuple[float, str]]
-    """Places that have a text."""
-
-
-def scale_of(values: Sequence[Value]) -> Scale:
-    """The axis that these values ask for. One value alone lies in the middle."""
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    others = [v for v in values if v is not None and (isinstance(v, bool | str))]
-    if not numbers or others:
-        return _of_words(values)
-    bottom = NONE_ROOM if len(numbers) < len(values) else 0.0
-    scale = _of_numbers([float(n) for n in numbers], whole=all(isinstance(n, int) for n in numbers))
-    if not bottom:
-        return scale
-    ticks = [(0.0, "none"), *((bottom + (1 - bottom) * y, text) for y, text in scale.ticks)]
-    return Scale(lambda v: 0.0 if v is None else bottom + (1 - bottom) * scale.place(v), ticks)
-
-
-def _of_words(values: Sequence[Value]) -> Scale:
-    def order(value: Value) -> tuple[bool, bool, float, str]:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return value is not None, not number, float(value) if number else 0.0, str(value)  # type: ignore[arg-type]
-
-    # By text: 1 and True are equal in Python, and different values of a key.
-    there = list(dict.fromkeys(shown_value(value) for value in sorted(values, key=order)))
-    places = {text: i / (len(there) - 1) if len(there) > 1 else 0.5 for i, text in enumerate(there)}
-    return Scale(lambda v: places[shown_value(v)], [(y, text) for text, y in places.items()])
-
-
-def _of_numbers(numbers: Sequence[float], whole: bool) -> Scale:
-    low, high = min(numbers), max(numbers)
-    if low == high:
-        return Scale(lambda _: 0.5, [(0.5, f"{low:.0f}" if whole else f"{low:.3g}")])
-    log = low > 0 and high / low >= LOG_FROM
-    warp: Callable[[float], float] = math.log if log else float
-
-    def place(value: Value) -> float:
-        assert isinstance(value, int | float)
-        return (warp(value) - warp(low)) / (warp(high) - warp(low))
-
-    ticks = sorted(set(numbers))
-    if len(ticks) > FEW:
-        ticks = [low, *(t for t in _ticks(low, high, log) if 0.06 < place(t) < 0.94), high]
-    return Scale(place, [(place(t), f"{t:.0f}" if whole and t == int(t) else f"{t:.3g}") for t in ticks])
-
-
-def _ticks(low: float, high: float, log: bool) -> list[float]:
-    """Round numbers between the ends."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    if not log:
-        return [float(t) for t in MaxNLocator(MOST_TICKS - 2).tick_values(low, high)]
-    subs = (1.0,) if high / low > 10**3 else (1.0, 3.0)
-    return [float(t) for t in LogLocator(subs=subs, numticks=MOST_TICKS + 5).tick_values(low, high)]
-
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,18 +21,93 @@ if TYPE_CHECKING:
 WINDOW, UNROLL = "truncation.window_length", "truncation.unroll_length"
 
 BEST_COLOUR, OTHER_COLOUR, NO_COLOUR = "#d1480f", "#7f93ad", "#b8b8b8"
-"""Of the best trial, of the others, and of trials without any accuracy."""
+"""The best trial, the others, and trials without an accuracy."""
 
 ACCURACY_COLOURS = "viridis"
 DPI = 130
-ROOM = 0.07
-"""Of a map's width or height, that a point needs around it to have its accuracy beside it."""
+LABEL_SPACE = 0.07
+"""The free fraction of a map's width or height that a point's label needs."""
 
 END_MARKS = {"stopped": ("o", "white"), "failed": ("X", "black")}
-"""At the end of a trial's line: the mark and its filling."""
+"""Marker and its fill at the end of a trial's line."""
 
 Against = Literal["outer_step", "seconds"]
-AGAINST_LABELS: dict[Against, str] = {"outer_step": "outer steps", "seconds": "seconds since the trial began"}
+AGAINST_LABELS: dict[Against, str] = {
+    "outer_step": "outer steps",
+    "seconds": "seconds since the trial started",
+}
+
+LOG_SCALE_RATIO = 20.0
+"""Positive numbers are on a log scale if the largest is at least so many times the smallest."""
+
+MAX_TICKS = 7
+MAX_EXACT_TICKS = 4
+"""Up to so many different numbers get a tick each."""
+
+NONE_SPACE = 0.14
+"""The fraction of a numeric axis for trials without a value."""
+
+
+class AxisScale(NamedTuple):
+    """Positions from 0 to 1 on an axis."""
+
+    position: Callable[[Value], float]
+    ticks: list[tuple[float, str]]
+    """(position, label)."""
+
+
+def axis_scale(values: Sequence[Value]) -> AxisScale:
+    """Numbers by size, on a log scale if they span one; words evenly, in order. A single value is in the middle."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    others = [v for v in values if v is not None and (isinstance(v, bool | str))]
+    if not numbers or others:
+        return _categorical(values)
+    bottom = NONE_SPACE if len(numbers) < len(values) else 0.0
+    scale = _numeric([float(n) for n in numbers], integers=all(isinstance(n, int) for n in numbers))
+    if not bottom:
+        return scale
+    ticks = [(0.0, "none"), *((bottom + (1 - bottom) * y, text) for y, text in scale.ticks)]
+    return AxisScale(lambda v: 0.0 if v is None else bottom + (1 - bottom) * scale.position(v), ticks)
+
+
+def _categorical(values: Sequence[Value]) -> AxisScale:
+    def order(value: Value) -> tuple[bool, bool, float, str]:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return value is not None, not number, float(value) if number else 0.0, str(value)  # type: ignore[arg-type]
+
+    # By text: 1 and True are equal in Python, but different values of a key.
+    labels = list(dict.fromkeys(format_value(value) for value in sorted(values, key=order)))
+    positions = {label: i / (len(labels) - 1) if len(labels) > 1 else 0.5 for i, label in enumerate(labels)}
+    return AxisScale(lambda v: positions[format_value(v)], [(y, label) for label, y in positions.items()])
+
+
+def _numeric(numbers: Sequence[float], integers: bool) -> AxisScale:
+    low, high = min(numbers), max(numbers)
+    if low == high:
+        return AxisScale(lambda _: 0.5, [(0.5, f"{low:.0f}" if integers else f"{low:.3g}")])
+    log = low > 0 and high / low >= LOG_SCALE_RATIO
+    warp: Callable[[float], float] = math.log if log else float
+
+    def position(value: Value) -> float:
+        assert isinstance(value, int | float)
+        return (warp(value) - warp(low)) / (warp(high) - warp(low))
+
+    ticks = sorted(set(numbers))
+    if len(ticks) > MAX_EXACT_TICKS:
+        ticks = [low, *(t for t in _ticks(low, high, log) if 0.06 < position(t) < 0.94), high]
+    return AxisScale(
+        position, [(position(t), f"{t:.0f}" if integers and t == int(t) else f"{t:.3g}") for t in ticks]
+    )
+
+
+def _ticks(low: float, high: float, log: bool) -> list[float]:
+    """Round numbers between the ends."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    if not log:
+        return [float(t) for t in MaxNLocator(MAX_TICKS - 2).tick_values(low, high)]
+    subs = (1.0,) if high / low > 10**3 else (1.0, 3.0)
+    return [float(t) for t in LogLocator(subs=subs, numticks=MAX_TICKS + 5).tick_values(low, high)]
 
 
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
@@ -115,7 +119,7 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _percents(trials: Sequence[TrialRecord]) -> dict[str, float]:
+def _percents(trials: Sequence[TrialLog]) -> dict[str, float]:
     """Each trial's best validation accuracy in percent, where there is one."""
     return {t.name: 100 * t.best.validation_accuracy for t in trials if t.best is not None}
 
@@ -124,7 +128,7 @@ def _colours(percents: Sequence[float]) -> "Normalize":
     from matplotlib.colors import Normalize
 
     low, high = (min(percents), max(percents)) if percents else (0.0, 100.0)
-    # One accuracy alone, or equal ones, would have no place on a scale.
+    # A single accuracy, or equal ones, would make an empty scale.
     return Normalize(low, high) if high - low > 1e-9 else Normalize(low - 0.5, high + 0.5)
 
 
@@ -136,23 +140,23 @@ def _colour_bar(figure: "Figure", axes: "Axes", norm: "Normalize") -> None:
     bar.outline.set_visible(False)
 
 
-def parallel_coordinates(trials: Sequence[TrialRecord]) -> "Figure":
-    """An upright axis for each searched key and one for the accuracy; a line for each trial, coloured by accuracy.
+def parallel_coordinates(trials: Sequence[TrialLog]) -> "Figure":
+    """A vertical axis for each searched key and one for the accuracy; a line for each trial, coloured by accuracy.
 
     The best trial is on top. A trial without an accuracy is grey and ends at the last key.
     """
     import matplotlib
 
     keys, percents = searched_keys(trials), _percents(trials)
-    scales = [scale_of([trial.values.get(key) for trial in trials]) for key in keys]
-    scales.append(scale_of(list(percents.values())))
+    scales = [axis_scale([trial.values.get(key) for trial in trials]) for key in keys]
+    scales.append(axis_scale(list(percents.values())))
     figure, axes = _figure(max(6.0, 1.9 * len(scales) + 1.0), 4.8)
     norm, colours = _colours(list(percents.values())), matplotlib.colormaps[ACCURACY_COLOURS]
     best_last = list(reversed(ranked(trials)))
     for order, trial in enumerate(best_last):
         value = percents.get(trial.name)
-        ys = [scale.place(trial.values.get(key)) for scale, key in zip(scales, keys, strict=False)]
-        ys += [] if value is None else [scales[-1].place(value)]
+        ys = [scale.position(trial.values.get(key)) for scale, key in zip(scales, keys, strict=False)]
+        ys += [] if value is None else [scales[-1].position(value)]
         best = value is not None and trial is best_last[-1]
         axes.plot(
             range(len(ys)),
@@ -190,8 +194,8 @@ def parallel_coordinates(trials: Sequence[TrialRecord]) -> "Figure":
     return figure
 
 
-def _pairs(trials: Sequence[TrialRecord]) -> dict[tuple[float, float], float | None]:
-    """(window, unroll) -> the best accuracy of the trials with both, in percent."""
+def _pairs(trials: Sequence[TrialLog]) -> dict[tuple[float, float], float | None]:
+    """(window, unroll) -> the best accuracy of the trials with this pair, in percent."""
     percents = _percents(trials)
     pairs: dict[tuple[float, float], float | None] = {}
     for trial in reversed(ranked(trials)):
@@ -201,12 +205,9 @@ def _pairs(trials: Sequence[TrialRecord]) -> dict[tuple[float, float], float | N
     return pairs
 
 
-def window_unroll_map(trials: Sequence[TrialRecord]) -> "Figure | None":
-    """Window length across, unroll length up, coloured by accuracy; None where a search did not vary both.
-
-    A point for each pair of values, with the best of its trials: what a search draws is scattered, and a
-    grid of cells would be mostly empty.
-    """
+def window_unroll_map(trials: Sequence[TrialLog]) -> "Figure | None":
+    """A scatter plot of window and unroll length, coloured by the best accuracy of each pair; None if the search did not
+    vary both."""
     from matplotlib.ticker import MaxNLocator
 
     pairs = _pairs(trials)
@@ -240,7 +241,7 @@ def window_unroll_map(trials: Sequence[TrialRecord]) -> "Figure | None":
             s=260, facecolors="none", edgecolors=BEST_COLOUR, linewidths=2, zorder=5, label="best of these",
         )  # fmt: skip
         for pair, percent in known.items():
-            if pair == best or _has_room(pair, list(known)):
+            if pair == best or _has_label_space(pair, list(known)):
                 axes.annotate(
                     f"{percent:.1f}",
                     pair,
@@ -261,26 +262,28 @@ def window_unroll_map(trials: Sequence[TrialRecord]) -> "Figure | None":
     return figure
 
 
-def _has_room(pair: tuple[float, float], pairs: Sequence[tuple[float, float]]) -> bool:
-    """Whether no other point lies where this one's number would."""
+def _has_label_space(pair: tuple[float, float], pairs: Sequence[tuple[float, float]]) -> bool:
+    """Whether no other point is where this one's label would be."""
     width, height = (max(p[axis] for p in pairs) for axis in (0, 1))
     return not any(
-        other != pair and abs(other[0] - pair[0]) < ROOM * width and abs(other[1] - pair[1]) < ROOM * height
+        other != pair
+        and abs(other[0] - pair[0]) < LABEL_SPACE * width
+        and abs(other[1] - pair[1]) < LABEL_SPACE * height
         for other in pairs
     )
 
 
-def accuracy_curves(trials: Sequence[TrialRecord], against: Against) -> "Figure":
+def accuracy_curves(trials: Sequence[TrialLog], against: Against) -> "Figure":
     """Validation accuracy over outer steps or seconds, a line for each trial that was validated.
 
-    The best trial is on top and in colour. A line that the scheduler stopped ends with a ring, a failed one with a cross.
+    The best trial is on top and in colour. A stopped trial's line ends with a ring, a failed one's with a cross.
     """
     figure, axes = _figure(7.6, 4.6)
     validated = [trial for trial in ranked(trials) if trial.curve]
     for order, trial in enumerate(reversed(validated)):
         best = trial is validated[0]
-        xs = [getattr(measured, against) for measured in trial.curve]
-        ys = [100 * measured.validation_accuracy for measured in trial.curve]
+        xs = [getattr(validation, against) for validation in trial.curve]
+        ys = [100 * validation.validation_accuracy for validation in trial.curve]
         colour = BEST_COLOUR if best else OTHER_COLOUR
         axes.plot(
             xs, ys,
@@ -288,9 +291,9 @@ def accuracy_curves(trials: Sequence[TrialRecord], against: Against) -> "Figure"
             marker="o" if len(xs) == 1 else None, markersize=4, zorder=3 + order / len(validated), label=trial.name,
         )  # fmt: skip
         if trial.status in END_MARKS:
-            mark, filling = END_MARKS[trial.status]
-            axes.scatter(xs[-1:], ys[-1:], marker=mark, facecolors=filling, edgecolors=colour, s=32, zorder=5)
-    _explain(axes, trials, validated)
+            marker, fill = END_MARKS[trial.status]
+            axes.scatter(xs[-1:], ys[-1:], marker=marker, facecolors=fill, edgecolors=colour, s=32, zorder=5)
+    _add_legend(axes, trials, validated)
     axes.set_xlabel(AGAINST_LABELS[against])
     axes.set_ylabel("validation accuracy (%)")
     axes.set_xlim(left=0)
@@ -301,12 +304,12 @@ def accuracy_curves(trials: Sequence[TrialRecord], against: Against) -> "Figure"
     return figure
 
 
-def _explain(axes: "Axes", trials: Sequence[TrialRecord], validated: Sequence[TrialRecord]) -> None:
-    """The legend: what the colours and the marks mean, and how many trials of each kind there are."""
+def _add_legend(axes: "Axes", trials: Sequence[TrialLog], validated: Sequence[TrialLog]) -> None:
+    """The legend: the best trial, and the number of trials of each status."""
     from matplotlib.lines import Line2D
 
-    def sample(text: str, colour: str, marker: str | None = None, filling: str | None = None) -> Line2D:
-        return Line2D([], [], color=colour, marker=marker, markerfacecolor=filling, label=text, markersize=6)
+    def entry(text: str, colour: str, marker: str | None = None, fill: str | None = None) -> Line2D:
+        return Line2D([], [], color=colour, marker=marker, markerfacecolor=fill, label=text, markersize=6)
 
     entries = []
     if validated:
@@ -314,19 +317,19 @@ def _explain(axes: "Axes", trials: Sequence[TrialRecord], validated: Sequence[Tr
         assert best.best is not None
         percent = 100 * best.best.validation_accuracy
         entries.append(
-            sample(f"best: {best.name}, {percent:.1f}% at step {best.best.outer_step}", BEST_COLOUR)
+            entry(f"best: {best.name}, {percent:.1f}% at step {best.best.outer_step}", BEST_COLOUR)
         )
     for status in ("finished", "running", "stopped", "failed"):
         count = sum(trial.status == status for trial in trials)
-        unseen = count - sum(trial.status == status for trial in validated)
-        never = f" ({unseen} before the first validation)" if unseen else ""
+        unvalidated = count - sum(trial.status == status for trial in validated)
+        note = f" ({unvalidated} before the first validation)" if unvalidated else ""
         if count:
-            entries.append(sample(f"{count} {status}{never}", OTHER_COLOUR, *END_MARKS.get(status, ())))
+            entries.append(entry(f"{count} {status}{note}", OTHER_COLOUR, *END_MARKS.get(status, ())))
     axes.legend(handles=entries, frameon=False, fontsize=8, loc="lower right")
 
 
-def save_all(trials: Sequence[TrialRecord], folder: Path) -> list[Path]:
-    """Write all pictures that the trials give, as PNG. Returns: their paths."""
+def save_figures(trials: Sequence[TrialLog], folder: Path) -> list[Path]:
+    """Write all figures as PNG. Returns: their paths."""
     figures = {
         "parallel_coordinates": parallel_coordinates(trials),
         "window_unroll": window_unroll_map(trials),

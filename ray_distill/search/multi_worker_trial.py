@@ -31,7 +31,14 @@ from ray_distill.core.state import RunState
 from ray_distill.distillation.recovery import NoWholeCheckpointError, booked, newest_read
 from ray_distill.distillation.trainer import quiet_reports, scaling_of, worker_device
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
-from ray_distill.search.trial import TrialMeta, distil, given_checkpoint, read_state, say_again, taken_up
+from ray_distill.search.trial import (
+    TrialMeta,
+    read_state,
+    repeat_report,
+    resume_or_start,
+    starting_checkpoint,
+    train_trial,
+)
 
 
 def train_worker(setup: dict[str, Any]) -> None:
@@ -49,20 +56,20 @@ def train_worker(setup: dict[str, Any]) -> None:
     world: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
     # Train has its own after one of its workers was lost.
     given = [] if setup["checkpoint"] is None else [setup["checkpoint"]]
-    kept, damaged = newest_kept([*given, *booked()], place, world, shared["search_hash"])
+    kept, damaged = load_newest_on_all_ranks([*given, *booked()], place, world, shared["search_hash"])
     if damaged and kept is None and given:
         raise NoWholeCheckpointError(f"no checkpoint of this trial can be read: {damaged}")
-    state, about = taken_up(kept, place, proposal["values"])
+    state, about = resume_or_start(kept, place, proposal["values"])
 
     def tell(said: dict[str, Any], checkpoint: Path | None) -> None:
         # Every rank must report, and rank 0 alone has something to keep.
         kept = checkpoint if world.rank == 0 else None
         ray.train.report(said, checkpoint=kept and ray.train.Checkpoint.from_directory(kept))
 
-    distil(place, state, about, world, shared["search_hash"], tell, damaged)
+    train_trial(place, state, about, world, shared["search_hash"], tell, damaged)
 
 
-def newest_kept(
+def load_newest_on_all_ranks(
     checkpoints: Sequence[ray.train.Checkpoint], place: WorkerContext, world: Communicator, search_hash: str
 ) -> tuple[tuple[RunState, TrialMeta] | None, str]:
     """What the last of these holds, the oldest first, that all ranks can read, which every one must ask; and what is wrong
@@ -105,14 +112,14 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
     )
 
 
-def trial_by_train(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
+def run_multi_worker_trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """What the process of a trial with several workers does: Ray Train, whose reports it passes on to Tune.
 
     Args: as `search_trial.trial`; `shared` also has `train`, the place for Train's own files, in Tune's storage.
     """
-    kept = given_checkpoint(proposal, shared)
+    kept = starting_checkpoint(proposal, shared)
     if kept is not None and proposal["again"]:
-        say_again(kept)
+        repeat_report(kept)
     queue = Queue(actor_options={"num_cpus": 0})
     setup = {"proposal": proposal, "shared": shared, "checkpoint": kept}
     trainer = _trainer(parse_config(proposal["config"]), setup, queue)

@@ -19,22 +19,21 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from ray_distill.search.config import PbtScheduler, SearchConfig
-from ray_distill.search.domains import LogUniformDomain, UniformDomain, options
-from ray_distill.search.results import Value
-from ray_distill.search.sampler import number_of, uniform
+from ray_distill.search.domains import LogUniformDomain, UniformDomain, Value, options
+from ray_distill.search.sampler import trial_number, uniform
 from ray_distill.search.space import Space
 
-FACTOR = 1.25
+PERTURBATION_FACTOR = 1.25
 METRIC = "validation_accuracy"
 """Of the state itself: its best so far would hide that a change was for the worse."""
 
 
-def explored(
+def explore(
     search: SearchConfig, values: Mapping[str, Value], outer_step: int, number: int
 ) -> dict[str, Value]:
     """The values of a member that takes over a state with these values, drawn at an outer step."""
     assert isinstance(search.scheduler, PbtScheduler)
-    space, changed = search.around, dict[str, Value]()
+    space, changed = search.search_space, dict[str, Value]()
     for key in space.order:
         again, number_there, direction = (
             uniform(search, f"{use}-{key}", outer_step, number) for use in ("resample", "value", "direction")
@@ -56,7 +55,7 @@ def _nudged(space: Space, key: str, value: Any, direction: int, given: Mapping[s
         nearest: Value = allowed[min(max(place + direction, 0), len(allowed) - 1)]
         return nearest
     low, high = space.limits(key, given)
-    new = value * FACTOR**direction
+    new = value * PERTURBATION_FACTOR**direction
     if isinstance(space.domains[key], LogUniformDomain | UniformDomain) and not isinstance(low, int):
         return float(min(max(float(f"{new:.4g}"), low), high))
     # An integer moves by one at least.
@@ -160,14 +159,14 @@ class Population(PopulationBasedTraining):
     ) -> None:
         # Tune draws the parent from Python's generator; from one it can only take that one.
         if trial in lower:
-            step, number = self._next_perturbation_sync, number_of(trial.trial_id)
+            step, number = self._next_perturbation_sync, trial_number(trial.trial_id)
             upper = [upper[int(uniform(self._search, "parent", step, number) * len(upper))]]
         super()._checkpoint_or_exploit(trial, controller, upper, lower)
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
-        step, number = self._next_perturbation_sync, number_of(trial.trial_id)
-        values = explored(self._search, trial_to_clone.config["values"], step, number)
-        plain = self._search.around.plain(values)
+        step, number = self._next_perturbation_sync, trial_number(trial.trial_id)
+        values = explore(self._search, trial_to_clone.config["values"], step, number)
+        plain = self._search.search_space.config_dict(values)
         config = {"values": values, "config": plain, "checkpoint": None, "again": False}
         return {**trial.config, **config}, {}
 
@@ -179,7 +178,7 @@ class Population(PopulationBasedTraining):
         )
 
 
-def scheduled(search: SearchConfig, lineage: list[tuple[int, dict[str, Value]]]) -> dict[str, Any]:
+def as_schedules(search: SearchConfig, lineage: list[tuple[int, dict[str, Value]]]) -> dict[str, Any]:
     """The values of a lineage as a configuration's: piecewise where they changed."""
     values: dict[str, Any] = {}
     for key in search.space:

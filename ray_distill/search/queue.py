@@ -16,15 +16,15 @@ from ray.tune.search import SearchAlgorithm
 from ray_distill.distillation.checkpoint import CheckpointError
 from ray_distill.search.callback import SearchObserver
 from ray_distill.search.config import PbtScheduler, SearchConfig
-from ray_distill.search.journal import Kept, SearchJournal, TrialLog
-from ray_distill.search.results import Value
-from ray_distill.search.sampler import Drawn, Sampler, known, trial_name
+from ray_distill.search.domains import Value
+from ray_distill.search.journal import SearchJournal, TrialCheckpoint, TrialLog
+from ray_distill.search.sampler import OptunaSampler, SampledValues, planned_values, trial_name
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 
 
 @dataclass(frozen=True)
-class Proposal:
+class QueuedTrial:
     """A trial that is to run, or to go on."""
 
     name: str
@@ -41,7 +41,7 @@ class TrialQueue(SearchAlgorithm):
     def __init__(
         self,
         search: SearchConfig,
-        proposals: Iterable[Callable[[], Proposal]],
+        proposals: Iterable[Callable[[], QueuedTrial]],
         at_once: int,
     ) -> None:
         """
@@ -49,7 +49,7 @@ class TrialQueue(SearchAlgorithm):
             proposals: what draws each; asked when there is room for it, so that it can know of those before.
             at_once: how many may be under way.
         """
-        self._space, self._at_once = search.around, at_once
+        self._space, self._at_once = search.search_space, at_once
         self._waiting = deque(proposals)
         self._live: set[str] = set()
         self._spec: dict[str, Any] = {}
@@ -71,7 +71,7 @@ class TrialQueue(SearchAlgorithm):
             config={
                 "name": proposal.name,
                 "values": values,
-                "config": self._space.plain(values),
+                "config": self._space.config_dict(values),
                 "checkpoint": proposal.checkpoint,
                 "again": proposal.again,
             },
@@ -96,13 +96,13 @@ class TrialQueue(SearchAlgorithm):
         return bool(self._finished) or not self._waiting
 
 
-def trials_left(
+def pending_trials(
     search: SearchConfig, folder: SearchDir, journal: SearchJournal, bystander: SearchObserver
-) -> Iterator[Callable[[], Proposal]]:
+) -> Iterator[Callable[[], QueuedTrial]]:
     """The trials that are to go on, and then those that have not begun; the journal says where each goes on."""
-    for log in list(journal.logs.values()):
+    for log in list(journal.trials.values()):
         if log.status == "running":
-            kept, damaged = newest_whole(log, folder, search.hash)
+            kept, damaged = newest_valid_checkpoint(log, folder, search.hash)
             step = kept.outer_step if kept else 0
             if damaged:
                 bystander.begin(log.name, log.values)
@@ -116,18 +116,20 @@ def trials_left(
             seconds = kept.seconds if kept else 0.0
             journal.write("goes_on", trial=log.name, outer_step=step, seconds=seconds)
             yield partial(_go_on, search, folder, journal, log, bystander)
-    sampler = Sampler(search, journal) if search.algorithm == "optuna" else None
-    values = [] if sampler else known(search)
-    for number in range(len(journal.logs), search.num_trials):
+    sampler = OptunaSampler(search, journal) if search.algorithm == "optuna" else None
+    values = [] if sampler else planned_values(search)
+    for number in range(len(journal.trials), search.num_trials):
         draw = partial(sampler.draw, number) if sampler else partial(_known, values, number)
         yield partial(_begin, journal, number, draw, bystander)
 
 
-def newest_whole(log: TrialLog, folder: SearchDir, search_hash: str) -> tuple[Kept | None, str]:
+def newest_valid_checkpoint(
+    log: TrialLog, folder: SearchDir, search_hash: str
+) -> tuple[TrialCheckpoint | None, str]:
     """The newest checkpoint of a trial that can be read, None for its start; and what is wrong with those after it."""
     damaged: list[str] = []
     found = None
-    for kept in reversed(log.kept):
+    for kept in reversed(log.checkpoints):
         with folder.open_checkpoint(kept.checkpoint) as path:
             try:
                 read_state(path, search_hash)
@@ -142,25 +144,25 @@ def newest_whole(log: TrialLog, folder: SearchDir, search_hash: str) -> tuple[Ke
     return found, f"{'; '.join(damaged)}; the trial {where}" if damaged else ""
 
 
-def _known(values: list[dict[str, Value]], number: int) -> Drawn:
-    return Drawn(values[number], None)
+def _known(values: list[dict[str, Value]], number: int) -> SampledValues:
+    return SampledValues(values[number], None)
 
 
 def _go_on(
     search: SearchConfig, folder: SearchDir, journal: SearchJournal, log: TrialLog, bystander: SearchObserver
-) -> Proposal:
+) -> QueuedTrial:
     kept = None if log.checkpoint is None else folder.checkpoint_path(log.checkpoint)
     # Members that wait for the others' report at an exchange say theirs again.
-    again = isinstance(search.scheduler, PbtScheduler) and log.outer_step > journal.barrier
+    again = isinstance(search.scheduler, PbtScheduler) and log.checkpoint_step > journal.last_exchange
     bystander.begin(log.name, log.values)
-    return Proposal(log.name, log.now, kept, again)
+    return QueuedTrial(log.name, log.current_values, kept, again)
 
 
 def _begin(
-    journal: SearchJournal, number: int, draw: Callable[[], Drawn], bystander: SearchObserver
-) -> Proposal:
+    journal: SearchJournal, number: int, draw: Callable[[], SampledValues], bystander: SearchObserver
+) -> QueuedTrial:
     drawn = draw()
-    proposal = Proposal(trial_name(number), drawn.values)
+    proposal = QueuedTrial(trial_name(number), drawn.values)
     journal.write("trial", trial=proposal.name, values=drawn.values, numbers=drawn.numbers)
     bystander.begin(proposal.name, proposal.values)
     return proposal

@@ -20,13 +20,20 @@ from ray_distill.search import figures, results
 from ray_distill.search.accounting import SearchTime
 from ray_distill.search.callback import TrialEnd
 from ray_distill.search.config import PbtScheduler, SearchConfig, check_installed
+from ray_distill.search.domains import Value
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.results import LeaderboardRow, TrialRecord, Value
-from ray_distill.search.sampler import known, number_of
+from ray_distill.search.results import LeaderboardRow
+from ray_distill.search.sampler import planned_values, trial_number
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.search.trial import read_state
-from ray_distill.search.tuner import SearchError, capacity, cores_of_trial, room, run_trials
+from ray_distill.search.tuner import (
+    SearchError,
+    cores_per_trial,
+    max_concurrent_trials,
+    num_parallel_trials,
+    run_trials,
+)
 from ray_distill.storage.preflight import check_reachable
 from ray_distill.tracking import tracker as tracking_tracker
 from ray_distill.tracking.tracker import Tracker
@@ -37,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SearchOutcome:
+class SearchResult:
     """What a search came to."""
 
     rows: list[LeaderboardRow]
@@ -56,8 +63,8 @@ def check_trials(search: SearchConfig, data: DevelopmentData) -> None:
     check_installed(search)
     check_fits_data(search.config, data)
     if search.algorithm != "optuna":
-        for values in known(search):
-            check_fits_data(search.around.config(values), data)
+        for values in planned_values(search):
+            check_fits_data(search.search_space.config(values), data)
 
 
 class _Desk:
@@ -75,7 +82,7 @@ class _Desk:
         self._say()
 
     def clone(self, trial: str, parent: str, outer_step: int) -> None:
-        self._record.clone(trial, number_of(parent), outer_step)
+        self._record.clone(trial, trial_number(parent), outer_step)
 
     def damaged(self, trial: str, said: str) -> None:
         logger.warning("%s: %s", trial, said)
@@ -85,11 +92,11 @@ class _Desk:
         self._record.end(trial, status, reason)
 
     def show(self) -> None:
-        self._record.show(results.leaderboard(records_of(self._journal)))
+        self._record.show(results.leaderboard(list(self._journal.trials.values())))
         self._say()
 
     def _say(self) -> None:
-        trials = results.ranked(records_of(self._journal))
+        trials = results.ranked(list(self._journal.trials.values()))
         over = sum(t.status != "running" for t in trials)
         said = f"{len(trials) - over} under way"
         # Where there is no terminal, what is said before the first has ended gets a line each time it changes.
@@ -98,13 +105,8 @@ class _Desk:
         self._update(over, said)
 
 
-def records_of(journal: SearchJournal) -> list[TrialRecord]:
-    """All trials, as the leaderboard wants them."""
-    return [log.record() for log in journal.logs.values()]
-
-
 @contextmanager
-def claimed(search: SearchConfig, folder: SearchDir, uri: str, *, resume: bool) -> Iterator[Tracker]:
+def open_search(search: SearchConfig, folder: SearchDir, uri: str, *, resume: bool) -> Iterator[Tracker]:
     """The folder for this process alone, while the block lasts, and the search's MLflow run, new or taken up again.
 
     Raises: ConfigError, StoreError, StorageError, StorageAwayError.
@@ -142,7 +144,7 @@ def run_search(
     *,
     resume: bool,
     began: float,
-) -> SearchOutcome:
+) -> SearchResult:
     """Run the trials that are left, on the connected Ray cluster, and keep the best. The MLflow run ends with it.
 
     Args:
@@ -151,9 +153,9 @@ def run_search(
     Raises: ConfigError, StoreError or StorageError before any trial; SearchError, StorageAwayError.
     """
     check_trials(search, data)
-    capacity(search)
+    max_concurrent_trials(search)
     warnings: list[str] = []
-    with claimed(search, folder, uri, resume=resume) as tracker:
+    with open_search(search, folder, uri, resume=resume) as tracker:
         journal = SearchJournal(folder.journal, folder.store_journals)
         _begin_attempt(search, journal, began)
         with tracked_search(tracker, folder.path, warnings) as record:
@@ -164,7 +166,7 @@ def run_search(
             config, rows, took = _keep(search, data, folder, journal, record)
         # MLflow has been told what it takes.
         folder.store_journals()
-    return SearchOutcome(rows, config, tracker, took, warnings)
+    return SearchResult(rows, config, tracker, took, warnings)
 
 
 def _keep(
@@ -176,13 +178,13 @@ def _keep(
 ) -> tuple[Config, list[LeaderboardRow], SearchTime]:
     """Write what the search came to, on the disk and then in its record."""
     config, files = _keep_best(search, data, folder, journal, record.parent)
-    trials = records_of(journal)
+    trials = list(journal.trials.values())
     rows = results.leaderboard(trials)
-    files += figures.save_all(trials, folder.path)
+    files += figures.save_figures(trials, folder.path)
     journal.write("done")
     took = journal.time
     write_json(folder.summary, {"name": search.name, "search_hash": search.hash, **took.flat()})
-    files += [folder.summary, *results.save(rows, folder.path, str(took))]
+    files += [folder.summary, *results.save_leaderboard(rows, folder.path, str(took))]
     folder.store(*files)
     record.show(rows, files, took)
     return config, rows, took
@@ -190,12 +192,12 @@ def _keep(
 
 def _begin_attempt(search: SearchConfig, journal: SearchJournal, began: float) -> None:
     """Note when the command began, and how many of the trials that are left can compute at once."""
-    left = search.num_trials - sum(log.status != "running" for log in journal.logs.values())
+    left = search.num_trials - sum(log.status != "running" for log in journal.trials.values())
     journal.write(
         "attempt",
         began_unix_s=time.time() - (time.monotonic() - began),
-        places=min(room(search), left),
-        cores=cores_of_trial(search),
+        places=min(num_parallel_trials(search), left),
+        cores=cores_per_trial(search),
     )
 
 
@@ -207,19 +209,23 @@ def _keep_best(
     tracker: Tracker,
 ) -> tuple[Config, list[Path]]:
     """Write the best trial's configuration and its distilled set."""
-    usable = [t for t in results.ranked(records_of(journal)) if t.best is not None and t.status != "failed"]
-    log = journal.logs[usable[0].name] if usable else None
+    usable = [
+        t
+        for t in results.ranked(list(journal.trials.values()))
+        if t.best is not None and t.status != "failed"
+    ]
+    log = journal.trials[usable[0].name] if usable else None
     if log is None or log.checkpoint is None:
-        reasons = sorted({log.reason for log in journal.logs.values() if log.reason}) or [
+        reasons = sorted({log.reason for log in journal.trials.values() if log.reason}) or [
             "time was up before"
         ]
         raise SearchError("no trial came to a validation: " + "; ".join(reasons))
     with folder.open_checkpoint(log.checkpoint) as checkpoint:
         state, _ = read_state(checkpoint, search.hash)
-    values = values_of(search, log)
-    dataset = to_dataset(search.around.config(values), data, state, tracker.run_id)
+    values = config_values(search, log)
+    dataset = to_dataset(search.search_space.config(values), data, state, tracker.run_id)
     dataset.save(folder.artifact)
-    config = search.around.whole(values)
+    config = search.search_space.full_config(values)
     # The search's storage is no place for another run.
     cluster = config.cluster.model_copy(update={"storage": None})
     config = config.model_copy(update={"name": f"{search.name}-best", "cluster": cluster})
@@ -227,10 +233,10 @@ def _keep_best(
     return config, [folder.best, folder.artifact]
 
 
-def values_of(search: SearchConfig, log: TrialLog) -> Mapping[str, object]:
+def config_values(search: SearchConfig, log: TrialLog) -> Mapping[str, object]:
     """A trial's values as a configuration's: schedules, if they changed on the way to its state."""
     if isinstance(search.scheduler, PbtScheduler) and log.lineage:
-        from ray_distill.search.population import scheduled
+        from ray_distill.search.population import as_schedules
 
-        return scheduled(search, log.lineage)
+        return as_schedules(search, log.lineage)
     return log.values

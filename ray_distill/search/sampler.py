@@ -16,10 +16,9 @@ import torch
 
 from ray_distill.core.rng import Stream
 from ray_distill.search.config import SearchConfig
-from ray_distill.search.domains import options
+from ray_distill.search.domains import Value, options
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.results import Value
-from ray_distill.search.space import TOP
+from ray_distill.search.space import MAX_UNIFORM
 
 if TYPE_CHECKING:
     import optuna
@@ -30,7 +29,7 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def number_of(name: str) -> int:
+def trial_number(name: str) -> int:
     """The inverse of `trial_name`."""
     return int(name.rpartition("-")[2])
 
@@ -41,21 +40,21 @@ def uniform(search: SearchConfig, use: str, outer_step: int, number: int) -> flo
     return float(stream.uniform(1, dtype=torch.float64)[0, 0])
 
 
-def drawn(search: SearchConfig, number: int) -> dict[str, Value]:
+def random_values(search: SearchConfig, number: int) -> dict[str, Value]:
     """The values of trial `number` of a search whose algorithm is random; those of trial 0 are the base's."""
     if number == 0:
-        return search.around.of_base()
-    return search.around.draw(lambda key, _: uniform(search, key, 0, number))
+        return search.search_space.base_values()
+    return search.search_space.draw(lambda key, _: uniform(search, key, 0, number))
 
 
-def known(search: SearchConfig) -> list[dict[str, Value]]:
+def planned_values(search: SearchConfig) -> list[dict[str, Value]]:
     """The values of all trials, where they can be known before any has run."""
     if search.algorithm == "grid":
-        return list(search.around.grid())[: search.num_trials]
-    return [drawn(search, n) for n in range(search.num_trials)]
+        return list(search.search_space.grid())[: search.num_trials]
+    return [random_values(search, n) for n in range(search.num_trials)]
 
 
-class Drawn(NamedTuple):
+class SampledValues(NamedTuple):
     """The values of a new trial."""
 
     values: dict[str, Value]
@@ -67,24 +66,24 @@ STATES = {"finished": "COMPLETE", "stopped": "PRUNED", "failed": "FAIL", "runnin
 """A trial's status -> Optuna's state."""
 
 
-class Sampler:
+class OptunaSampler:
     """What Optuna would try next."""
 
     def __init__(self, search: SearchConfig, journal: SearchJournal) -> None:
-        self._search, self._journal, self._space = search, journal, search.around
+        self._search, self._journal, self._space = search, journal, search.search_space
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def draw(self, number: int) -> Drawn:
+    def draw(self, number: int) -> SampledValues:
         """The values of trial `number`; those of trial 0 are the base's, which need not lie in the space."""
         if number == 0:
-            return Drawn(drawn(self._search, 0), None)
+            return SampledValues(random_values(self._search, 0), None)
         import optuna
 
         seed = int(2**32 * uniform(self._search, "optuna", 0, number))
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-        for log in self._journal.logs.values():
+        for log in self._journal.trials.values():
             if log.numbers is not None:
                 study.add_trial(self._frozen(log))
         trial, numbers = study.ask(), dict[str, float]()
@@ -93,10 +92,10 @@ class Sampler:
             if count is not None:
                 numbers[key] = (trial.suggest_categorical(key, tuple(range(count))) + 0.5) / count
             else:
-                numbers[key] = min(trial.suggest_float(key, 0.0, 1.0), TOP)
+                numbers[key] = min(trial.suggest_float(key, 0.0, 1.0), MAX_UNIFORM)
             return numbers[key]
 
-        return Drawn(self._space.draw(pick), numbers)
+        return SampledValues(self._space.draw(pick), numbers)
 
     def _frozen(self, log: TrialLog) -> "optuna.trial.FrozenTrial":
         """A trial of the journal as Optuna's: one stopped early is PRUNED, so that TPE ranks it behind all complete ones, and

@@ -26,7 +26,8 @@ from typing import Any, Literal
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
-from ray_distill.search.results import LeaderboardRow, Value, markdown
+from ray_distill.search.domains import Value
+from ray_distill.search.results import LeaderboardRow, markdown
 from ray_distill.tracking.retry_queue import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, final_status
 from ray_distill.utils.jsonl import OutboxEntry, OutboxFile
@@ -34,7 +35,7 @@ from ray_distill.utils.jsonl import OutboxEntry, OutboxFile
 JOURNAL = "mlflow_journal.jsonl"
 """The journal's file in the search's folder."""
 
-ENDS: dict[str, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+MLFLOW_STATUSES: dict[str, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """A trial's status in MLflow's words."""
 
 LEADERBOARD_TABLE = "leaderboard.json"
@@ -49,7 +50,7 @@ NOTE_TAG = "mlflow.note.content"
 NOTE_ROWS = 20
 """Trials in the description; MLflow's tags are short, and its table artefact has them all."""
 
-FLUSH_WITHIN_S = 60.0
+FLUSH_TIMEOUT_S = 60.0
 """How long the end of a search waits for the store."""
 
 
@@ -71,7 +72,7 @@ class SearchTracking:
         """Those that the recording has opened."""
         self._running: set[str] = set()
         self._journal = OutboxFile(folder / JOURNAL)
-        self.found_unsaid = len(self._journal.pending)
+        self.num_recovered = len(self._journal.pending)
         """How many things an earlier process could not say; they are said first."""
         self._recording = RetryQueue(self._say, list(self._journal.pending))
 
@@ -121,7 +122,14 @@ class SearchTracking:
     ) -> None:
         """A trial is over; `reason`: why it failed."""
         self._running.discard(trial)
-        self._put("end", trial=trial, status=ENDS[status], outcome=status, reason=reason, unix_s=time.time())
+        self._put(
+            "end",
+            trial=trial,
+            status=MLFLOW_STATUSES[status],
+            outcome=status,
+            reason=reason,
+            unix_s=time.time(),
+        )
 
     def show(
         self, rows: Sequence[LeaderboardRow], files: Sequence[Path] = (), took: SearchTime | None = None
@@ -136,7 +144,7 @@ class SearchTracking:
             values = {"wall_s": took.wall_s, "orchestration": took.orchestration} if took else {}
             self._put(
                 "leaderboard",
-                rows=[row.flat() for row in rows],
+                rows=[row.to_dict() for row in rows],
                 note=note,
                 values=values,
                 unix_s=time.time(),
@@ -144,7 +152,7 @@ class SearchTracking:
         for path in files:
             self._put("file", path=str(path.resolve()))
 
-    def close(self, status: str, within_s: float = FLUSH_WITHIN_S) -> list[str]:
+    def close(self, status: str, within_s: float = FLUSH_TIMEOUT_S) -> list[str]:
         """End the search's run, and trials that still run: FINISHED, KILLED or FAILED; wait for the store.
 
         Returns: what MLflow has not got, for the user.

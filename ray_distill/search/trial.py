@@ -28,12 +28,12 @@ from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import CheckpointError, load_state, save_state
 from ray_distill.distillation.recovery import NoWholeCheckpointError, newest_read
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
-from ray_distill.search.config import JUDGED_BY
-from ray_distill.search.results import Value
+from ray_distill.search.config import EVALUATION_KEY
+from ray_distill.search.domains import Value
 from ray_distill.utils.atomic import write_json
 
 STATE = "state.arrow"
-ABOUT = "trial.json"
+META = "trial.json"
 
 Lineage = list[tuple[int, dict[str, Value]]]
 """From which outer step on which values held; the first from 0."""
@@ -52,7 +52,7 @@ class TrialMeta:
     @classmethod
     def load(cls, path: Path) -> "TrialMeta":
         """From a checkpoint's folder. Raises: CheckpointError."""
-        file = path / ABOUT
+        file = path / META
         try:
             values = json.loads(file.read_text())
             lineage = [(int(step), dict(of)) for step, of in values["lineage"]]
@@ -66,7 +66,7 @@ class TrialMeta:
         return cls(lineage, seconds, told)
 
 
-def began_with(about: TrialMeta, state: RunState, values: dict[str, Value]) -> RunState:
+def with_values(about: TrialMeta, state: RunState, values: dict[str, Value]) -> RunState:
     """Take a state up with these values, noted in its lineage.
 
     Sets are judged by networks that are trained with the inner step size. Where that changes, accuracies from before
@@ -75,12 +75,12 @@ def began_with(about: TrialMeta, state: RunState, values: dict[str, Value]) -> R
     before = about.lineage[-1][1] if about.lineage else None
     if before != values:
         about.lineage.append((state.outer_step, values))
-        if before is not None and before.get(JUDGED_BY) != values.get(JUDGED_BY):
+        if before is not None and before.get(EVALUATION_KEY) != values.get(EVALUATION_KEY):
             return state._replace(best=None)
     return state
 
 
-def judged_often(experiment: Experiment) -> Experiment:
+def reporting_each_validation(experiment: Experiment) -> Experiment:
     """With a report and a checkpoint at every validation and no others: what a search compares."""
     every = experiment.cadence.validate_every
     return replace(
@@ -88,11 +88,11 @@ def judged_often(experiment: Experiment) -> Experiment:
     )
 
 
-Tell = Callable[[dict[str, Any], Path | None], None]
+ReportFn = Callable[[dict[str, Any], Path | None], None]
 """Says something to Tune, with the folder of a checkpoint, if there is one."""
 
 
-def tell_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
+def report_to_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
     """From the trial's own process, which waits in it for Tune's decision: that may be to end it."""
     tune.report(said, checkpoint=checkpoint and tune.Checkpoint.from_directory(checkpoint))
 
@@ -101,7 +101,7 @@ class TuneReporter:
     """What the outer loop's reports become: reports to Tune, with checkpoints."""
 
     def __init__(
-        self, about: TrialMeta, search_hash: str, validate_every: int, tell: Tell, damaged: str
+        self, about: TrialMeta, search_hash: str, validate_every: int, tell: ReportFn, damaged: str
     ) -> None:
         self._about, self._hash, self._every, self._tell = about, search_hash, validate_every, tell
         self._also = {"damaged": damaged} if damaged else dict[str, Any]()
@@ -109,14 +109,14 @@ class TuneReporter:
         self._since = time.perf_counter()
 
     def __call__(self, report: Report) -> None:
-        """Tell Tune of a validation."""
+        """ReportFn Tune of a validation."""
         self._about.seconds += time.perf_counter() - self._since
         self._waiting += report.points
         if report.checkpoint:
             self._about.told = self._told(report.points[-1])
             with tempfile.TemporaryDirectory() as folder:
                 save_state(Path(folder) / STATE, self._hash, report.state, [])
-                write_json(Path(folder) / ABOUT, asdict(self._about))
+                write_json(Path(folder) / META, asdict(self._about))
                 points, self._waiting = self._waiting, []
                 said = self._about.told | self._also | {"points": [tuple(p) for p in points]}
                 self._also = {}
@@ -135,7 +135,7 @@ class TuneReporter:
         }
 
     def failed(self, reason: str) -> None:
-        """Tell Tune that the trial cannot go on."""
+        """ReportFn Tune that the trial cannot go on."""
         told = self._about.told or {"outer_step": 0, "validations": 0}
         nothing = {"validation_accuracy": 0.0, "best_validation_accuracy": 0.0}
         points = [tuple(p) for p in self._waiting]
@@ -150,27 +150,27 @@ def read_state(
     return load_state(checkpoint / STATE, search_hash, device).state, TrialMeta.load(checkpoint)
 
 
-def taken_up(
+def resume_or_start(
     kept: tuple[RunState, TrialMeta] | None, place: WorkerContext, values: dict[str, Value]
 ) -> tuple[RunState, TrialMeta]:
     """What a checkpoint held, or the state before the first outer step, with these values from now on."""
     state, about = kept or (place.start, TrialMeta([]))
-    return began_with(about, state, values), about
+    return with_values(about, state, values), about
 
 
-def distil(
+def train_trial(
     place: WorkerContext,
     state: RunState,
     about: TrialMeta,
     world: Communicator,
     search_hash: str,
-    tell: Tell,
+    tell: ReportFn,
     damaged: str = "",
 ) -> None:
     """The outer loop from a state to the end; `damaged`: what is wrong with newer ones, told with the first report."""
     if place.compiles:
         place.compile(state, world)
-    experiment = judged_often(place.experiment)
+    experiment = reporting_each_validation(place.experiment)
     teller = TuneReporter(about, search_hash, experiment.cadence.validate_every, tell, damaged)
     try:
         outer_loop(experiment, place.train, place.validation, state, world, teller)
@@ -179,7 +179,7 @@ def distil(
         teller.failed(str(e))
 
 
-def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
+def run_trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """What the process of each trial does: the outer loop from its checkpoint, or from the start.
 
     Args:
@@ -192,16 +192,16 @@ def trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     place = open_worker_context(
         config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_of(config)
     )
-    given, kept, damaged = given_checkpoint(proposal, shared), None, ""
+    given, kept, damaged = starting_checkpoint(proposal, shared), None, ""
     if given is not None:
-        kept, damaged = newest_with(given, proposal["values"], shared["search_hash"], place.device)
+        kept, damaged = load_newest(given, proposal["values"], shared["search_hash"], place.device)
         if proposal["again"] and not damaged:
-            say_again(given)
-    state, about = taken_up(kept, place, proposal["values"])
-    distil(place, state, about, SingleProcess(), shared["search_hash"], tell_tune, damaged)
+            repeat_report(given)
+    state, about = resume_or_start(kept, place, proposal["values"])
+    train_trial(place, state, about, SingleProcess(), shared["search_hash"], report_to_tune, damaged)
 
 
-def given_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.Checkpoint | None:
+def starting_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.Checkpoint | None:
     """The one that a trial is to go on from: Tune's, once it has one, before that the proposal's."""
     given: tune.Checkpoint | None = tune.get_checkpoint()
     if given is None and proposal["checkpoint"] is not None:
@@ -209,7 +209,7 @@ def given_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.C
     return given
 
 
-def newest_with(
+def load_newest(
     given: tune.Checkpoint, values: dict[str, Value], search_hash: str, device: torch.device
 ) -> tuple[tuple[RunState, TrialMeta], str]:
     """What the checkpoint holds that a trial was given; if it is damaged, the newest whole one before it that was kept with
@@ -245,8 +245,8 @@ def _before(given: tune.Checkpoint) -> list[tune.Checkpoint]:
     return [tune.Checkpoint(f"{path.parent}/{name}", given.filesystem) for name in names]
 
 
-def say_again(checkpoint: tune.Checkpoint) -> None:
-    """Tell Tune what a checkpoint was kept with."""
+def repeat_report(checkpoint: tune.Checkpoint) -> None:
+    """ReportFn Tune what a checkpoint was kept with."""
     with checkpoint.as_directory() as folder:
         told = TrialMeta.load(Path(folder)).told
         if told is not None:

@@ -22,9 +22,9 @@ from ray_distill.search.callback import JournalCallback, SearchObserver
 from ray_distill.search.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.population import Population
-from ray_distill.search.queue import TrialQueue, trials_left
+from ray_distill.search.queue import TrialQueue, pending_trials
 from ray_distill.search.search_dir import TUNE, SearchDir
-from ray_distill.search.trial import trial
+from ray_distill.search.trial import run_trial
 from ray_distill.storage.run_dir import TRAIN
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
@@ -39,7 +39,7 @@ class SearchError(RunError):
     """A search that could not be brought to its end."""
 
 
-def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler:
+def make_scheduler(search: SearchConfig, journal: SearchJournal) -> TrialScheduler:
     """The search's scheduler, which knows of the trials in the journal what it must."""
     chosen, steps = search.scheduler, search.outer_steps
     match chosen:
@@ -53,7 +53,7 @@ def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler
                 grace_period=chosen.grace,
                 reduction_factor=chosen.reduction,
             )
-            for log in journal.logs.values():
+            for log in journal.trials.values():
                 _tell_again(asha, log)
             return asha
         case HyperbandScheduler():
@@ -67,7 +67,7 @@ def scheduler_of(search: SearchConfig, journal: SearchJournal) -> TrialScheduler
                 stop_last_trials=False,
             )
         case PbtScheduler():
-            return Population(search, journal.barrier)
+            return Population(search, journal.last_exchange)
     return FIFOScheduler()
 
 
@@ -81,33 +81,33 @@ def _tell_again(scheduler: TrialScheduler, log: TrialLog) -> None:
         scheduler.on_trial_result(None, stand_in, result)
 
 
-def waits(search: SearchConfig) -> bool:
+def is_synchronous(search: SearchConfig) -> bool:
     """Whether trials wait for each other, so that all must have begun; Tune has them take turns on the cores."""
     return isinstance(search.scheduler, PbtScheduler | HyperbandScheduler)
 
 
-def cores_of_trial(search: SearchConfig) -> int:
+def cores_per_trial(search: SearchConfig) -> int:
     """Cores that a trial computes on."""
     return search.workers * search.config.cluster.cpus_per_worker
 
 
-def room(search: SearchConfig) -> int:
+def num_parallel_trials(search: SearchConfig) -> int:
     """How many trials the connected cluster can compute at once. Raises: ConfigError if not even one."""
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
     check_resources("num_workers", search.workers, cluster.cpus_per_worker, gpus)
     total = ray.cluster_resources()
-    fits = int(total["CPU"] // cores_of_trial(search))
+    fits = int(total["CPU"] // cores_per_trial(search))
     return min(fits, int(total["GPU"] // search.workers)) if gpus else fits
 
 
-def capacity(search: SearchConfig) -> int:
+def max_concurrent_trials(search: SearchConfig) -> int:
     """How many trials may be under way on the connected cluster: where they wait for each other, all of them.
 
     Raises: ConfigError if it has no room for one, or for Ray Train's workers of all where they wait.
     """
-    fits = room(search)
-    if not waits(search):
+    fits = num_parallel_trials(search)
+    if not is_synchronous(search):
         return fits
     if search.workers > 1 and search.num_trials > fits:
         raise ConfigError(
@@ -121,12 +121,12 @@ def _trainable(search: SearchConfig, shared: dict[str, Any]) -> Any:
     """What Tune runs for each trial, with what it reserves for it."""
     cluster = search.config.cluster
     if search.workers > 1:
-        from ray_distill.search.multi_worker_trial import trial_by_train
+        from ray_distill.search.multi_worker_trial import run_multi_worker_trial
 
         # The workers are placed by Ray Train, beside the trial: that itself takes next to nothing.
-        return tune.with_resources(tune.with_parameters(trial_by_train, shared=shared), {"memory": 1})
+        return tune.with_resources(tune.with_parameters(run_multi_worker_trial, shared=shared), {"memory": 1})
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if cluster.use_gpu else {})
-    return tune.with_resources(tune.with_parameters(trial, shared=shared), resources)
+    return tune.with_resources(tune.with_parameters(run_trial, shared=shared), resources)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def run_trials(
     Raises: ConfigError if a trial could never be placed; SearchError; LostLeaseError or StorageAwayError for a storage that
     does not take what is to be kept.
     """
-    left = list(trials_left(search, folder, journal, bystander))
+    left = list(pending_trials(search, folder, journal, bystander))
     if not left:
         return
     attempt = folder.new_attempt()
@@ -167,10 +167,10 @@ def run_trials(
         "filesystem": filesystem,
         "train": f"{storage_path}/{attempt}/{TRAIN}",
     }
-    at_once = capacity(search)
+    at_once = max_concurrent_trials(search)
     seconds = None if search.budget.hours is None else 3600 * search.budget.hours
     deadline = math.inf if seconds is None else time.monotonic() + seconds
-    scheduler = scheduler_of(search, journal)
+    scheduler = make_scheduler(search, journal)
     clerk = JournalCallback(
         search,
         journal,
@@ -194,7 +194,7 @@ def run_trials(
                 **_settings(search),
             )
     except tune.TuneError as e:
-        raise journal.trouble or SearchError(str(e)) from e
+        raise journal.sync_error or SearchError(str(e)) from e
     finally:
         if search.workers > 1:
             # Ray Train's own files; Tune has copies of the checkpoints that count.

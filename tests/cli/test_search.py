@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
 from ray_distill.search.config import parse_search
-from ray_distill.search.run import claimed
-from ray_distill.search.sampler import known
+from ray_distill.search.run import open_search
+from ray_distill.search.sampler import planned_values
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.workdir import LOCK
 from ray_distill.tracking.tracker import Tracker
@@ -35,7 +35,7 @@ def test_a_dry_run_says_which_trials_there_are(search_file: Path) -> None:
     assert search == tiny_search(budget={"trials": 6})
     lines = [line for line in out.splitlines() if line.startswith("# trial-")]
     assert len(lines) == 6
-    for line, values in zip(lines, known(search), strict=True):
+    for line, values in zip(lines, planned_values(search), strict=True):
         assert all(f"{key}={value}" in line for key, value in values.items())
     assert [path.name for path in search_file.parent.iterdir()] == ["search.yaml"]
 
@@ -72,17 +72,17 @@ def test_one_search_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
     """Of two that both found it idle, or free, the second comes to nothing: no MLflow run, no file; the first is as it
     was. When the first has ended the search can be resumed, in the same run."""
     folder, uri = SearchDir(tmp_path / "s"), f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with claimed(tiny_search(), folder, uri, resume=False) as first:
+    with open_search(tiny_search(), folder, uri, resume=False) as first:
         before = {path: path.read_bytes() for path in folder.path.iterdir()}
         for resume in (True, False):
-            second = claimed(tiny_search(budget={"trials": 9}), folder, uri, resume=resume)
+            second = open_search(tiny_search(budget={"trials": 9}), folder, uri, resume=resume)
             with pytest.raises(ConfigError, match="another process is at work in it"), second:
                 pass
         assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
     experiment = first.client.get_run(first.run_id).info.experiment_id
     assert len(first.client.search_runs([experiment])) == 1
-    with claimed(tiny_search(budget={"trials": 9}), folder, uri, resume=True) as again:
+    with open_search(tiny_search(budget={"trials": 9}), folder, uri, resume=True) as again:
         assert again == first
     assert "trials: 9" in folder.config.read_text()
-    with pytest.raises(ConfigError, match="not empty"), claimed(tiny_search(), folder, uri, resume=False):
+    with pytest.raises(ConfigError, match="not empty"), open_search(tiny_search(), folder, uri, resume=False):
         pass

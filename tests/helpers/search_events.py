@@ -8,7 +8,7 @@ from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.run import values_of
+from ray_distill.search.run import config_values
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 from tests.helpers.tiny import Bench
@@ -16,7 +16,7 @@ from tests.helpers.tiny import Bench
 
 def logs_of(folder: SearchDir) -> dict[str, TrialLog]:
     """What the search knows of its trials."""
-    return SearchJournal(folder.journal).logs
+    return SearchJournal(folder.journal).trials
 
 
 def events(folder: SearchDir, kind: str) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def events(folder: SearchDir, kind: str) -> list[dict[str, Any]]:
 
 def bare(search: SearchConfig, log: TrialLog) -> tuple[RunState, list[dict[str, float]]]:
     """What the outer loop alone gives with the configuration that a trial's way is written as, and its points."""
-    b, reports = Bench(search.around.config(values_of(search, log))), list[Report]()
+    b, reports = Bench(search.search_space.config(config_values(search, log))), list[Report]()
     start = RunState.start(b.initial, b.experiment.outer)
     end = outer_loop(b.experiment, b.train, b.validation, start, SingleProcess(), reports.append)
     return end, [p.values for report in reports for p in report.points]
@@ -52,7 +52,7 @@ class Interrupted:
         logs = logs_of(folder)
         self._folder, self._num_reports = folder, len(events(folder, "report"))
         self._ended = {name for name, log in logs.items() if log.status == "finished"}
-        self._under_way = {name: log.outer_step for name, log in logs.items() if log.status == "running"}
+        self._under_way = {name: log.checkpoint_step for name, log in logs.items() if log.status == "running"}
         assert self._ended
         assert any(step > 0 for step in self._under_way.values())
 
@@ -67,5 +67,7 @@ class Interrupted:
         assert not {e["trial"] for e in reports} & self._ended
         for name, step in self._under_way.items():
             # One that had come to its last step, and was not noted to have ended, has nothing more to report.
-            again = [e["outer_step"] for e in reports if e["trial"] == name] or [logs[name].outer_step + 1]
+            again = [e["outer_step"] for e in reports if e["trial"] == name] or [
+                logs[name].checkpoint_step + 1
+            ]
             assert min(again) > step

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from ray_distill.config.config import Config
 from ray_distill.search.journal import SearchJournal
-from ray_distill.search.sampler import known
+from ray_distill.search.sampler import planned_values
 from ray_distill.search.search_dir import SearchDir
 from tests.helpers.nodes import BIN, Nodes, cluster_of_two
 from tests.helpers.processes import last_checkpoint, steps_shown, wait_until
@@ -170,7 +170,7 @@ def test_a_search_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Node
     again = submit(nodes, "search-again", *command, "--resume")
     assert again.returncode == 0, again.stdout + again.stderr
     assert about(nodes, "search-again")["status"] == "SUCCEEDED"
-    interrupted.check_resumed(known(search))
+    interrupted.check_resumed(planned_values(search))
     assert statuses(folder) == ("FINISHED", dict.fromkeys(logs_of(folder), "FINISHED"))
     (done,) = events(folder, "done")
     first, second = events(folder, "attempt")

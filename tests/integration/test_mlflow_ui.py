@@ -10,8 +10,10 @@ from urllib.parse import quote
 import pytest
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.search.figures import save_all
-from ray_distill.search.results import Measured, TrialRecord, Value, leaderboard
+from ray_distill.search.domains import Value
+from ray_distill.search.figures import save_figures
+from ray_distill.search.journal import TrialLog, ValidationResult
+from ray_distill.search.results import leaderboard
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import create_run
@@ -38,7 +40,7 @@ class Recorded(NamedTuple):
     children: list[str]
 
 
-def record_trial(tracking: SearchTracking, name: str) -> TrialRecord:
+def record_trial(tracking: SearchTracking, name: str) -> TrialLog:
     """A trial that is validated every 5 outer steps, the better the shorter its window."""
     window, unroll, status, steps = TRIALS[name]
     values: dict[str, Value] = {"truncation.window_length": window, "truncation.unroll_length": unroll}
@@ -49,10 +51,10 @@ def record_trial(tracking: SearchTracking, name: str) -> TrialRecord:
         if step % 5 == 0:
             accuracy = 0.9 - 0.01 * window - 0.5 * math.exp(-step / 10)
             measured |= {"validation_accuracy": accuracy}
-            curve.append(Measured(step, 0.2 * step, accuracy))
+            curve.append(ValidationResult(step, 0.2 * step, accuracy))
         tracking.add_points(name, [StepMetrics(step, measured, 1.7e9 + step)])
     tracking.end(name, status)  # type: ignore[arg-type]
-    return TrialRecord(name, values, status, steps, 0.2 * steps, tuple(curve))  # type: ignore[arg-type]
+    return TrialLog(name, values, status=status, curve=curve)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         warnings: list[str] = []
         with tracked_search(parent, folder, warnings) as tracking:
             trials = [record_trial(tracking, name) for name in TRIALS]
-            tracking.show(leaderboard(trials), save_all(trials, folder))
+            tracking.show(leaderboard(trials), save_figures(trials, folder))
         assert warnings == []
         experiment = parent.client.get_run(parent.run_id).info.experiment_id
         nested = parent.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")

@@ -16,8 +16,8 @@ from ray_distill.builders import experiment as builders_experiment
 from ray_distill.config.load import load_config
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import TrialLog
-from ray_distill.search.run import SearchOutcome, run_search, values_of
-from ray_distill.search.sampler import known, number_of
+from ray_distill.search.run import SearchResult, config_values, run_search
+from ray_distill.search.sampler import planned_values, trial_number
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.tuner import SearchError
 from ray_distill.storage.remote import Storage
@@ -63,14 +63,14 @@ LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 """A base that comes to 0.5 at its first validation and 0.7 at its last; with an outer.lr below 1e-3 none passes 0.3."""
 
 
-def carried_out(search: SearchConfig, folder: SearchDir, *, resume: bool = False) -> SearchOutcome:
+def carried_out(search: SearchConfig, folder: SearchDir, *, resume: bool = False) -> SearchResult:
     """The search, in this process, on the connected cluster, with a store of its own."""
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
     data, began = builders_experiment.development_data(search.config), time.monotonic()
     return run_search(search, data, folder, uri, silent, resume=resume, began=began)
 
 
-def runs_of(found: SearchOutcome) -> dict[str, str]:
+def runs_of(found: SearchResult) -> dict[str, str]:
     """The ids of the trials' MLflow runs by name."""
     client, parent = MlflowClient(found.tracker.uri), found.tracker.run_id
     experiment = client.get_run(parent).info.experiment_id
@@ -79,7 +79,7 @@ def runs_of(found: SearchOutcome) -> dict[str, str]:
 
 
 def check_member(
-    found: SearchOutcome, run_id: str, folder: SearchDir, log: TrialLog, points: list[dict[str, float]]
+    found: SearchResult, run_id: str, folder: SearchDir, log: TrialLog, points: list[dict[str, float]]
 ) -> None:
     """Asserts that the run of a population's member has each outer step once, the validations that the member reported,
     and since its last exchange the losses of its replay; and that the exchanges are told, each after all members'
@@ -98,7 +98,7 @@ def check_member(
     assert own == pytest.approx([of["outer_loss"] for of in points[since:]], abs=1e-12)
     exchanged = [(place, e) for place, e in enumerate(told) if e["event"] == "barrier"]
     assert history("cloned_from") == [
-        (e["outer_step"], number_of(clone["parent"]))
+        (e["outer_step"], trial_number(clone["parent"]))
         for _, e in exchanged
         for clone in e["clones"]
         if clone["trial"] == log.name
@@ -132,10 +132,10 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     assert statuses[0] == "finished"
     assert statuses.count("stopped") >= 3
     assert "failed" not in statuses
-    assert [log.values for log in logs.values()] == known(search)
+    assert [log.values for log in logs.values()] == planned_values(search)
     for log in logs.values():
         assert (log.curve[-1].outer_step == 20) == (log.status == "finished")
-        state, best = kept(search, folder, log), log.record().best
+        state, best = kept(search, folder, log), log.best
         assert state.outer_step == log.curve[-1].outer_step
         assert state.best is not None
         assert best is not None
@@ -154,7 +154,7 @@ def test_successive_halving_stops_the_worse_and_leaves_nothing(tmp_path: Path) -
     assert events(folder, "report")[: len(reports)] == reports
     again = {event["trial"] for event in events(folder, "report")[len(reports) :]}
     assert again == {"trial-006", "trial-007"}
-    assert [log.values for log in logs_of(folder).values()] == known(more)
+    assert [log.values for log in logs_of(folder).values()] == planned_values(more)
     assert load_config(folder.best).name == "tiny_search-best"
     best = DistilledDataset.load(folder.artifact)
     assert best.provenance["validation_accuracy"] == found.rows[0].best_validation_accuracy
@@ -207,9 +207,9 @@ def test_a_winner_of_a_population_is_replayed_by_an_ordinary_run(tmp_path: Path)
                 assert points[at]["outer_lr"] == held["outer.lr"]
             assert points[step]["outer_lr"] == values["outer.lr"]
     replayed = load_config(folder.best)
-    assert replayed == search.around.whole(values_of(search, logs[found.rows[0].trial])).model_copy(
-        update={"name": "tiny_search-best"}
-    )
+    assert replayed == search.search_space.full_config(
+        config_values(search, logs[found.rows[0].trial])
+    ).model_copy(update={"name": "tiny_search-best"})
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -238,7 +238,7 @@ def test_when_time_is_up_trials_are_left_where_they_are(tmp_path: Path) -> None:
     search = tiny_search(**of, budget={"trials": 4})
     found = carried_out(search, folder, resume=True)
     logs = logs_of(folder)
-    assert [log.values for log in logs.values()] == known(search)
+    assert [log.values for log in logs.values()] == planned_values(search)
     for log in logs.values():
         diverges = log.values["inner.lr"] == 1e300
         assert log.status == ("failed" if diverges else "finished")
@@ -279,7 +279,7 @@ def test_trials_of_two_workers_are_the_same_trials(tmp_path: Path, ray_cluster: 
     folder = SearchDir(tmp_path / "s", Storage.open(str(storage)))
     logs = logs_of(folder)
     assert [log.status for log in logs.values()] == ["finished", "stopped", "stopped"]
-    assert [log.outer_step for log in logs.values()] == [20, 5, 5]
+    assert [log.checkpoint_step for log in logs.values()] == [20, 5, 5]
     end, _ = bare(search, logs["trial-000"])
     state = kept(search, folder, logs["trial-000"])
     torch.testing.assert_close(state.data.images_NCHW, end.data.images_NCHW, rtol=1e-10, atol=1e-12)

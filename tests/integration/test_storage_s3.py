@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ray_distill.config.load import load_config
-from ray_distill.search.sampler import known
+from ray_distill.search.sampler import planned_values
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.search.trial import read_state
 from tests.helpers.processes import descendants_named, free_port
@@ -87,8 +87,8 @@ class Place:
 
     def last_checkpoint(self) -> int:
         """The outer step that Ray Train would go on from; 0 if there is none."""
-        known = self.read("train/run/checkpoint_manager_snapshot.json")
-        return max((int(step) for step in re.findall(rb"step_(\d+)", known)), default=0)
+        planned_values = self.read("train/run/checkpoint_manager_snapshot.json")
+        return max((int(step) for step in re.findall(rb"step_(\d+)", planned_values)), default=0)
 
 
 def start(
@@ -224,7 +224,7 @@ def test_a_search_goes_on_in_another_folder_from_the_store_alone(endpoint: str, 
     assert f"kept in       {place.uri}" in out
     assert "Traceback" not in err
     assert there.identity.read_bytes() == identity
-    interrupted.check_resumed(known(search), there)
+    interrupted.check_resumed(planned_values(search), there)
     files = place.files()
     for log in logs_of(there).values():
         assert [m.outer_step for m in log.curve] == list(range(5, 61, 5))

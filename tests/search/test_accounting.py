@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ray_distill.search.accounting import SearchTime, spent
+from ray_distill.search.accounting import SearchTime, time_spent
 from ray_distill.search.journal import SearchJournal
 
 
@@ -44,7 +44,7 @@ def test_all_core_seconds_are_accounted_for() -> None:
     140 by c and until 131 by a, so 10 + 19 s on three cores each. What is left, 300 - 123 - 60 - 87, is between."""
     events = [*FIRST, at(150, "done")]
     events[0] = attempt(105, began=100, cores=3)
-    found = spent(events)
+    found = time_spent(events)
     assert (found.attempts, found.wall_s, found.core_s, found.loop_core_s) == (1, 50, 300, 123)
     assert (found.start_core_s, found.end_core_s, found.between_core_s) == (60, 87, 30)
     assert found.orchestration == pytest.approx(1 - 123 / 300)
@@ -64,7 +64,7 @@ def test_while_nothing_runs_no_time_passes() -> None:
         report(1015, "c", 17),
         at(1020, "done"),
     ]
-    found = spent([*FIRST, *again])
+    found = time_spent([*FIRST, *again])
     assert (found.attempts, found.wall_s, found.core_s, found.loop_core_s) == (2, 60, 100, 46)
     assert (found.start_core_s, found.end_core_s, found.between_core_s) == (30, 5, 19)
     assert str(found).startswith("took 60 s, in 2 commands; 46% of the core time in outer loops, 54% orch")
@@ -75,9 +75,9 @@ def test_a_clone_computed_what_came_after_its_parents_state() -> None:
     report once more when the search is taken up is no computation, and no first step."""
     clones = [{"trial": "b", "parent": "a"}]
     events = [*FIRST[:3], at(121, "barrier", outer_step=5, clones=clones), report(130, "b", 14)]
-    assert spent(events).loop_core_s == 10 + 9 + 4
+    assert time_spent(events).loop_core_s == 10 + 9 + 4
     again = [attempt(200, began=200), report(210, "b", 14), report(240, "b", 24), at(250, "done")]
-    found = spent([*events, *again])
+    found = time_spent([*events, *again])
     assert found.loop_core_s == 10 + 9 + 4 + 10
     assert found.start_core_s == 2 * (110 - 100) + 2 * (230 - 200)
     # A place that nobody came to was idle from the first step on.
@@ -86,9 +86,9 @@ def test_a_clone_computed_what_came_after_its_parents_state() -> None:
 
 def test_nothing_to_do_is_wall_time_only() -> None:
     """A finished search that is resumed has no places; and time that was up at once was all start."""
-    assert spent([attempt(3, began=0, places=0), at(8, "done")]) == SearchTime(1, 8, 0, 0, 0, 0)
-    assert spent([attempt(3, began=0, places=0), at(8, "done")]).orchestration == 0
-    assert spent([attempt(3, began=0), at(8, "done")]) == SearchTime(1, 8, 16, 0, 16, 0)
+    assert time_spent([attempt(3, began=0, places=0), at(8, "done")]) == SearchTime(1, 8, 0, 0, 0, 0)
+    assert time_spent([attempt(3, began=0, places=0), at(8, "done")]).orchestration == 0
+    assert time_spent([attempt(3, began=0), at(8, "done")]) == SearchTime(1, 8, 16, 0, 16, 0)
 
 
 def test_a_journal_says_when_its_lines_were_written(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.core.rng import Stream
 from ray_distill.search.config import SearchConfig, load_search
-from ray_distill.search.space import TOP
+from ray_distill.search.space import MAX_UNIFORM
 from tests.helpers.tiny import TINY
 from tests.helpers.tiny_search import SPACE, tiny_search
 
@@ -41,7 +41,7 @@ def draws(search: SearchConfig, count: int) -> list[dict[str, Any]]:
     found = []
     for row in numbers:
         of = iter(row)
-        found.append(search.around.draw(lambda key, count, of=of: next(of)))
+        found.append(search.search_space.draw(lambda key, count, of=of: next(of)))
     return found
 
 
@@ -50,7 +50,7 @@ def test_a_thousand_draws_are_configurations_and_have_what_they_need() -> None:
     search = tiny_search(space=WIDE)
     seen = set()
     for values in draws(search, 1000):
-        config = search.around.config(values)
+        config = search.search_space.config(values)
         rule, truncation = values["truncation.rule"], config.truncation
         windowed = rule in ("t-bptt", "rat-bptt")
         assert ("truncation.window_length" in values) == windowed
@@ -69,14 +69,14 @@ def test_a_thousand_draws_are_configurations_and_have_what_they_need() -> None:
 def test_ranges_reach_both_ends() -> None:
     """At the lowest number a range's low end, at the highest its high end, which may be another value; a fraction
     0.28 of 25 is 7, although 0.28 * 25 is more in floating point, and 0.29 of 25 is 8."""
-    space = tiny_search().around
+    space = tiny_search().search_space
     low = space.draw(lambda key, _: 0.0)
-    high = space.draw(lambda key, _: TOP)
+    high = space.draw(lambda key, _: MAX_UNIFORM)
     assert low == {"truncation.unroll_length": 2, "truncation.window_length": 1, "outer.lr": 1e-4}
     assert high == {"truncation.unroll_length": 8, "truncation.window_length": 8, "outer.lr": 0.1}
     base = TINY | {"truncation": {"rule": "rat-bptt", "unroll_length": 25, "window_length": 3}}
     of = {"choice": [0.28, 0.29], "fraction_of": "truncation.unroll_length"}
-    grid = tiny_search(base=base, space={"truncation.window_length": of}).around
+    grid = tiny_search(base=base, space={"truncation.window_length": of}).search_space
     assert [grid.draw(lambda *_, n=n: n)["truncation.window_length"] for n in (0.0, 0.5)] == [7, 8]
 
 
@@ -90,7 +90,7 @@ def test_a_grid_has_each_point_once() -> None:
             "truncation.window_length": {"grid": [0.4, 0.5, 1.0], "fraction_of": "truncation.unroll_length"},
         },
     )
-    points = [tuple(values.values()) for values in search.around.grid()]
+    points = [tuple(values.values()) for values in search.search_space.grid()]
     assert points == [(2, 1), (2, 2), (10, 4), (10, 5), (10, 10)]
     assert search.num_trials == 5
 
@@ -98,10 +98,10 @@ def test_a_grid_has_each_point_once() -> None:
 def test_the_base_in_the_space() -> None:
     """Its own values at the keys that it has; its configuration with them is itself."""
     search = tiny_search(space=WIDE)
-    values = search.around.of_base()
+    values = search.search_space.base_values()
     assert values["truncation.window_length"] == 3
     assert "inner.momentum" not in values
-    assert search.around.config(values) == search.config
+    assert search.search_space.config(values) == search.config
 
 
 @pytest.mark.parametrize("many", ["inner.lr", "outer.lr"])
@@ -110,7 +110,7 @@ def test_of_many_corners_a_part_is_tried_in_which_no_key_stays_at_one_end(many: 
     key that changes fastest at one of its ends alone, whichever of the two that is."""
     few = {"inner.lr": "outer.lr", "outer.lr": "inner.lr"}[many]
     of_many = {"choice": [n / 10_000 for n in range(1, 1201)]}
-    corners = list(tiny_search(space={few: {"choice": [0.01, 0.02]}, many: of_many}).around.corners())
+    corners = list(tiny_search(space={few: {"choice": [0.01, 0.02]}, many: of_many}).search_space.corners())
     assert 300 < len(corners) <= 600
     assert {values[few] for values in corners} == {0.01, 0.02}
     assert len({values[many] for values in corners}) > 300
@@ -136,7 +136,7 @@ def refused(over: Mapping[str, Any]) -> str:
         ({"space": {"outer.lr": {"uniform": [2, 1]}}}, "low below high"),
         ({"space": {"outer.lr": {"uniform": [0, 1], "choice": [1]}}}, "exactly one of choice, uniform"),
         ({"space": {"outer.lr": {"grid": [1e-3]}}}, "needs algorithm grid"),
-        ({"algorithm": "grid"}, "algorithm grid takes grids"),
+        ({"algorithm": "grid"}, "algorithm grid needs grids"),
         ({"budget": {}}, "budget.trials: is missing"),
         ({"budget": {"trials": 2, "outer_steps": 30}}, "at most the base's outer.steps, which is 20"),
         ({"scheduler": {"name": "asha", "grace": 20}}, "scheduler.grace: must be at least"),
@@ -156,7 +156,7 @@ def refused(over: Mapping[str, Any]) -> str:
         ),
         (
             {"space": SPACE | {"truncation.window_length": {"randint": [3, "truncation.unroll_length"]}}},
-            "space.truncation.window_length.randint: is empty in a trial where it is 3 to 2",
+            "space.truncation.window_length.randint: is an empty range in some trial: 3 to 2",
         ),
         ({"base": TINY | {"outer": {"steps": 0}}}, "base.outer.steps"),
         (
@@ -176,7 +176,7 @@ def test_shipped_searches_load(name: str) -> None:
     """Every corner of their spaces is a configuration, and their own values lie around their base's."""
     search = load_search(Path(__file__).parents[2] / "experiments" / f"{name}.yaml")
     assert search.num_trials >= 4
-    assert search.around.whole({}) == search.config
+    assert search.search_space.full_config({}) == search.config
 
 
 def test_what_belongs_to_a_search() -> None:
@@ -191,8 +191,8 @@ def test_what_belongs_to_a_search() -> None:
     moved = tiny_search(base=TINY | cluster)
     assert first.hash == moved.hash
     # Trials have the search's own number of workers; the configuration of its winner has the base's.
-    assert moved.around.config({}).cluster.min_workers is None
-    assert moved.around.whole({}).cluster.min_workers == 1
+    assert moved.search_space.config({}).cluster.min_workers is None
+    assert moved.search_space.full_config({}).cluster.min_workers == 1
 
 
 def test_a_file_names_its_base_from_its_own_folder(tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ from ray_distill.search.figures import (
     UNROLL,
     WINDOW,
     accuracy_curves,
+    axis_scale,
     parallel_coordinates,
-    save_all,
-    scale_of,
+    save_figures,
     window_unroll_map,
 )
-from ray_distill.search.results import Measured, TrialRecord
+from ray_distill.search.journal import TrialLog, ValidationResult
 
 
-def trial(name: str, accuracies: list[float], status: str = "finished", **values: object) -> TrialRecord:
-    curve = tuple(Measured(10 * i, 5.0 * i, a) for i, a in enumerate(accuracies, start=1))
-    return TrialRecord(name, values, status, 10 * len(curve), 5.0 * len(curve), curve)  # type: ignore[arg-type]
+def trial(name: str, accuracies: list[float], status: str = "finished", **values: object) -> TrialLog:
+    curve = [ValidationResult(10 * i, 5.0 * i, a) for i, a in enumerate(accuracies, start=1)]
+    return TrialLog(name, values, status=status, curve=curve)  # type: ignore[arg-type]
 
 
 TRIALS = [
@@ -100,8 +100,8 @@ def test_the_map_has_a_point_for_each_pair() -> None:
     ],
 )  # fmt: skip
 def test_values_lie_where_they_belong(values: list, places: list[float], texts: list[str]) -> None:  # type: ignore[type-arg]
-    scale = scale_of(values)
-    assert [scale.place(value) for value in values] == pytest.approx(places)
+    scale = axis_scale(values)
+    assert [scale.position(value) for value in values] == pytest.approx(places)
     assert [text for _, text in scale.ticks] == texts
 
 
@@ -109,7 +109,7 @@ def test_values_lie_where_they_belong(values: list, places: list[float], texts: 
 def test_all_pictures_are_written(tmp_path: Path, number: int) -> None:
     """Of one trial, of several, of one that never was validated alone."""
     trials = [TRIALS[3]] if number == 4 else TRIALS[:number]
-    paths = save_all(trials, tmp_path)
+    paths = save_figures(trials, tmp_path)
     assert [path.stem for path in paths] == [
         "parallel_coordinates",
         "window_unroll",

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from ray_distill.config.config import ConfigError
-from ray_distill.search.journal import SearchJournal
-from ray_distill.search.results import Measured
+from ray_distill.search.journal import SearchJournal, ValidationResult
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny_search import tiny_search
@@ -41,11 +40,11 @@ def test_a_journal_is_read_back(tmp_path: Path) -> None:
     whole = (tmp_path / "j").read_bytes()
     for cut in (0, 1, 30):
         (tmp_path / "j").write_bytes(whole[: len(whole) - cut])
-        again = SearchJournal(tmp_path / "j").logs
-        assert again["trial-001"] == journal.logs["trial-001"]
+        again = SearchJournal(tmp_path / "j").trials
+        assert again["trial-001"] == journal.trials["trial-001"]
         assert again["trial-000"].status == ("running" if cut else "stopped")
-    record = again["trial-001"].record()
-    assert record.curve == (Measured(5, 10.0, 0.2), Measured(10, 20.0, 0.4))
+    record = again["trial-001"]
+    assert record.curve == [ValidationResult(5, 10.0, 0.2), ValidationResult(10, 20.0, 0.4)]
     assert (record.outer_steps, record.seconds) == (10, 20.0)
     assert again["trial-001"].checkpoint == "tune/attempt-1/trial-001/checkpoint_000010"
 
@@ -54,10 +53,10 @@ def test_a_trial_that_goes_on_forgets_what_it_will_say_again(tmp_path: Path) -> 
     """Taken up at step 5, its report of step 10 comes once more and is there once."""
     journal = written(tmp_path / "j")
     journal.write("goes_on", trial="trial-001", outer_step=5)
-    assert [m.outer_step for m in journal.logs["trial-001"].curve] == [5]
+    assert [m.outer_step for m in journal.trials["trial-001"].curve] == [5]
     journal.write("report", **report("trial-001", 10, 0.4))
     journal.write("report", **report("trial-001", 10, 0.4))
-    assert [m.outer_step for m in journal.logs["trial-001"].curve] == [5, 10]
+    assert [m.outer_step for m in journal.trials["trial-001"].curve] == [5, 10]
 
 
 def test_a_trial_that_goes_back_without_a_word_says_again_what_came_after(tmp_path: Path) -> None:
@@ -65,9 +64,9 @@ def test_a_trial_that_goes_back_without_a_word_says_again_what_came_after(tmp_pa
     journal = written(tmp_path / "j")
     journal.write("report", **report("trial-001", 15, 0.5))
     journal.write("report", **report("trial-001", 10, 0.4))
-    log = journal.logs["trial-001"]
+    log = journal.trials["trial-001"]
     assert [m.outer_step for m in log.curve] == [5, 10]
-    assert (log.outer_step, [kept.outer_step for kept in log.kept]) == (10, [5, 10])
+    assert (log.checkpoint_step, [kept.outer_step for kept in log.checkpoints]) == (10, [5, 10])
 
 
 def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
@@ -78,15 +77,15 @@ def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
     clone = {"trial": "trial-000", "parent": "trial-001", "values": {"outer.lr": 0.3}, "checkpoint": kept}
     journal.write("barrier", outer_step=10, clones=[clone])
     again = SearchJournal(tmp_path / "j")
-    log = again.logs["trial-000"]
-    assert again.barrier == 10
+    log = again.trials["trial-000"]
+    assert again.last_exchange == 10
     assert log.values == {"outer.lr": 0.1}
     assert log.lineage == [(0, {"outer.lr": 0.2}), (10, {"outer.lr": 0.3})]
-    assert (log.now, log.checkpoint, log.outer_step) == ({"outer.lr": 0.3}, kept, 10)
+    assert (log.current_values, log.checkpoint, log.checkpoint_step) == ({"outer.lr": 0.3}, kept, 10)
     assert [m.validation_accuracy for m in log.curve] == [0.2, 0.4]
     other = {**clone, "values": {"outer.lr": 0.3, "inner.lr": 0.1}}
     again.write("barrier", outer_step=15, clones=[other])
-    assert again.logs["trial-000"].curve == []
+    assert again.trials["trial-000"].curve == []
 
 
 def test_a_folder_belongs_to_one_search(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ray_distill.search.population import Population
-from ray_distill.search.sampler import known, trial_name
+from ray_distill.search.sampler import planned_values, trial_name
 from tests.helpers.tiny_search import tiny_search
 
 SEARCH = tiny_search(scheduler={"name": "pbt", "every": 5, "replaced": 0.5}, budget={"trials": 3})
@@ -17,7 +17,7 @@ class Member:
 
     def __init__(self, number: int) -> None:
         self.trial_id, self.experiment_tag, self.status = trial_name(number), "", "PAUSED"
-        self.config = {"values": known(SEARCH)[number]}
+        self.config = {"values": planned_values(SEARCH)[number]}
         self.temporary_state = SimpleNamespace(saving_to=None)
         at = SimpleNamespace(path=f"/s/tune/attempt-1/{self.trial_id}/checkpoint_000005")
         manager = SimpleNamespace(
@@ -86,7 +86,7 @@ def test_the_last_to_report_completes_an_exchange() -> None:
     (clone,) = exchange.clones
     assert (exchange.outer_step, clone.trial, clone.parent) == (5, "trial-000", "trial-001")
     assert clone.checkpoint == "tune/attempt-1/trial-001/checkpoint_000005"
-    assert clone.values == tune.members[0].config["values"] != known(SEARCH)[0]
+    assert clone.values == tune.members[0].config["values"] != planned_values(SEARCH)[0]
     assert tune.exchanged() is None
     assert tune.next_one() is not None
 

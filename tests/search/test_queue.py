@@ -12,12 +12,12 @@ from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import save_state
-from ray_distill.search.accounting import spent
+from ray_distill.search.accounting import time_spent
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.queue import Proposal, trials_left
+from ray_distill.search.queue import QueuedTrial, pending_trials
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.trial import ABOUT, STATE, TrialMeta
+from ray_distill.search.trial import META, STATE, TrialMeta
 from ray_distill.storage.remote import Storage
 from ray_distill.utils.atomic import write_json
 from tests.helpers.tiny_search import tiny_search
@@ -51,7 +51,7 @@ def checkpoint(folder: SearchDir, search: SearchConfig, trial: str, step: int) -
         DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2)), OuterOptimizer(lr=Constant(1.0))
     )
     save_state(path / STATE, search.hash, start._replace(outer_step=step), [])
-    write_json(path / ABOUT, asdict(TrialMeta([(0, {LR: 0.1})], 2.0 * step)))
+    write_json(path / META, asdict(TrialMeta([(0, {LR: 0.1})], 2.0 * step)))
     return name
 
 
@@ -92,13 +92,15 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def resumed(search: SearchConfig, folder: SearchDir) -> tuple[list[Proposal], dict[str, TrialLog], Listener]:
+def resumed(
+    search: SearchConfig, folder: SearchDir
+) -> tuple[list[QueuedTrial], dict[str, TrialLog], Listener]:
     """What a resumed search proposes, what its journal says then, and what was told."""
     listener = Listener()
     proposals = [
-        propose() for propose in trials_left(search, folder, SearchJournal(folder.journal), listener)
+        propose() for propose in pending_trials(search, folder, SearchJournal(folder.journal), listener)
     ]
-    return proposals, SearchJournal(folder.journal).logs, listener
+    return proposals, SearchJournal(folder.journal).trials, listener
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
@@ -107,7 +109,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     """Whole: it goes on from 15, and nothing is said. Cut: from 10, and its curve ends there. That one gone too: from 5, and
     then from the start; what was damaged is named."""
     (proposal,), logs, listener = resumed(search, folder)
-    assert (logs[NAME].outer_step, listener.said) == (15, [])
+    assert (logs[NAME].checkpoint_step, listener.said) == (15, [])
     assert proposal.checkpoint == str(state(folder, NAME, 15).parent)
     for damage, step in ((lambda: cut(state(folder, NAME, 15)), 10), (state(folder, NAME, 10).unlink, 5)):
         damage()
@@ -120,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     cut(state(folder, NAME, 5))
     (proposal,), logs, listener = resumed(search, folder)
     assert (proposal.checkpoint, proposal.values) == (None, {LR: 0.1})
-    assert (logs[NAME].curve, logs[NAME].outer_step, logs[NAME].status) == ([], 0, "running")
+    assert (logs[NAME].curve, logs[NAME].checkpoint_step, logs[NAME].status) == ([], 0, "running")
     ((_, said),) = listener.said
     assert said.startswith(str(state(folder, NAME, 5)))
     assert said.endswith(
@@ -138,7 +140,7 @@ def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
     place = tmp_path / "store" / f"tune/attempt-1/{NAME}"
     cut(place / "checkpoint_000015" / STATE)
     (proposal,), logs, listener = resumed(search, stored)
-    assert (proposal.checkpoint, logs[NAME].outer_step) == (str(place / "checkpoint_000010"), 10)
+    assert (proposal.checkpoint, logs[NAME].checkpoint_step) == (str(place / "checkpoint_000010"), 10)
     assert listener.said[0][1].startswith(f"{place}/checkpoint_000015/{STATE} was cut or altered")
 
 
@@ -150,9 +152,9 @@ def test_what_is_computed_again_counts_again(search: SearchConfig, folder: Searc
     journal = SearchJournal(folder.journal)
     state(folder, NAME, 15).parent.rename(folder.path / "away")
     report(journal, folder, search, NAME, 15)
-    assert spent(journal._events).loop_core_s == 40.0
-    assert [m.outer_step for m in journal.logs[NAME].curve] == [5, 10, 15]
-    assert [kept.outer_step for kept in journal.logs[NAME].kept] == [5, 10, 15]
+    assert time_spent(journal._events).loop_core_s == 40.0
+    assert [m.outer_step for m in journal.trials[NAME].curve] == [5, 10, 15]
+    assert [kept.outer_step for kept in journal.trials[NAME].checkpoints] == [5, 10, 15]
 
 
 def test_a_trial_whose_last_state_is_damaged_is_not_finished(search: SearchConfig, folder: SearchDir) -> None:
@@ -166,7 +168,7 @@ def test_a_trial_whose_last_state_is_damaged_is_not_finished(search: SearchConfi
     cut(state(folder, NAME, 20))
     state(folder, NAME, 15).unlink()
     (proposal,), logs, listener = resumed(search, folder)
-    assert (logs[NAME].outer_step, logs[NAME].status) == (10, "running")
+    assert (logs[NAME].checkpoint_step, logs[NAME].status) == (10, "running")
     assert proposal.checkpoint == str(state(folder, NAME, 10).parent)
     assert str(state(folder, NAME, 15)) not in listener.said[0][1]
 
@@ -186,6 +188,6 @@ def test_a_clone_whose_state_is_damaged_goes_back_on_its_parents_way(
     for damaged in (state(folder, name, 20), *(state(folder, NAME, step) for step in (15, 10, 5))):
         cut(damaged)
         _, logs, _ = resumed(search, folder)
-        found.append((logs[name].outer_step, logs[name].now[LR], logs[name].lineage))
+        found.append((logs[name].checkpoint_step, logs[name].current_values[LR], logs[name].lineage))
     way = [(0, {LR: 0.1})]
     assert found == [(15, 0.5, [*way, (15, {LR: 0.5})]), (10, 0.1, way), (5, 0.1, way), (0, 0.2, [])]

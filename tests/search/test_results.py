@@ -6,14 +6,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from ray_distill.search.results import Measured, TrialRecord, leaderboard, markdown, save, terminal_table
+from ray_distill.search.journal import TrialLog, ValidationResult
+from ray_distill.search.results import (
+    leaderboard,
+    markdown,
+    save_leaderboard,
+    terminal_table,
+)
 
 
-def trial(name: str, accuracies: list[float], status: str = "finished", **values: object) -> TrialRecord:
+def trial(name: str, accuracies: list[float], status: str = "finished", **values: object) -> TrialLog:
     """Validated every 10 outer steps, which took a second each."""
-    curve = tuple(Measured(10 * i, 10.0 * i, a) for i, a in enumerate(accuracies, start=1))
-    steps = 10 * len(accuracies)
-    return TrialRecord(name, values, status, steps, float(steps), curve)  # type: ignore[arg-type]
+    curve = [ValidationResult(10 * i, 10.0 * i, a) for i, a in enumerate(accuracies, start=1)]
+    return TrialLog(name, values, status=status, curve=curve)  # type: ignore[arg-type]
 
 
 TRIALS = [
@@ -43,7 +48,7 @@ def test_the_order_is_by_the_best_validation() -> None:
 
 
 def test_people_read_percent() -> None:
-    text = markdown(leaderboard(TRIALS), most=2)
+    text = markdown(leaderboard(TRIALS), max_rows=2)
     assert text.splitlines() == [
         "| rank | trial | inner.lr | truncation.rule | validation | at step | steps | s | status |",
         "| --: | :-- | --: | --: | --: | --: | --: | --: | :-- |",
@@ -86,7 +91,7 @@ def test_programs_read_numbers(tmp_path: Path) -> None:
         trial("b", [0.25], **{"batch": None, "window": 4, "lr": 0.5}),
         trial("c", [0.125], **{"batch": "all", "window": 5}),
     ]
-    paths = save(leaderboard(mixed), tmp_path, "took 3 s")
+    paths = save_leaderboard(leaderboard(mixed), tmp_path, "took 3 s")
     assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.parquet", "leaderboard.json"]
     table = pq.read_table(paths[1])
     assert table["best_validation_accuracy"].to_pylist() == [0.5, 0.25, 0.125]
@@ -112,5 +117,5 @@ def test_programs_read_numbers(tmp_path: Path) -> None:
 
 
 def test_a_search_without_trials_has_an_empty_table(tmp_path: Path) -> None:
-    paths = save([], tmp_path, "took 3 s")
+    paths = save_leaderboard([], tmp_path, "took 3 s")
     assert pq.read_table(paths[1]).num_rows == 0

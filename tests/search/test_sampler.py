@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_distill.search.journal import SearchJournal
-from ray_distill.search.sampler import Sampler, trial_name
+from ray_distill.search.sampler import OptunaSampler, trial_name
 from tests.helpers.tiny_search import tiny_search
 
 optuna = pytest.importorskip("optuna")
@@ -32,7 +32,7 @@ def proposals(path: Path, status_of_early: str, seeds: range = range(1)) -> list
                 report = {"outer_step": step, "seconds": 1.0, "validation_accuracy": accuracy}
                 journal.write("report", trial=name, checkpoint=None, **report)
             journal.write("end", trial=name, status=status_of_early if early else "finished", reason=None)
-        found.append(float(str(Sampler(search, journal).draw(18).values[LR])))
+        found.append(float(str(OptunaSampler(search, journal).draw(18).values[LR])))
     return found
 
 
@@ -60,8 +60,8 @@ def test_a_stopped_trial_is_pruned_at_its_step(tmp_path: Path) -> None:
             journal.write("report", trial=name, checkpoint=None, **report)
         if status != "running":
             journal.write("end", trial=name, status=status, reason=None)
-    sampler = Sampler(search, SearchJournal(tmp_path / "j"))
-    stopped, finished, failed, running = (sampler._frozen(log) for log in sampler._journal.logs.values())
+    sampler = OptunaSampler(search, SearchJournal(tmp_path / "j"))
+    stopped, finished, failed, running = (sampler._frozen(log) for log in sampler._journal.trials.values())
     states = optuna.trial.TrialState
     assert (stopped.state, stopped.value) == (states.PRUNED, None)
     assert stopped.intermediate_values == {5: 0.2, 10: 0.4, 15: 0.4}

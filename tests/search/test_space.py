@@ -5,20 +5,20 @@ from typing import Any
 
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal
-from ray_distill.search.population import explored, scheduled
-from ray_distill.search.sampler import Sampler, known, number_of, trial_name, uniform
+from ray_distill.search.population import as_schedules, explore
+from ray_distill.search.sampler import OptunaSampler, planned_values, trial_name, trial_number, uniform
 from tests.helpers.tiny import TINY
 from tests.helpers.tiny_search import SPACE, tiny_search
 
 
 def test_trials_are_a_function_of_the_file() -> None:
     """More trials begin with the same ones; another seed has others; trial 0 is the base; names lead to numbers."""
-    few, many = known(tiny_search()), known(tiny_search(budget={"trials": 9}))
-    assert many[:4] == few == known(tiny_search(name="again"))
-    assert few[0] == tiny_search().around.of_base()
-    assert known(tiny_search(seed=1))[1] != few[1]
+    few, many = planned_values(tiny_search()), planned_values(tiny_search(budget={"trials": 9}))
+    assert many[:4] == few == planned_values(tiny_search(name="again"))
+    assert few[0] == tiny_search().search_space.base_values()
+    assert planned_values(tiny_search(seed=1))[1] != few[1]
     assert len({repr(values) for values in many}) == 9
-    assert number_of(trial_name(1234)) == 1234
+    assert trial_number(trial_name(1234)) == 1234
 
 
 PBT = {
@@ -34,10 +34,10 @@ PBT = {
 def test_a_thousand_changes_stay_in_the_space() -> None:
     """Whatever a member takes over is a configuration with its window within its unroll, and moves every key both ways."""
     search = tiny_search(**PBT)
-    values, moved = search.around.of_base(), set()
+    values, moved = search.search_space.base_values(), set()
     for step in range(1000):
-        new = explored(search, values, step, 1)
-        search.around.config(new)
+        new = explore(search, values, step, 1)
+        search.search_space.config(new)
         assert new["truncation.window_length"] >= 0.2 * new["truncation.unroll_length"]
         moved |= {(key, new[key] > values[key]) for key in new if new[key] != values[key]}
         values = new
@@ -48,10 +48,10 @@ def test_without_resampling_a_value_moves_by_a_quarter() -> None:
     """A step size is multiplied or divided by 1.25, a length of 3 moves by one; a choice goes to its neighbour."""
     space = SPACE | {"outer.lr": {"choice": [0.001, 0.01, 0.1]}, "inner.lr": {"loguniform": [1e-4, 1e-2]}}
     search = tiny_search(scheduler={"name": "pbt", "every": 5, "resample": 0.0}, space=space)
-    base = search.around.of_base()
+    base = search.search_space.base_values()
     seen: dict[str, set[Any]] = {key: set() for key in base}
     for number in range(40):
-        for key, value in explored(search, base, 5, number).items():
+        for key, value in explore(search, base, 5, number).items():
             seen[key].add(value)
     assert seen["inner.lr"] == {0.0008, 0.00125}
     assert seen["outer.lr"] == {0.001, 0.1}
@@ -63,17 +63,17 @@ def test_a_way_as_schedules() -> None:
     """Values that changed are piecewise, from the steps where they did; the others are numbers; it is a
     configuration whose schedules give these values."""
     search = tiny_search(**PBT)
-    first = search.around.of_base()
+    first = search.search_space.base_values()
     second = first | {"outer.lr": 0.02}
     third = second | {"outer.lr": 0.03, "truncation.window_length": 2}
-    values = scheduled(search, [(0, first), (5, second), (10, third)])
+    values = as_schedules(search, [(0, first), (5, second), (10, third)])
     assert values == {
         "truncation.unroll_length": 6,
         "truncation.window_length": {"schedule": "piecewise", "values": [3, 2], "from_steps": [0, 10]},
         "outer.lr": {"schedule": "piecewise", "values": [0.01, 0.02, 0.03], "from_steps": [0, 5, 10]},
         "inner.lr": 0.001,
     }
-    config = search.around.whole(values)
+    config = search.search_space.full_config(values)
     assert config.outer.lr.from_steps == (0, 5, 10)  # type: ignore[union-attr]
 
 
@@ -82,7 +82,7 @@ def tried(search: SearchConfig, path: Path, count: int) -> list[dict[str, Any]]:
     found = []
     for number in range(count):
         journal = SearchJournal(path)
-        drawn = Sampler(search, journal).draw(number)
+        drawn = OptunaSampler(search, journal).draw(number)
         found.append(drawn.values)
         name = trial_name(number)
         journal.write("trial", trial=name, values=drawn.values, numbers=drawn.numbers)
@@ -99,11 +99,13 @@ def test_optuna_learns_and_a_resumed_search_goes_on_as_it_would_have(tmp_path: P
     found = tried(search, tmp_path / "a", 30)
     again = tried(search, tmp_path / "b", 15)
     assert again == found[:15]
-    assert found[0] == search.around.of_base()
+    assert found[0] == search.search_space.base_values()
     for values in found:
-        search.around.config(values)
+        search.search_space.config(values)
     late = sorted(values["outer.lr"] for values in found[15:])[7]
-    random = sorted(values["outer.lr"] for values in known(tiny_search(budget={"trials": 30}))[15:])[7]
+    random = sorted(values["outer.lr"] for values in planned_values(tiny_search(budget={"trials": 30}))[15:])[
+        7
+    ]
     assert late > 2 * random
 
 

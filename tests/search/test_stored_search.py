@@ -11,7 +11,7 @@ from ray_distill.config.config import ConfigError
 from ray_distill.search import run, search_dir
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal
-from ray_distill.search.run import claimed
+from ray_distill.search.run import open_search
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage import lease
 from ray_distill.storage.lease import LEASE, LostLeaseError
@@ -62,7 +62,7 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchDir, tm
     for file in (other.identity, other.config, other.journal):
         assert file.read_bytes() == (begun.path / file.name).read_bytes()
     assert [entry.record for entry in OutboxFile(other.path / "mlflow_journal.jsonl").pending] == [{"n": 1}]
-    assert list(SearchJournal(other.journal).logs) == ["trial-000"]
+    assert list(SearchJournal(other.journal).trials) == ["trial-000"]
     assert (other.ray_storage()[0], other.new_attempt()) == (str(tmp_path / "store" / "tune"), "attempt-2")
     name = "tune/attempt-1/trial-000/checkpoint_000000"
     assert other.checkpoint_path(name) == str(tmp_path / "store" / name)
@@ -83,7 +83,7 @@ def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
     ahead.write("trial", trial="trial-001", values={})
     stored = (tmp_path / "store" / "journal.jsonl").read_bytes()
     begun.fetch()
-    assert list(SearchJournal(begun.journal).logs) == ["trial-000", "trial-001"]
+    assert list(SearchJournal(begun.journal).trials) == ["trial-000", "trial-001"]
     other = search_in(tmp_path / "there", tmp_path / "store")
     other.path.mkdir()
     other.fetch()
@@ -94,7 +94,7 @@ def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
     for content in (begun.journal.read_bytes(), stored):
         begun.journal.write_bytes(content)
         begun.fetch()
-        assert list(SearchJournal(begun.journal).logs) == ["trial-000", "trial-002"]
+        assert list(SearchJournal(begun.journal).trials) == ["trial-000", "trial-002"]
         assert OutboxFile(begun.path / "mlflow_journal.jsonl").pending == []
 
 
@@ -168,7 +168,7 @@ def test_the_search_waits_for_its_storage_and_then_ends(
     places.away = [False, True] * 3
     with pytest.raises(StorageAwayError, match="away"):
         journal.write("done")
-    assert isinstance(journal.trouble, StorageAwayError)
+    assert isinstance(journal.sync_error, StorageAwayError)
     assert stored.read("journal.jsonl") == kept
     assert begun.journal.read_bytes().startswith(kept or b"?")
     assert len(begun.journal.read_bytes()) > len(kept or b"")
@@ -181,12 +181,12 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     runs, uri = [TRACKER], TRACKER.uri
     monkeypatch.setattr(run, "_open_run", lambda *_: runs.pop())
     first, second = (search_in(tmp_path / name, tmp_path / "store") for name in ("one", "two"))
-    with claimed(SEARCH, first, uri, resume=False) as tracker:
+    with open_search(SEARCH, first, uri, resume=False) as tracker:
         for resume in (True, False):
             attempt = search_in(second.path, tmp_path / "store")
             with (
                 pytest.raises(StorageError, match="another driver is at work in it"),
-                claimed(SEARCH, attempt, uri, resume=resume),
+                open_search(SEARCH, attempt, uri, resume=resume),
             ):
                 pass
         journal = SearchJournal(first.journal, first.store_journals)
@@ -196,7 +196,7 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             journal.write("done")
         assert b"done" not in (first.storage.read("journal.jsonl") or b"")
     assert not (tmp_path / "store" / LEASE).exists()
-    with claimed(SEARCH, second, uri, resume=True) as again:
+    with open_search(SEARCH, second, uri, resume=True) as again:
         assert again == tracker
         assert second.identity.read_bytes() == first.identity.read_bytes()
 

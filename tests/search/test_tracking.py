@@ -10,7 +10,8 @@ import pytest
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.accounting import SearchTime
-from ray_distill.search.results import Measured, TrialRecord, leaderboard
+from ray_distill.search.journal import TrialLog, ValidationResult
+from ray_distill.search.results import leaderboard
 from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking import retry_queue
 from ray_distill.tracking.tracker import Tracker, create_run
@@ -42,8 +43,8 @@ def steps(parent: Tracker, run: Any, name: str = "validation_accuracy") -> list[
     return [m.step for m in parent.client.get_metric_history(run.info.run_id, name)]
 
 
-def record(name: str, accuracy: float, status: str = "finished") -> TrialRecord:
-    return TrialRecord(name, {LR: 0.1}, status, 2, 2.0, (Measured(2, 2.0, accuracy),))  # type: ignore[arg-type]
+def record(name: str, accuracy: float, status: str = "finished") -> TrialLog:
+    return TrialLog(name, {LR: 0.1}, status=status, curve=[ValidationResult(2, 2.0, accuracy)])  # type: ignore[arg-type]
 
 
 def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_resumed_search_goes_on_in_the_same_runs(parent: Tracker, tmp_path: Pa
     assert first.close("KILLED") == []
     ids = {name: run.info.run_id for name, run in children(parent).items()}
     second = SearchTracking(parent, tmp_path)
-    assert second.found_unsaid == 0
+    assert second.num_recovered == 0
     assert parent.client.get_run(parent.run_id).info.status == "KILLED"
     second.go_on()
     second.begin("a", {LR: 0.3})
@@ -160,7 +161,7 @@ def test_a_locked_store_gets_everything_from_the_next_process(parent: Tracker, t
     assert "6 entries of " in warning
     assert "--resume says them" in warning
     second = SearchTracking(parent, tmp_path)
-    assert second.found_unsaid == 6
+    assert second.num_recovered == 6
     lock.close()
     assert second.close("FINISHED") == []
     runs = children(parent)
@@ -170,7 +171,7 @@ def test_a_locked_store_gets_everything_from_the_next_process(parent: Tracker, t
     }
     history = parent.client.get_metric_history(runs["b"].info.run_id, "validation_accuracy")
     assert [(m.value, m.timestamp) for m in history] == [(0.25, 1_000_000_001_000)]
-    assert SearchTracking(parent, tmp_path).found_unsaid == 0
+    assert SearchTracking(parent, tmp_path).num_recovered == 0
 
 
 def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path
     before = parent.client.get_run(parent.run_id).data.to_dictionary()
     (tmp_path / "mlflow_journal.jsonl.said").unlink()
     second = SearchTracking(parent, tmp_path)
-    assert second.found_unsaid == 6
+    assert second.num_recovered == 6
     second.clone("a", 3, 2)
     assert second.close("FINISHED") == []
     (run,) = children(parent).values()

@@ -14,7 +14,15 @@ from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import to_record
 from ray_distill.distillation.recovery import NoWholeCheckpointError
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
-from ray_distill.search.trial import ABOUT, STATE, TrialMeta, distil, newest_with, read_state, taken_up
+from ray_distill.search.trial import (
+    META,
+    STATE,
+    TrialMeta,
+    load_newest,
+    read_state,
+    resume_or_start,
+    train_trial,
+)
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
 
 CPU = torch.device("cpu")
@@ -63,9 +71,9 @@ def told(
 ) -> Told:
     """A trial from a checkpoint or the start, to its end or a stop."""
     place, listener = place_of(config), Told(folder, stop_at)
-    state, about = taken_up(since and read_state(since, "hash"), place, values)
+    state, about = resume_or_start(since and read_state(since, "hash"), place, values)
     try:
-        distil(place, state, about, SingleProcess(), "hash", listener, damaged)
+        train_trial(place, state, about, SingleProcess(), "hash", listener, damaged)
     except StoppedError:
         assert stop_at is not None
     return listener
@@ -92,7 +100,7 @@ def test_a_trial_tells_of_each_validation_and_goes_on_bit_for_bit(tmp_path: Path
     b = Bench(config)
     start = RunState.start(b.initial, b.experiment.outer)
     bare = outer_loop(b.experiment, b.train, b.validation, start, SingleProcess(), lambda _: None)
-    state, about = taken_up(read_state(second.at(20), "hash"), place_of(config), VALUES)
+    state, about = resume_or_start(read_state(second.at(20), "hash"), place_of(config), VALUES)
     assert torch.equal(state.data.images_NCHW, bare.data.images_NCHW)
     assert to_record(state)[1] == to_record(bare)[1]
     assert about.lineage == [(0, VALUES)]
@@ -105,7 +113,7 @@ def test_a_changed_value_is_in_the_lineage(tmp_path: Path, key: str) -> None:
     are trained otherwise now."""
     config, changed = tiny_config(), VALUES | {key: 2e-3}
     first = told(config, tmp_path, stop_at=5)
-    state, about = taken_up(read_state(first.at(5), "hash"), place_of(config), changed)
+    state, about = resume_or_start(read_state(first.at(5), "hash"), place_of(config), changed)
     assert about.lineage == [(0, VALUES), (5, changed)]
     assert (state.best is None) == (key == "inner.lr")
     assert TrialMeta.load(first.at(5)).lineage == [(0, VALUES)]
@@ -138,14 +146,14 @@ def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) 
     are named."""
     from ray.train import Checkpoint
 
-    from ray_distill.search.multi_worker_trial import newest_kept
+    from ray_distill.search.multi_worker_trial import load_newest_on_all_ranks
 
     config = tiny_config(outer={"steps": 15})
     first, place = told(config, tmp_path), place_of(config)
     lying = [Checkpoint.from_directory(first.at(step)) for step in (5, 10, 15)]
 
     def newest() -> tuple[int, str]:
-        kept, said = newest_kept(lying, place, SingleProcess(), "hash")
+        kept, said = load_newest_on_all_ranks(lying, place, SingleProcess(), "hash")
         return (kept[0].outer_step if kept else 0), said
 
     assert newest() == (15, "")
@@ -154,12 +162,12 @@ def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) 
     assert step == 10
     assert said.startswith(f"15: {first.at(15) / STATE} was cut or altered")
     assert said.endswith("the trial goes on from outer step 10")
-    cut(first.at(10) / ABOUT)
+    cut(first.at(10) / META)
     step, said = newest()
     assert step == 5
     assert "15: " in said
-    assert f"10: {first.at(10) / ABOUT} was cut or altered" in said
-    (first.at(5) / ABOUT).unlink()
+    assert f"10: {first.at(10) / META} was cut or altered" in said
+    (first.at(5) / META).unlink()
     step, said = newest()
     assert (step, said.count("; ")) == (0, 3)
     assert said.endswith("the trial goes on from outer step 0")
@@ -176,10 +184,10 @@ def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_valu
         first.at(step).rename(tmp_path / name)
     other = VALUES | {"outer.lr": 0.5}
     for values in (VALUES, other):
-        (state, _), said = newest_with(given, values, "hash", CPU)
+        (state, _), said = load_newest(given, values, "hash", CPU)
         assert (state.outer_step, said) == (15, "")
     cut(tmp_path / "checkpoint_000002" / STATE)
-    (state, _), said = newest_with(given, VALUES, "hash", CPU)
+    (state, _), said = load_newest(given, VALUES, "hash", CPU)
     assert state.outer_step == 10
     assert said.startswith("checkpoint_000002: ")
     assert said.count("checkpoint_") == 2, said
@@ -187,4 +195,4 @@ def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_valu
     with pytest.raises(
         NoWholeCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was kept with other"
     ):
-        newest_with(given, other, "hash", CPU)
+        load_newest(given, other, "hash", CPU)
