@@ -15,8 +15,7 @@ from typing import Any
 
 from ray_distill.artifacts import contact_sheet
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.builders import experiment
-from ray_distill.builders.checks import check_fits_data
+from ray_distill.builders.experiment import check_fits_data, load_development_data
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation.outputs import to_dataset
@@ -185,7 +184,7 @@ def prepare_development(config: Config, uri: str, bar: Bar) -> DevelopmentData:
 
 def _development(config: Config, bar: Bar) -> DevelopmentData:
     with bar("real images", 100) as update:
-        data = experiment.development_data(config, None, percent(update))
+        data = load_development_data(config, None, percent(update))
     check_fits_data(config, data)
     return data
 

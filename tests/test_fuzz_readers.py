@@ -169,7 +169,7 @@ def state() -> RunState:
     data = DistilledData(images(4, 1, 3, 3), images(4, 2))
     start = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0))
     start = start._replace(outer=start.outer._replace(clip_ema=0.5), outer_step=3)
-    return start.judge(Best(data, 2, 0.25))
+    return start.with_candidate(Best(data, 2, 0.25))
 
 
 def is_run(found: SavedRun) -> bool:

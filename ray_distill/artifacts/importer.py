@@ -28,9 +28,9 @@ from ray_distill.artifacts.external_arrays import (
 from ray_distill.artifacts.external_files import ExternalContents, read_contents
 from ray_distill.artifacts.external_labels import by_class, label_rows
 from ray_distill.artifacts.types import Layout, Space
-from ray_distill.builders import experiment
 from ray_distill.builders.data import data_spec
-from ray_distill.builders.protocol import protocol_of
+from ray_distill.builders.experiment import load_development_data
+from ray_distill.builders.settings import training_protocol
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.load import parse_config
 from ray_distill.data.decoding import Progress
@@ -106,7 +106,7 @@ def load_set(
     # The preprocessing may take minutes to fit: before that, all mistakes that can be told without it.
     read = _read(contents, stated, load_development(data_spec(config), progress))
     config = _with_ipc(config, len(read.images_NCHW) // read.labels_NK.shape[1], path)
-    data = experiment.development_data(config, None, progress)
+    data = load_development_data(config, None, progress)
     if stated.space == "pixels":
         images_NCHW, figures = data.preprocessing.apply(read.images_NCHW), "then preprocessed"
     else:
@@ -150,7 +150,7 @@ def _dataset(
         labels_NK=labels_NK,
         class_names=data.class_names,
         preprocessing=data.preprocessing,
-        protocol=protocol_of(config, data.num_classes),
+        protocol=training_protocol(config, data.num_classes),
         config=config.experiment(),
         config_hash=config.hash,
         provenance=provenance(**facts),

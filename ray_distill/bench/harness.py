@@ -46,7 +46,7 @@ def check(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
     for name in (*numbers, "ipc", "width", "threads", "repeats"):
         found = getattr(parsed, name)
         if min(found) < 1 if isinstance(found, list) else found < 1:
-            raise UserError(f"--{name.replace('_', '-')}: must be at least 1 (found {found})")
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1 (got {found})")
     if parsed.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     if parsed.json is not None and parsed.json.exists():
@@ -54,7 +54,7 @@ def check(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
     try:
         return image_shape(parsed.image)
     except ValueError:
-        raise UserError(f"--image: must be like 3x32x32 (found {parsed.image})") from None
+        raise UserError(f"--image: must be like 3x32x32 (got {parsed.image})") from None
 
 
 def image_shape(text: str) -> ImageShape:

@@ -127,7 +127,7 @@ def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[s
         config = load_config(file or demo, [*own, *overrides, "cluster={}"])
     workers = max(way.workers for way in benchmark.ways)
     if config.replicas % workers:
-        raise UserError(f"replicas: must be a multiple of {workers}, the workers (found {config.replicas})")
+        raise UserError(f"replicas: must be a multiple of {workers}, the workers (got {config.replicas})")
     cores = os.cpu_count() or 1
     if cores < workers:
         raise UserError(f"bench {benchmark.name}: needs {workers} cores; this machine has {cores}")

@@ -12,7 +12,7 @@ import torch
 from ray_distill.bench import harness
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot, unit_noise
 from ray_distill.core.inner_optimizer import Adam
-from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.microbatches import microbatch_size
 from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
@@ -125,7 +125,7 @@ def problem(work: Work, spec: EngineSpec, inner_steps: int, replicas: int = 1, a
     """
     device, dtype, network = torch.device(work.device), spec.dtype, work.build()
     batch = NUM_CLASSES * work.ipc
-    size = images_per_pass(network, work.image_shape, batch, dtype, device, at_once) if spec.passes else None
+    size = microbatch_size(network, work.image_shape, batch, dtype, device, at_once) if spec.passes else None
     functions = StepFunctions(
         network,
         product_form=spec.product_form,
@@ -138,7 +138,7 @@ def problem(work: Work, spec: EngineSpec, inner_steps: int, replicas: int = 1, a
         functions=functions,
         optimizer=Adam(lr=1e-3),
         inner_batch_per_class=work.ipc,
-        most_states=2 * round(work.window_length**0.5) + 1 if spec.replay else None,
+        max_states=2 * round(work.window_length**0.5) + 1 if spec.replay else None,
     )
 
     def stream(name: str, replica: int = 0) -> Stream:
@@ -189,7 +189,7 @@ def works(arguments: argparse.Namespace) -> list[Work]:
     """One work for each --ipc. Raises: UserError for arguments that do not go together, or a file that exists."""
     a = arguments
     if not 2 <= a.window <= a.unroll:
-        raise UserError(f"--window: must be from 2 to --unroll, which is {a.unroll} (found {a.window})")
+        raise UserError(f"--window: must be from 2 to --unroll, which is {a.unroll} (got {a.window})")
     shape = harness.check(a, "outer_batch")
     result = [
         Work(

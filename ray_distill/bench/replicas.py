@@ -16,7 +16,7 @@ from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
     adjoint_metagradients,
-    one_by_one,
+    per_replica,
 )
 from ray_distill.core.truncation import Window
 from ray_distill.errors import UserError
@@ -40,7 +40,7 @@ def measure(work: Work, name: str, replicas: int) -> dict[str, Any]:
     group = problem(work, spec, window.end, replicas, at_once=replicas)
 
     def run_alone() -> list[Metagradient]:
-        return one_by_one(adjoint_metagradient)(alone.inner, alone.data, alone.draws, window, alone.real)
+        return per_replica(adjoint_metagradient)(alone.inner, alone.data, alone.draws, window, alone.real)
 
     def run_group() -> list[Metagradient]:
         return adjoint_metagradients(group.inner, group.data, group.draws, window, group.real)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = own.parse_args(arguments)
     todo = works(parsed)
     if min(parsed.replicas) < 1:
-        raise UserError(f"--replicas: must be at least 1 (found {parsed.replicas})")
+        raise UserError(f"--replicas: must be at least 1 (got {parsed.replicas})")
     measured = (
         call_in_subprocess(measure, work, parsed.engine, replicas)
         for work in todo

@@ -18,7 +18,7 @@ from ray_distill.bench.problems import NUM_CLASSES
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot
 from ray_distill.core.inner_optimizer import Adam
-from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.microbatches import microbatch_size
 from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.core.retrain import Score, retrain_group
 from ray_distill.core.rng import Stream
@@ -95,7 +95,7 @@ def problem(work: SeedsWork, at_once: int) -> InnerProblem:
     """The training of so many networks at once, whose number settles the size of its passes."""
     network, batch = work.build(), NUM_CLASSES * work.ipc
     device, dtype = torch.device(work.device), PRECISIONS[work.precision]
-    size = images_per_pass(network, work.image_shape, batch, dtype, device, at_once)
+    size = microbatch_size(network, work.image_shape, batch, dtype, device, at_once)
     return InnerProblem(
         functions=StepFunctions(network, images_per_pass=size),
         optimizer=Adam(lr=1e-3),
@@ -194,7 +194,7 @@ def works(parsed: argparse.Namespace) -> list[SeedsWork]:
     """One work for each network and --ipc. Raises: UserError for what does not go together, or a file that exists."""
     shape = check(parsed, "seeds", "horizons", "test_images")
     if parsed.horizons != sorted(set(parsed.horizons)):
-        raise UserError(f"--horizons: must increase (found {parsed.horizons})")
+        raise UserError(f"--horizons: must increase (got {parsed.horizons})")
     result = [
         SeedsWork(
             device=parsed.device,

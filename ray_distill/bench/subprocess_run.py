@@ -18,7 +18,12 @@ from typing import NamedTuple
 
 import torch
 
-from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders.experiment import (
+    build_experiment,
+    initial_distilled_data,
+    load_development_data,
+    to_run_device,
+)
 from ray_distill.config.config import Config
 from ray_distill.config.load import load_config
 from ray_distill.core.distilled import DistilledData
@@ -52,11 +57,11 @@ def bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
     """The outer loop and nothing else: no Ray, no MLflow, no checkpoints."""
     torch.set_num_threads(config.cluster.cpus_per_worker)
     cpu = torch.device("cpu")
-    data = builders_experiment.development_data(config)
-    experiment = builders_experiment.experiment(config, data.image_shape, data.num_classes)
-    train = builders_experiment.real_data(config, data.train, cpu)
-    validation = builders_experiment.real_data(config, data.validation, cpu)
-    state = RunState.start(builders_experiment.initial_data(config, data.train, cpu), experiment.outer)
+    data = load_development_data(config)
+    experiment = build_experiment(config, data.image_shape, data.num_classes)
+    train = to_run_device(config, data.train, cpu)
+    validation = to_run_device(config, data.validation, cpu)
+    state = RunState.start(initial_distilled_data(config, data.train, cpu), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, validation, state, SingleProcess(), reports.append)
     return [point for report in reports for point in report.points], end

@@ -1,4 +1,4 @@
-"""From a configuration's section `data` to what is asked of `data`."""
+"""Builds a `DataSpec` from a configuration's section `data`."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ray_distill.data.spec import DataSpec, default_cache, default_root
 
 
 def data_spec(config: Config | DataRequest) -> DataSpec:
-    """The run's real data, with absolute paths: its workers have other current folders."""
+    """The run's real data, with absolute paths, since workers have other working directories."""
     section = config.data
     shared = section.cache is not None and "://" in section.cache
     return DataSpec(
@@ -28,7 +28,7 @@ def data_spec(config: Config | DataRequest) -> DataSpec:
 
 
 def _absolute(source: str) -> str:
-    """KIND:PATH with an absolute path; a name as it is."""
+    """KIND:PATH with an absolute path; a dataset's name unchanged."""
     kind, separator, path = source.partition(":")
     return f"{kind}:{_absolute_path(path)}" if separator else source
 

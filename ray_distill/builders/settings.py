@@ -1,5 +1,8 @@
 """A configuration's values as `core` takes them, whatever the data and the network."""
 
+from dataclasses import asdict
+from typing import Any
+
 import torch
 
 from ray_distill.config.config import Config
@@ -13,33 +16,33 @@ CPU = torch.device("cpu")
 
 
 def dtype(config: Config) -> torch.dtype:
-    """The type of all tensors of the run; TF32 and bfloat16 are ways to multiply float32."""
+    """The dtype of the run's tensors: float32 for TF32 and bfloat16 too, which only affect how it computes."""
     return torch.float64 if config.precision == "float64" else torch.float32
 
 
-def device_of(config: Config) -> torch.device:
-    """Of a process by itself; Ray Train tells its workers which of several GPUs is theirs."""
+def device_for(config: Config) -> torch.device:
+    """The device of a single process; Ray Train assigns its workers theirs."""
     return torch.device("cuda" if config.cluster.use_gpu else "cpu")
 
 
 def set_tf32(config: Config) -> None:
-    """Have this process multiply float32 in TF32 where the configuration says so, and nowhere else."""
+    """Allow TF32 in this process if the configuration asks for it, and forbid it otherwise."""
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
-def over_the_run(config: Config, value: ScheduledFloat | ScheduledInt) -> Schedule:
+def run_schedule(config: Config, value: ScheduledFloat | ScheduledInt) -> Schedule:
     """A value of the configuration as a function of the outer step."""
     return schedule(value, config.outer.steps)
 
 
 def evaluation_inner_lr(config: Config) -> float:
-    """The inner step size at the last outer step, which all networks that judge D are trained with."""
-    return over_the_run(config, config.inner.lr).at(config.outer.steps - 1)
+    """The inner lr at the last outer step, with which all evaluation networks are trained."""
+    return run_schedule(config, config.inner.lr).at(config.outer.steps - 1)
 
 
 def inner_optimizer(config: Config) -> InnerOptimizer:
-    """The optimiser of all networks that judge D; those that D is learnt through may have another lr."""
+    """The optimiser of all evaluation networks; during distillation its lr follows the schedule."""
     inner, lr = config.inner, evaluation_inner_lr(config)
     if inner.optimizer == "sgd":
         assert inner.momentum is not None
@@ -55,16 +58,16 @@ def inner_batch_size(config: Config, num_classes: int) -> int:
     )
 
 
-def truncation(config: Config) -> tuple[Truncation, int]:
+def truncation_rule(config: Config) -> tuple[Truncation, int]:
     """The truncation rule and how many outer steps share a window."""
     section = config.truncation
-    unroll = over_the_run(config, section.unroll_length)
+    unroll = run_schedule(config, section.unroll_length)
     match section:
         case BpttConfig():
             return BPTT(unroll_length=unroll), 1
         case RbpttConfig():
             return RBPTT(unroll_length=unroll), section.redraw_every
-    window = over_the_run(config, section.window_length)
+    window = run_schedule(config, section.window_length)
     match section:
         case TbpttConfig():
             return TBPTT(unroll_length=unroll, window_length=window), 1
@@ -79,9 +82,23 @@ def truncation(config: Config) -> tuple[Truncation, int]:
 
 
 def longest_window(config: Config) -> int:
-    """The most inner steps that any outer step may differentiate."""
-    rule, _ = truncation(config)
+    """The largest number of inner steps that any outer step differentiates."""
+    rule, _ = truncation_rule(config)
     lengths = rule.window_length if hasattr(rule, "window_length") else rule.unroll_length
-    # A constant is not looked up tens of millions of times.
+    # A constant need not be evaluated at every step.
     steps = 1 if isinstance(lengths, Constant) else config.outer.steps
     return max(integer_at(lengths, step) for step in range(steps))
+
+
+def training_protocol(config: Config, num_classes: int) -> dict[str, Any]:
+    """How evaluation networks are trained, as plain data for an artefact's metadata."""
+    inner = config.inner
+    return {
+        "network": config.network.model_dump(mode="json"),
+        "optimizer": {"name": inner.optimizer, **asdict(inner_optimizer(config))},
+        "batch_per_class": inner.batch_per_class or config.distilled.ipc,
+        "classes_per_batch": inner.classes_per_batch or num_classes,
+        "augmentation": list(inner.augmentation),
+        "augmentation_mode": inner.augmentation_mode,
+        "inner_steps": config.evaluation.horizons[-1],
+    }

@@ -171,11 +171,11 @@ def _notes(probed: "Probed") -> list[str]:
 
 
 def _would_compile(probed: "Probed") -> bool:
-    from ray_distill.builders import experiment
+    from ray_distill.builders.experiment import build_experiment
     from ray_distill.planning.probes import device_of
 
     config, images = probed.config, probed.images
-    return experiment.experiment(
+    return build_experiment(
         config, images.shape, images.num_classes, device_of(config)
     ).inner.functions.compiled
 

@@ -32,12 +32,12 @@ class AugmentDraw(NamedTuple):
     """For each operation, its numbers for each image, uniform on [0, 1): [B, M]."""
 
 
-def _part(side: int, fraction: float) -> int:
+def _pixels(side: int, fraction: float) -> int:
     """A fraction of a side in whole pixels, halves rounded up."""
     return int(fraction * side + 0.5)
 
 
-def _place(uniform_B: Tensor, places: int) -> Tensor:
+def _uniform_index(uniform_B: Tensor, places: int) -> Tensor:
     """Uniform on the integers 0 .. places - 1: int64 [B]."""
     # In float64, where the product with a number of 24 bits is exact, so that every dtype finds one place.
     return (uniform_B.double() * places).long()
@@ -80,9 +80,12 @@ def _crop(images_BCHW: Tensor, magnitudes_BM: Tensor) -> Tensor:
     No pixel is read twice, so the gradient sums nothing and is the same on every device.
     """
     channels, height, width = images_BCHW.shape[1:]
-    down, right = _part(height, MAX_SHIFT), _part(width, MAX_SHIFT)
+    down, right = _pixels(height, MAX_SHIFT), _pixels(width, MAX_SHIFT)
     # The corner of the part that is kept of the padded image.
-    top_B, left_B = _place(magnitudes_BM[:, 0], 2 * down + 1), _place(magnitudes_BM[:, 1], 2 * right + 1)
+    top_B, left_B = (
+        _uniform_index(magnitudes_BM[:, 0], 2 * down + 1),
+        _uniform_index(magnitudes_BM[:, 1], 2 * right + 1),
+    )
     row_stride = width + 2 * right
     rows, columns = (torch.arange(side, device=images_BCHW.device) for side in (height, width))
     pixel_HW = rows[:, None] * row_stride + columns
@@ -138,8 +141,8 @@ def _cutout(images_BCHW: Tensor, magnitudes_BM: Tensor) -> Tensor:
     """
     inside = []
     for uniform_B, side in zip(magnitudes_BM.unbind(1), images_BCHW.shape[2:], strict=True):
-        cut = _part(side, CUT_SIDE)
-        first_B = _place(uniform_B, side + 1 - cut % 2) - cut // 2
+        cut = _pixels(side, CUT_SIDE)
+        first_B = _uniform_index(uniform_B, side + 1 - cut % 2) - cut // 2
         offset = torch.arange(side, device=images_BCHW.device) - first_B[:, None]
         inside.append((offset >= 0) & (offset < cut))
     rows, columns = inside
@@ -211,13 +214,13 @@ def draw(
             each operation's magnitudes, so that these do not depend on what else is listed.
         batch: images per step.
     """
-    operations = _operations_of_steps(augmentation, stream.part("choice"), inner_steps)
+    operations = _operations_of_steps(augmentation, stream.substream("choice"), inner_steps)
     magnitudes = {}
     for name in augmentation.operations:
         # For the steps that apply it, and no others: most numbers of the single mode would be idle.
         steps = [t for t, names in zip(inner_steps, operations, strict=True) if name in names]
         numbers = OPERATIONS[name].numbers
-        uniform = stream.part(name).uniform(batch * numbers, steps, dtype=dtype)
+        uniform = stream.substream(name).uniform(batch * numbers, steps, dtype=dtype)
         magnitudes[name] = iter(uniform.unflatten(1, (batch, numbers)).unbind(0))
     return [AugmentDraw(names, tuple(next(magnitudes[name]) for name in names)) for names in operations]
 

@@ -35,7 +35,7 @@ def cosine(mean_square_norm: float, square_norms_R: Tensor) -> float:
     return (replicas**2 * mean_square_norm - total) / ((replicas - 1) * total)
 
 
-def describe(mean_images: Tensor, square_norms_R: Tensor, profile: Tensor | None) -> dict[str, float]:
+def summarize(mean_images: Tensor, square_norms_R: Tensor, profile: Tensor | None) -> dict[str, float]:
     """Named numbers for the logs, of image metagradients.
 
     Args:

@@ -142,7 +142,7 @@ def inner_batches(
     if per_step == num_classes:
         classes_TS = torch.arange(num_classes, device=stream.device).expand(len(inner_steps), -1)
     else:
-        order_TK = stream.part("classes").permutation(num_classes, inner_steps)
+        order_TK = stream.substream("classes").permutation(num_classes, inner_steps)
         classes_TS = order_TK[:, :per_step].sort(dim=1).values
     picked = torch.arange(ipc, device=stream.device)
     if inner_batch_per_class < ipc:

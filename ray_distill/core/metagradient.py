@@ -39,7 +39,7 @@ from ray_distill.core.truncation import Window
 from ray_distill.core.unroll import (
     InnerDraws,
     InnerProblem,
-    Unrolled,
+    Trajectory,
     group_batches,
     initial_state,
     run_steps,
@@ -65,7 +65,7 @@ GroupEngine = Callable[
 """(problem, D, draws of each replica, window, their real batches) -> the metagradient of each replica."""
 
 
-def add_pulled_back(
+def accumulate_gradient(
     total: DistilledData, data: DistilledData, draws: InnerDraws, t: int, cotangent: DistilledData
 ) -> Tensor:
     """Add to `total`, in place, the gradient with respect to D of <cotangent, inner_batch(D, t)>.
@@ -86,25 +86,25 @@ def add_pulled_back(
     return norm
 
 
-def segment_length(length: int, most_states: int | None) -> int:
+def segment_length(length: int, max_states: int | None) -> int:
     """The length k of the segments that a window of `length` steps is replayed in; `length`: no replay.
 
     Keeping every k-th state and, of the segment at hand, each one takes ceil(length / k) + k states. The
     largest k that fits is best: one further gradient for each step is all the replay costs, whatever k.
     Raises: ValueError if even the least, about 2 sqrt(length), is too much.
     """
-    if most_states is None or length <= most_states:
+    if max_states is None or length <= max_states:
         return length
-    fitting = [k for k in range(1, length) if -(-length // k) + k <= most_states]
+    fitting = [k for k in range(1, length) if -(-length // k) + k <= max_states]
     if not fitting:
         least = min(-(-length // k) + k for k in range(1, length + 1))
         raise ValueError(
-            f"a window of {length} steps needs room for at least {least} states, not {most_states}"
+            f"a window of {length} steps needs room for at least {least} states, not {max_states}"
         )
     return fitting[-1]
 
 
-class _Pullback(NamedTuple):
+class _BackwardState(NamedTuple):
     """The adjoint of the states, and what D has received so far, on the way back through a window."""
 
     adjoint: StateAdjoint
@@ -114,13 +114,13 @@ class _Pullback(NamedTuple):
     """Of each step's share in the image metagradients, [R], the last step first."""
 
 
-def _through(
+def _backward_through(
     problem: InnerProblem,
     data: DistilledData,
     draws: Sequence[InnerDraws],
-    unrolled: Unrolled,
-    back: _Pullback,
-) -> _Pullback:
+    unrolled: Trajectory,
+    back: _BackwardState,
+) -> _BackwardState:
     """Back through the steps of `unrolled`; `totals` and `norms` are added to in place."""
     adjoint, after = back.adjoint, unrolled.final
     for state, inner_grad_RP in zip(reversed(unrolled.states), reversed(unrolled.grads), strict=True):
@@ -128,9 +128,9 @@ def _through(
         adjoint, lam_RP = problem.optimizer.adjoint(after, inner_grad_RP, adjoint)
         hessian_RP, mixed = problem.functions.products(state.theta_P, group_batches(data, draws, t), lam_RP)
         adjoint = adjoint._replace(theta_P=adjoint.theta_P + hessian_RP)
-        replicas = zip(back.totals, draws, mixed.each(), strict=True)
+        replicas = zip(back.totals, draws, mixed.unstack(), strict=True)
         back.norms.append(
-            torch.stack([add_pulled_back(total, data, own, t, d) for total, own, d in replicas])
+            torch.stack([accumulate_gradient(total, data, own, t, d) for total, own, d in replicas])
         )
         after = state
     return back._replace(adjoint=adjoint)
@@ -155,10 +155,10 @@ def adjoint_metagradients(
         window: differentiated steps; the state at its start is constant.
         real: for each replica, the real batch of its outer loss, already augmented.
 
-    Raises: ValueError if the window does not fit into `problem.most_states`.
+    Raises: ValueError if the window does not fit into `problem.max_states`.
     """
     state = run_steps(problem, data, draws, initial_state(problem, draws), window.start)
-    length = segment_length(window.length, problem.most_states)
+    length = segment_length(window.length, problem.max_states)
     starts = []
     for begin in range(window.start, window.end - length, length) if length else ():
         starts.append(state)
@@ -167,11 +167,11 @@ def adjoint_metagradients(
     grad_RP, loss_R = problem.functions.gradients(unrolled.final.theta_P, Batches.stack(real))
     adjoint = StateAdjoint(grad_RP, zero_moments(grad_RP, problem.optimizer.num_moments))
     totals = [DistilledData(*(torch.zeros_like(x) for x in data)) for _ in draws]
-    back = _through(problem, data, draws, unrolled, _Pullback(adjoint, totals, []))
+    back = _backward_through(problem, data, draws, unrolled, _BackwardState(adjoint, totals, []))
     while starts:
         del unrolled
         unrolled = run_window(problem, data, draws, starts.pop(), length)
-        back = _through(problem, data, draws, unrolled, back)
+        back = _backward_through(problem, data, draws, unrolled, back)
     norms_RW = torch.stack(back.norms[::-1], dim=1) if back.norms else loss_R.new_zeros(len(draws), 0)
     return [Metagradient(*one) for one in zip(back.totals, loss_R, norms_RW, strict=True)]
 
@@ -183,7 +183,7 @@ def adjoint_metagradient(
     return adjoint_metagradients(problem, data, [draws], window, [real])[0]
 
 
-def one_by_one(engine: Engine) -> GroupEngine:
+def per_replica(engine: Engine) -> GroupEngine:
     """The engine applied to each replica in turn."""
 
     def metagradients(

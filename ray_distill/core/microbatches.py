@@ -26,23 +26,23 @@ class Batches(NamedTuple):
     @classmethod
     def stack(cls, batches: Sequence[DistilledData]) -> "Batches":
         """One batch for each replica, in order."""
-        return cls(*(stacked(parts) for parts in zip(*batches, strict=True)))
+        return cls(*(stack(parts) for parts in zip(*batches, strict=True)))
 
-    def each(self) -> list[DistilledData]:
+    def unstack(self) -> list[DistilledData]:
         """The batches, replica by replica."""
         return [DistilledData(*batch) for batch in zip(*self, strict=True)]
 
 
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
+def stack(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of one shape along a new first axis; without a copy if it is one."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-_MAP_BYTES = {"cpu": 6 * 2**20, "cuda": 512 * 2**20}
+_ACTIVATION_BYTES = {"cpu": 6 * 2**20, "cuda": 512 * 2**20}
 """How large the largest map of a pass should be: what a CPU's caches hold; on a GPU, enough to fill it."""
 
 
-def images_per_pass(
+def microbatch_size(
     network: Network,
     image_shape: ImageShape,
     batch: int,
@@ -57,12 +57,12 @@ def images_per_pass(
     Args:
         replicas: how many are computed at once, each on so many images.
     """
-    if network.joins_images:
+    if network.has_batch_norm:
         return None
-    return cached_size(network, image_shape, batch, dtype, device, replicas)
+    return cache_sized(network, image_shape, batch, dtype, device, replicas)
 
 
-def cached_size(
+def cache_sized(
     network: Network,
     image_shape: ImageShape,
     batch: int,
@@ -71,17 +71,19 @@ def cached_size(
     replicas: int = 1,
 ) -> int:
     """The size of equal parts of a batch whose largest maps the cache holds."""
-    bytes_per_image = replicas * network.largest_map(image_shape) * dtype.itemsize
-    return equal_part(batch, max(1, _MAP_BYTES.get(device.type, batch * bytes_per_image) // bytes_per_image))
+    bytes_per_image = replicas * network.max_activation_size(image_shape) * dtype.itemsize
+    return even_split(
+        batch, max(1, _ACTIVATION_BYTES.get(device.type, batch * bytes_per_image) // bytes_per_image)
+    )
 
 
-def equal_part(batch: int, most: int) -> int:
+def even_split(batch: int, most: int) -> int:
     """The size of equal parts of a batch, at most `most`: a divisor of it if there is a near one."""
     divisor = max(d for d in range(1, min(batch, most) + 1) if batch % d == 0)
     return divisor if 2 * divisor >= min(batch, most) else -(-batch // -(-batch // most))
 
 
-def in_parts(batches: Batches, size: int, fill: bool) -> Iterator[tuple[Batches, int]]:
+def split_batches(batches: Batches, size: int, fill: bool) -> Iterator[tuple[Batches, int]]:
     """The batches in parts of `size`, the last one filled up with zeros if asked; and how many rows are real."""
     for part in zip(*(x.split(size, dim=1) for x in batches), strict=True):
         rows = part[0].shape[1]

@@ -61,7 +61,7 @@ class Experiment:
     truncation: Truncation
     redraw_every: int
     engine: GroupEngine
-    replicas_at_once: int = 1
+    group_size: int = 1
     """How many replicas are one computation, and go to a rank together. The last group may be smaller; where
     functions are compiled, that is one more size to compile for."""
     outer: OuterOptimizer
@@ -75,8 +75,8 @@ class Experiment:
     def groups(self) -> list[range]:
         """The replicas that are computed together: the same groups whatever the number of ranks."""
         return [
-            range(first, min(first + self.replicas_at_once, self.replicas))
-            for first in range(0, self.replicas, self.replicas_at_once)
+            range(first, min(first + self.group_size, self.replicas))
+            for first in range(0, self.replicas, self.group_size)
         ]
 
 
@@ -93,11 +93,11 @@ def draw_window(experiment: Experiment, outer_step: int, curriculum: CurriculumS
     """The window of an outer step: drawn anew every `redraw_every` steps, with no replica in its key."""
     if isinstance(experiment.truncation, ForwardCurriculum):
         return experiment.truncation.draw(outer_step, curriculum)
-    stream = Stream(seed=experiment.seed, name="window", outer_step=_drawn_at(experiment, outer_step))
+    stream = Stream(seed=experiment.seed, name="window", outer_step=_redraw_step(experiment, outer_step))
     return experiment.truncation.draw(stream)
 
 
-def _drawn_at(experiment: Experiment, outer_step: int) -> int:
+def _redraw_step(experiment: Experiment, outer_step: int) -> int:
     """The outer step whose window and lengths this one shares."""
     return outer_step - outer_step % experiment.redraw_every
 
@@ -110,7 +110,7 @@ def inner_at(experiment: Experiment, outer_step: int) -> InnerProblem:
 
 def scheduled_values(experiment: Experiment, outer_step: int) -> dict[str, float]:
     """What the schedules give at an outer step, for the logs; the window says its length itself."""
-    unroll_length = integer_at(experiment.truncation.unroll_length, _drawn_at(experiment, outer_step))
+    unroll_length = integer_at(experiment.truncation.unroll_length, _redraw_step(experiment, outer_step))
     return {
         "unroll_length": float(unroll_length),
         "inner_lr": experiment.inner_lr.at(outer_step),
@@ -192,7 +192,7 @@ def mean_metagradient(
         *((g / replicas).to(x.dtype).view_as(x) for g, x in zip((images, labels), data, strict=True))
     )
     known = profile / replicas if bool(profile.any()) else None
-    values = diagnostics.describe(images / replicas, square_norms_R, known)
+    values = diagnostics.summarize(images / replicas, square_norms_R, known)
     return MeanMetagradient(Metagradient(grad, loss[0] / replicas), finite_R.long(), values)
 
 
@@ -229,11 +229,11 @@ def outer_step(
         **described,
     }
     if report.label_metagradient_norm is not None:
-        values |= label_values(data.labels_NK, report.label_metagradient_norm)
+        values |= label_metrics(data.labels_NK, report.label_metagradient_norm)
     return state.advance(data, outer, report.clipped), values
 
 
-def label_values(labels_NK: Tensor, metagradient_norm: float) -> dict[str, float]:
+def label_metrics(labels_NK: Tensor, metagradient_norm: float) -> dict[str, float]:
     """How learnt labels do, for the logs: rows of target probabilities are not normalised."""
     sums_N = labels_NK.sum(dim=1)
     return {
@@ -295,7 +295,7 @@ def outer_loop(
         if _due(step, cadence.validate_every, last):
             began = time.perf_counter()
             score = validate(experiment, validation, state, world)
-            state = state.judge(Best(state.data, step, score.accuracy))
+            state = state.with_candidate(Best(state.data, step, score.accuracy))
             if isinstance(experiment.truncation, ForwardCurriculum):
                 moved = experiment.truncation.update(step, state.curriculum, score.loss)
                 state = state._replace(curriculum=moved)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ray_distill.core.distilled import TrainingSet
 from ray_distill.core.inner_optimizer import InnerState
-from ray_distill.core.microbatches import cached_size
+from ray_distill.core.microbatches import cache_sized
 from ray_distill.core.networks.group import NetworkGroup, RunningStatistics
 from ray_distill.core.unroll import (
     InnerDraws,
@@ -36,7 +36,7 @@ from ray_distill.core.unroll import (
     run_steps,
 )
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+LabelledBatches = Iterable[tuple[Tensor, Tensor]]
 """Images [n, C, H, W] and their classes [n], a part of a set at a time: all of it need never be in memory."""
 
 
@@ -51,7 +51,7 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def scores(
-    group: NetworkGroup, theta_RP: Tensor, statistics: RunningStatistics, batches: Batches
+    group: NetworkGroup, theta_RP: Tensor, statistics: RunningStatistics, batches: LabelledBatches
 ) -> list[Score]:
     """The accuracy and loss of each network of the group, in test mode, on images of known classes.
 
@@ -60,8 +60,8 @@ def scores(
     count, right_R, loss_R = 0, torch.zeros(group.replicas), torch.zeros(group.replicas)
     right_R, loss_R = (x.to(theta_RP.device, torch.float64) for x in (right_R, loss_R))
     for batch in batches:
-        for images, labels_N in _passes(group, *batch):
-            logits_RNK = group.judged(theta_RP, statistics, images)
+        for images, labels_N in _microbatches(group, *batch):
+            logits_RNK = group.eval_logits(theta_RP, statistics, images)
             count += len(labels_N)
             right_R += (logits_RNK.argmax(dim=2) == labels_N).sum(dim=1)
             labels_RN = labels_N.expand(group.replicas, -1)
@@ -73,9 +73,11 @@ def scores(
     ]
 
 
-def _passes(group: NetworkGroup, images_NCHW: Tensor, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _microbatches(
+    group: NetworkGroup, images_NCHW: Tensor, labels_N: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     channels, height, width = images_NCHW.shape[1:]
-    size = cached_size(
+    size = cache_sized(
         group.network,
         (channels, height, width),
         len(images_NCHW),
@@ -101,7 +103,7 @@ def train_steps(
         return run_steps(problem, data, draws, state, num_steps), statistics
     for t in range(state.num_steps, state.num_steps + num_steps):
         images_RBCHW = group_batches(data, draws, t).images_RBCHW
-        statistics = group.next_statistics(statistics, state.theta_P, images_RBCHW)
+        statistics = group.updated_statistics(statistics, state.theta_P, images_RBCHW)
         state = run_steps(problem, data, draws, state, 1)
     return state, statistics
 
@@ -109,7 +111,7 @@ def train_steps(
 def retrain_group(
     problem: InnerProblem,
     data: TrainingSet,
-    test: Callable[[], Batches],
+    test: Callable[[], LabelledBatches],
     horizons: Sequence[int],
     *,
     seed: int,
@@ -149,7 +151,7 @@ def retrain_group(
 def retrain(
     problem: InnerProblem,
     data: TrainingSet,
-    test: Callable[[], Batches],
+    test: Callable[[], LabelledBatches],
     horizons: Sequence[int],
     *,
     seed: int,

@@ -70,7 +70,7 @@ class Stream:
             seed=self.seed, name=self.name, outer_step=outer_step, replica=replica, device=self.device
         )
 
-    def part(self, name: str) -> "Stream":
+    def substream(self, name: str) -> "Stream":
         """A stream of its own at the same place, for one part of what this one is for: `<name>-<part>`."""
         return replace(self, name=f"{self.name}-{name}")
 

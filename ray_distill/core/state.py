@@ -56,7 +56,7 @@ class RunState(NamedTuple):
             nonfinite_total=self.nonfinite_total + 1,
         )
 
-    def judge(self, candidate: Best) -> "RunState":
+    def with_candidate(self, candidate: Best) -> "RunState":
         """The state with the better of its best and the candidate; the earlier one on a tie."""
         if self.best is None or candidate.accuracy > self.best.accuracy:
             return self._replace(best=candidate)

@@ -25,14 +25,14 @@ from ray_distill.core.derivatives import (
     reverse_product_as_function,
 )
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.microbatches import Batches, equal_part, in_parts
+from ray_distill.core.microbatches import Batches, even_split, split_batches
 from ray_distill.core.networks.group import NetworkGroup
 from ray_distill.core.networks.network import Network
 
 PRODUCTS = ("reverse", "forward")
 
 
-def _keep_results(graphed: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+def _clone_outputs(graphed: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
     """The next replay of a CUDA graph overwrites what this one returned: copy it out."""
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -78,7 +78,7 @@ class StepFunctions:
             raise ValueError(f"unknown product {product_form!r}; known: {', '.join(PRODUCTS)}")
         if product_form == "forward" and autocast is not None:
             raise ValueError("the product 'forward' does not go with autocast; use 'reverse'")
-        if images_per_pass is not None and network.joins_images:
+        if images_per_pass is not None and network.has_batch_norm:
             raise ValueError("batch norm joins the images of a batch: it cannot be computed in passes")
         self.network = network
         self.product_form = product_form
@@ -86,13 +86,13 @@ class StepFunctions:
         self.compiled = compiled
         self.cuda_graphs = cuda_graphs
         self.autocast = autocast
-        self._of_group: dict[int, tuple[GradientOfSum, ProductOfSum]] = {}
+        self._by_group_size: dict[int, tuple[GradientOfSum, ProductOfSum]] = {}
 
     def _functions(self, replicas: int) -> tuple[GradientOfSum, ProductOfSum]:
         """The gradient and the product of a pass of so many replicas."""
-        if replicas not in self._of_group:
-            self._of_group[replicas] = self._build(self._losses(replicas))
-        return self._of_group[replicas]
+        if replicas not in self._by_group_size:
+            self._by_group_size[replicas] = self._build(self._losses(replicas))
+        return self._by_group_size[replicas]
 
     def _build(self, losses: Losses) -> tuple[GradientOfSum, ProductOfSum]:
         gradient, product = gradient_by_tape(losses), product_by_tape(losses)
@@ -105,21 +105,21 @@ class StepFunctions:
         mode = "reduce-overhead" if self.cuda_graphs else None
         gradient = torch.compile(gradient_as_function(losses), fullgraph=True, dynamic=False, mode=mode)
         product = torch.compile(product, fullgraph=True, dynamic=False, mode=mode)
-        return (_keep_results(gradient), _keep_results(product)) if self.cuda_graphs else (gradient, product)
+        return (
+            (_clone_outputs(gradient), _clone_outputs(product)) if self.cuda_graphs else (gradient, product)
+        )
 
-    def compile_now(
-        self, theta_P: Tensor, batch: DistilledData, replicas_at_once: Sequence[int] = (1,)
-    ) -> str:
+    def try_compile(self, theta_P: Tensor, batch: DistilledData, group_sizes: Sequence[int] = (1,)) -> str:
         """Call both functions once, so that they are compiled; if that fails, go on without a compiler.
 
         Args:
             theta_P, batch: of the shapes to come, for one replica.
-            replicas_at_once: the sizes of groups to come.
+            group_sizes: the sizes of groups to come.
 
         Returns: why it failed, or an empty string.
         """
         try:
-            for size in replicas_at_once:
+            for size in group_sizes:
                 theta_RP, batches = theta_P.repeat(size, 1), Batches.stack([batch] * size)
                 self.gradients(theta_RP, batches)
                 self.products(theta_RP, batches, theta_RP)
@@ -151,8 +151,8 @@ class StepFunctions:
         count = batches.images_RBCHW.shape[1]
         scaled = Batches(batches.images_RBCHW.detach(), batches.labels_RBK.detach() / count)
         most = self.images_per_pass or count
-        size = most if self.compiled else equal_part(count, most)
-        return in_parts(scaled, size, fill=self.compiled)
+        size = most if self.compiled else even_split(count, most)
+        return split_batches(scaled, size, fill=self.compiled)
 
     def gradients(self, theta_RP: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
         """grad_theta of the mean cross entropy at constant batch, and the loss: [R, P] and [R], off the tape."""
@@ -189,4 +189,4 @@ class StepFunctions:
     def product(self, theta_P: Tensor, batch: DistilledData, lam_P: Tensor) -> tuple[Tensor, DistilledData]:
         """`products` of one replica: [P], and the shapes of the batch."""
         hessian_RP, mixed = self.products(theta_P[None], Batches.stack([batch]), lam_P[None])
-        return hessian_RP[0], mixed.each()[0]
+        return hessian_RP[0], mixed.unstack()[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ray_distill.core import augment
 from ray_distill.core.distilled import DistilledData, TrainingSet, inner_batches, random_batches
 from ray_distill.core.inner_optimizer import InnerOptimizer, InnerState
-from ray_distill.core.microbatches import Batches, stacked
+from ray_distill.core.microbatches import Batches, stack
 from ray_distill.core.networks.network import Network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
@@ -32,7 +32,7 @@ class InnerProblem:
     inner_batch_per_class: int
     classes_per_inner_batch: int | None = None
     """Classes in an inner batch, drawn anew at each step. None: all."""
-    most_states: int | None = None
+    max_states: int | None = None
     """States of a window that may be kept at once (each with its gradient), of every replica that is computed
     at once; None: all of them."""
 
@@ -97,10 +97,10 @@ def group_batches(data: TrainingSet, draws: Sequence[InnerDraws], t: int) -> Bat
 
 def initial_state(problem: InnerProblem, draws: Sequence[InnerDraws]) -> InnerState:
     """Before the first step: tensors [R, P], a row for each replica."""
-    return problem.optimizer.init(stacked([one.theta_P for one in draws]))
+    return problem.optimizer.init(stack([one.theta_P for one in draws]))
 
 
-class Unrolled(NamedTuple):
+class Trajectory(NamedTuple):
     """A stretch of inner training: the state before each step, each step's gradient [R, P], and the last state."""
 
     states: list[InnerState]
@@ -130,7 +130,7 @@ def run_window(
     draws: Sequence[InnerDraws],
     state: InnerState,
     num_steps: int,
-) -> Unrolled:
+) -> Trajectory:
     """`num_steps` inner steps from `state`, keeping the states and gradients that the adjoint needs.
 
     Memory: (2 + moments) P floats a step and replica, whatever the number and size of the images.
@@ -141,4 +141,4 @@ def run_window(
         grad_RP, _ = problem.functions.gradients(state.theta_P, group_batches(data, draws, t))
         grads.append(grad_RP)
         state = problem.optimizer.step(state, grad_RP)
-    return Unrolled(states, grads, state)
+    return Trajectory(states, grads, state)

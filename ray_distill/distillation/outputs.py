@@ -3,7 +3,7 @@
 import torch
 
 from ray_distill.artifacts.dataset import DistilledDataset, provenance
-from ray_distill.builders.protocol import protocol_of
+from ray_distill.builders.settings import training_protocol
 from ray_distill.config.config import Config
 from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
@@ -18,7 +18,7 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: s
         labels_NK=best.data.labels_NK.to(torch.float32),
         class_names=data.class_names,
         preprocessing=data.preprocessing,
-        protocol=protocol_of(config, data.num_classes),
+        protocol=training_protocol(config, data.num_classes),
         config=config.experiment(),
         config_hash=config.hash,
         provenance=provenance(

@@ -11,8 +11,8 @@ from functools import cached_property
 
 import torch
 
-from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
+from ray_distill.builders.experiment import build_experiment, initial_distilled_data, to_run_device
 from ray_distill.config.config import Config
 from ray_distill.core.distributed import Communicator
 from ray_distill.core.outer_loop import Experiment
@@ -37,7 +37,7 @@ class WorkerContext:
     def start(self) -> RunState:
         """The state before the first outer step."""
         return RunState.start(
-            builders_experiment.initial_data(self.config, self.train, self.device), self.experiment.outer
+            initial_distilled_data(self.config, self.train, self.device), self.experiment.outer
         )
 
     @property
@@ -52,7 +52,7 @@ class WorkerContext:
         # Validation networks are trained one by one.
         sizes = {1, *(len(group) for group in experiment.groups[world.rank :: world.size])}
         batch = inner_batch(state.data, draws, 0)
-        why = experiment.inner.functions.compile_now(draws.theta_P, batch, sorted(sizes))
+        why = experiment.inner.functions.try_compile(draws.theta_P, batch, sorted(sizes))
         return f"not compiled ({why})" if why else f"compiled in {time.perf_counter() - began:.0f} s"
 
 
@@ -68,8 +68,6 @@ def open_worker_context(
     """
     torch.set_num_threads(config.cluster.cpus_per_worker)
     settings.set_tf32(config)
-    train, validation = (
-        builders_experiment.real_data(config, part, device) for part in open_development(data, fitted)
-    )
-    experiment = builders_experiment.experiment(config, train.image_shape, train.num_classes, device)
+    train, validation = (to_run_device(config, part, device) for part in open_development(data, fitted))
+    experiment = build_experiment(config, train.image_shape, train.num_classes, device)
     return WorkerContext(config, device, experiment, train, validation)

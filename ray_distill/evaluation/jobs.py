@@ -246,8 +246,8 @@ def _line(
     network, flops = judged.network(name)
 
     def at_once(count: int, least_groups: int) -> int:
-        of = (config, network, judged.image_shape, judged.num_classes, settings.device_of(config))
-        size = batching.network_batch_size(*of, count, batch=batch, least_groups=least_groups)
+        of = (config, network, judged.image_shape, judged.num_classes, settings.device_for(config))
+        size = batching.network_group_size(*of, count, batch=batch, min_groups=least_groups)
         return 1 if subject.is_drawn else size
 
     num_choosing = evaluation.lr_networks or 0
@@ -256,7 +256,7 @@ def _line(
         treatment=treatment,
         network=name,
         num_networks=num_networks,
-        at_once=at_once(num_networks, batching.AUTO_GROUPS),
+        at_once=at_once(num_networks, batching.MIN_GROUPS),
         horizons=horizons,
         batch=batch,
         own_lr=own_lr,

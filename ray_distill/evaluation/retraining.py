@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from ray_distill.builders import experiment, settings
+from ray_distill.builders import settings
+from ray_distill.builders.experiment import build_inner_problem, to_run_device
 from ray_distill.builders.networks import network_for
 from ray_distill.config.load import parse_config
 from ray_distill.core.augment import NONE as NO_AUGMENTATION
 from ray_distill.core.distilled import DistilledData, TrainingSet, one_hot
-from ray_distill.core.retrain import Batches, retrain_group
+from ray_distill.core.retrain import LabelledBatches, retrain_group
 from ray_distill.core.rng import Stream
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.data.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ class LoadedSet:
 
     def __init__(self, shipped: Shipped) -> None:
         self._shipped, self.config = shipped, parse_config(shipped.config)
-        self.device = settings.device_of(self.config)
+        self.device = settings.device_for(self.config)
         settings.set_tf32(self.config)
 
     @cached_property
@@ -85,7 +86,7 @@ class LoadedSet:
         return self._taken(RealData.from_images(images, torch.arange(len(images)), ticket.preprocessing))
 
     def _taken(self, data: RealData) -> RealData:
-        return experiment.real_data(self.config, data, self.device)
+        return to_run_device(self.config, data, self.device)
 
     def training_set(
         self, line: TableRowSpec, index: int, seed: int, chosen: DistilledData | None = None
@@ -168,8 +169,8 @@ def _problem(here: LoadedSet, job: Job, judge: RealData) -> InnerProblem:
     """The set's own training, with the lr and the treatment that the job says."""
     config, shape, num_classes = here.config, judge.image_shape, judge.num_classes
     network = network_for(config, job.line.network, shape, num_classes)
-    problem = experiment.inner_problem(
-        config, network, shape, num_classes, here.device, at_once=len(job.indices)
+    problem = build_inner_problem(
+        config, network, shape, num_classes, here.device, group_size=len(job.indices)
     )
     problem = replace(problem, optimizer=replace(problem.optimizer, lr=job.lr))
     match job.line.treatment:
@@ -184,11 +185,11 @@ def _problem(here: LoadedSet, job: Job, judge: RealData) -> InnerProblem:
 class _Clock:
     """Notes when the images that a network is judged by have been gone through."""
 
-    def __init__(self, batches: Callable[[], Batches]) -> None:
+    def __init__(self, batches: Callable[[], LabelledBatches]) -> None:
         self._batches, self._last = batches, time.perf_counter()
         self._took: list[float] = []
 
-    def batches(self) -> Batches:
+    def batches(self) -> LabelledBatches:
         """The images, from the beginning."""
         yield from self._batches()
         now = time.perf_counter()

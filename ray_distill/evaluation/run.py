@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.builders import experiment
-from ray_distill.builders.checks import check_networks
+from ray_distill.builders.checks import check_evaluation_networks
+from ray_distill.builders.experiment import load_development_data
 from ray_distill.cluster.actor_pool import PoolStats
 from ray_distill.config.config import Config
 from ray_distill.data.labelled_images import DataError
@@ -69,7 +69,7 @@ class Evaluation:
 
 def check_evaluation(config: Config, data: DevelopmentData) -> None:
     """Raises: ConfigError, DataError for what does not fit the data, and would only be noticed later."""
-    check_networks(config, data)
+    check_evaluation_networks(config, data)
     if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
         check_budget(data.train, config.distilled.ipc)
 
@@ -93,7 +93,7 @@ def prepare_sets(
     for (name, dataset), config in zip(sets.items(), configs, strict=True):
         check_test_source(config)
         with bar("real images", 100) as update:
-            data = experiment.development_data(config, dataset.preprocessing, percent(update))
+            data = load_development_data(config, dataset.preprocessing, percent(update))
         shape = tuple(dataset.images_NCHW.shape[1:])
         if data.image_shape != shape or data.class_names != dataset.class_names:
             raise DataError(

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ray_distill.builders import batching, settings
-from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders import settings
+from ray_distill.builders.checks import check_image_options, check_worker_count
+from ray_distill.builders.experiment import build_experiment
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.real_data import GPU_MEMORY_FRACTION
 from ray_distill.planning.images import RealImages, real_images
@@ -264,27 +265,27 @@ def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> Pro
 def _check(config: Config, images: RealImages) -> None:
     """Raises: ConfigError for what cannot be planned."""
     device_of(config)
-    builders_experiment.check_fits(config, images.shape, images.num_classes)
-    batching.check_groups(config, images.shape, images.num_classes)
+    check_image_options(config, images.shape, images.num_classes)
+    check_worker_count(config, images.shape, images.num_classes)
     if config.engine == "higher":
         raise ConfigError(
             "engine: plans are made for the adjoint; what `higher` takes is measured by `ray-distill bench metagradient`"
         )
     if config.outer.batch_size > images.num_train:
         raise ConfigError(
-            f"outer.batch_size: must be at most the {images.num_train} training images (found {config.outer.batch_size})"
+            f"outer.batch_size: must be at most the {images.num_train} training images (got {config.outer.batch_size})"
         )
 
 
 def _sizes(config: Config, images: RealImages) -> list[int]:
     """Of the groups that the replicas are computed in."""
-    experiment = builders_experiment.experiment(config, images.shape, images.num_classes, device_of(config))
+    experiment = build_experiment(config, images.shape, images.num_classes, device_of(config))
     return [len(group) for group in experiment.groups]
 
 
 def _group(setting: Setting, steps: StepProbe, batch: BatchProbe) -> Group:
     config = setting.read()
-    rule, _ = settings.truncation(config)
+    rule, _ = settings.truncation_rule(config)
     most = max(1, int(config.compute.state_memory_gib * GIB / steps.bytes_per_state))
     return Group(
         steps=steps,

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
+from ray_distill.builders.experiment import build_experiment, bytes_per_state
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.load import parse_config
 from ray_distill.core.distilled import NOISE, DistilledData, class_labels, one_hot
@@ -127,7 +127,7 @@ def probe_steps(setting: Setting) -> StepProbe:
     compile_s, failed = 0.0, ""
     if setting.compiled:
         began = time.perf_counter()
-        failed = inner.functions.compile_now(draws[0].theta_P, real[0], [len(draws)])
+        failed = inner.functions.try_compile(draws[0].theta_P, real[0], [len(draws)])
         compile_s = time.perf_counter() - began
 
     def window(length: int) -> Callable[[], object]:
@@ -137,16 +137,14 @@ def probe_steps(setting: Setting) -> StepProbe:
     one, three, burn_in = median_s(
         data, window(1), window(3), lambda: run_steps(inner, data, draws, start, 2)
     )
-    states = builders_experiment.bytes_per_state(
-        setting.read(), inner.network, inner.optimizer.num_moments, setting.at_once
-    )
+    states = bytes_per_state(setting.read(), inner.network, inner.optimizer.num_moments, setting.at_once)
     return StepProbe(
         burn_in_step_s=burn_in / 2,
         # Not below a burn-in step, which is a part of it, however restless the machine.
         window_step_s=max((three - one) / 2, burn_in / 2),
         bytes_per_state=states,
         pass_bytes=max(0, memory.grown() - 3 * states),
-        images_per_pass=None if inner.network.joins_images else per_pass,
+        images_per_pass=None if inner.network.has_batch_norm else per_pass,
         compile_s=compile_s,
         compile_failed=failed,
     )
@@ -228,7 +226,7 @@ def _prepared(setting: Setting) -> tuple[Experiment, DistilledData]:
     torch.set_num_threads(config.cluster.cpus_per_worker)
     settings.set_tf32(config)
     device, images, dtype = device_of(config), setting.images, settings.dtype(config)
-    experiment = builders_experiment.experiment(config, images.shape, images.num_classes, device)
+    experiment = build_experiment(config, images.shape, images.num_classes, device)
     count = images.num_classes * config.distilled.ipc
     pixels = NOISE["unit-noise"](Stream(seed=config.seed, name="distilled"), count, images.shape, dtype)
     labels_N = class_labels(images.num_classes, config.distilled.ipc, device)

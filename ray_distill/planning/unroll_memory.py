@@ -17,19 +17,19 @@ class InnerSteps(NamedTuple):
     """Steps of the window that are taken a second time, for want of memory."""
 
 
-def replayed_steps(length: int, most_states: int | None) -> int:
+def replayed_steps(length: int, max_states: int | None) -> int:
     """The steps of a window that its replay takes again: all but those of the last segment."""
-    segment = segment_length(length, most_states)
+    segment = segment_length(length, max_states)
     return (-(-length // segment) - 1) * segment
 
 
-def states_kept(length: int, most_states: int | None) -> int:
+def states_kept(length: int, max_states: int | None) -> int:
     """The states of a window that are there at once."""
-    segment = segment_length(length, most_states)
+    segment = segment_length(length, max_states)
     return length if segment == length else -(-length // segment) + segment
 
 
-def mean_steps(rule: Truncation, outer_steps: int, most_states: int | None) -> InnerSteps:
+def mean_steps(rule: Truncation, outer_steps: int, max_states: int | None) -> InnerSteps:
     """The truncation rule's inner steps in the mean over the run and over its draws.
 
     How a forward curriculum moves is not known beforehand: its window counts as if half-way.
@@ -40,17 +40,17 @@ def mean_steps(rule: Truncation, outer_steps: int, most_states: int | None) -> I
     lengths = Counter(tuple(integer_at(s, step) for s in schedules) for step in range(steps))
     sums = [0.0, 0.0, 0.0]
     for (unroll, *windowed), count in lengths.items():
-        one = _of_lengths(rule, unroll, windowed[0] if windowed else unroll, most_states)
+        one = _of_lengths(rule, unroll, windowed[0] if windowed else unroll, max_states)
         sums = [total + count * value for total, value in zip(sums, one, strict=True)]
     return InnerSteps(*(total / steps for total in sums))
 
 
-def _of_lengths(rule: Truncation, unroll: int, window: int, most_states: int | None) -> InnerSteps:
+def _of_lengths(rule: Truncation, unroll: int, window: int, max_states: int | None) -> InnerSteps:
     """The means for one pair of lengths."""
     if isinstance(rule, RBPTT):
-        replayed = sum(replayed_steps(length, most_states) for length in range(1, unroll + 1)) / unroll
+        replayed = sum(replayed_steps(length, max_states) for length in range(1, unroll + 1)) / unroll
         return InnerSteps(0.0, (1 + unroll) / 2, replayed)
-    replayed = float(replayed_steps(window, most_states))
+    replayed = float(replayed_steps(window, max_states))
     if isinstance(rule, BPTT):
         return InnerSteps(0.0, float(unroll), replayed)
     last = unroll - window

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ray_distill.builders.checks import check_fits_data
+from ray_distill.builders.experiment import check_fits_data
 from ray_distill.config.config import Config
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.data.splits import DevelopmentData

@@ -190,7 +190,7 @@ def run_trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
     """
     config = parse_config(proposal["config"])
     place = open_worker_context(
-        config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_of(config)
+        config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_for(config)
     )
     given, kept, damaged = starting_checkpoint(proposal, shared), None, ""
     if given is not None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ray_distill.artifacts.external_labels import class_of
 from ray_distill.artifacts.importer import ExternalSpec, load_set
-from ray_distill.builders import experiment
+from ray_distill.builders.experiment import load_development_data
 from ray_distill.config.config import ConfigError
 from ray_distill.config.load import load_config, parse_config
 from ray_distill.data.labelled_images import DataError
@@ -331,7 +331,7 @@ def test_what_can_be_told_is_told_before_anything_is_fitted(
     def fitted(*_: Any) -> Any:
         raise AssertionError("fitted before the mistake was told")
 
-    monkeypatch.setattr("ray_distill.artifacts.importer.experiment.development_data", fitted)
+    monkeypatch.setattr("ray_distill.artifacts.importer.load_development_data", fitted)
     images, labels = world.whitened_NCHW.numpy(), world.labels_N.numpy()
     for arrays, space in (
         ({"images": flat_first(images), "labels": labels}, "whitened"),
@@ -531,7 +531,7 @@ def test_a_hundred_whitened_images_of_cifar(tmp_path: Path) -> None:
     config = load_config(
         ROOT / "experiments" / "cifar10_ipc1_cpu.yaml", [f"data.source=parquet:{CIFAR10}", "data.limit=2000"]
     )
-    data = experiment.development_data(config)
+    data = load_development_data(config)
     rows_N = torch.cat([(data.train.labels_N == k).nonzero().flatten()[:10] for k in range(10)])
     shuffled = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     whitened = data.train.images(rows_N)

@@ -158,9 +158,9 @@ def test_a_difference_between_seeds_would_be_seen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--seeds", "2", "0"], "--seeds: must be at least 1 (found [2, 0])"),
-        (["--horizons", "5", "5"], "--horizons: must increase (found [5, 5])"),
-        (["--test-images", "0"], "--test-images: must be at least 1 (found 0)"),
+        (["--seeds", "2", "0"], "--seeds: must be at least 1 (got [2, 0])"),
+        (["--horizons", "5", "5"], "--horizons: must increase (got [5, 5])"),
+        (["--test-images", "0"], "--test-images: must be at least 1 (got 0)"),
         (["--networks", "mlp1", "transformer3"], "--networks: unknown network 'transformer3'"),
     ],
 )
@@ -179,12 +179,12 @@ def test_a_difference_between_the_two_would_be_seen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--window", "1"], "--window: must be from 2 to --unroll, which is 40 (found 1)"),
-        (["--window", "50"], "--window: must be from 2 to --unroll, which is 40 (found 50)"),
+        (["--window", "1"], "--window: must be from 2 to --unroll, which is 40 (got 1)"),
+        (["--window", "50"], "--window: must be from 2 to --unroll, which is 40 (got 50)"),
         (["--ipc", "1", "0"], "--ipc: must be at least 1"),
-        (["--outer-batch", "0"], "--outer-batch: must be at least 1 (found 0)"),
+        (["--outer-batch", "0"], "--outer-batch: must be at least 1 (got 0)"),
         (["--threads", "0"], "--threads: must be at least 1"),
-        (["--image", "32x32"], "--image: must be like 3x32x32 (found 32x32)"),
+        (["--image", "32x32"], "--image: must be like 3x32x32 (got 32x32)"),
         (["--image", "0x8x8"], "--image: must be like 3x32x32"),
         (["--network", "transformer3"], "--network: unknown network 'transformer3'"),
         (

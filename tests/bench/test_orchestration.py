@@ -123,7 +123,7 @@ WRONG = [
     (["overhead", "--set", "cluster.num_workers=2"], "no effect"),
     (["overhead", "--set", "outer.stepz=3"], "outer.stepz"),
     (["overhead", "nowhere.yaml"], "nowhere.yaml"),
-    (["workers", "--set", "replicas=3"], "multiple of 2, the workers (found 3)"),
+    (["workers", "--set", "replicas=3"], "multiple of 2, the workers (got 3)"),
     (["workers", "--json", "no/such.json"], "there is no folder"),
     (["workers", "--json", "there.json"], "Use another --json"),
 ]

@@ -87,12 +87,12 @@ def test_our_resnets_are_torchvisions(depth: int) -> None:
     theta, x = torch.sin(torch.arange(ours.num_parameters, dtype=torch.float64)), normal("x", 3, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(ours(theta, x), theirs(theta, x), rtol=1e-10, atol=1e-10)
-        judged = []
+        logits = []
         for network in (NetworkGroup(ours, 1), NetworkGroup(theirs, 1)):
-            statistics = network.next_statistics(network.initial_statistics(theta), theta[None], x[None])
-            judged.append(network.judged(theta[None], statistics, x[:2])[0])
-        torch.testing.assert_close(*judged, rtol=1e-10, atol=1e-10)
-        assert float((judged[0] - ours(theta, x[:2])).abs().max()) > 1e-3
+            statistics = network.updated_statistics(network.initial_statistics(theta), theta[None], x[None])
+            logits.append(network.eval_logits(theta[None], statistics, x[:2])[0])
+        torch.testing.assert_close(*logits, rtol=1e-10, atol=1e-10)
+        assert float((logits[0] - ours(theta, x[:2])).abs().max()) > 1e-3
 
 
 def test_our_vggs_convolutions_are_torchvisions() -> None:

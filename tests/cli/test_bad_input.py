@@ -297,7 +297,7 @@ COMMANDS = [
     (
         "distill demo.yaml --set distilled.ipc=150 --set distilled.init=real",
         "distilled.ipc: must be at most 1",
-        "(found 150)",
+        "(got 150)",
     ),
     (
         "distill demo.yaml --set distilled.ipc=150",
@@ -306,7 +306,7 @@ COMMANDS = [
     (
         "distill demo.yaml --set outer.batch_size=5000",
         "outer.batch_size: must be at most the 1",
-        "(found 5000)",
+        "(got 5000)",
     ),
     (
         "distill demo.yaml --set data.limit=5",

@@ -48,13 +48,13 @@ def test_it_says_what_the_data_are_and_where_they_lie(cache: Path) -> None:
 
 def test_a_run_finds_what_was_prepared(cache: Path) -> None:
     """Prepared by an experiment's file: nothing is left for the run itself to do."""
-    from ray_distill.builders import experiment as builders_experiment
+    from ray_distill.builders.experiment import load_development_data
     from ray_distill.config.load import load_config
 
     experiment = ROOT / "experiments" / "digits_ipc1.yaml"
     prepared(str(experiment), "--set", "seed=3")
     said: list[str] = []
-    data = builders_experiment.development_data(
+    data = load_development_data(
         load_config(experiment, ["seed=3"]), None, lambda what, *_: said.append(what)
     )
     assert data.num_classes == 10

@@ -37,7 +37,7 @@ class Case:
     outer_step: int = 0
     product_form: str = "reverse"
     images_per_pass: int | None = None
-    most_states: int | None = None
+    max_states: int | None = None
     module: nn.Module | None = None
     """A module on the meta device that stands in for the named network."""
 
@@ -60,7 +60,7 @@ class Case:
             optimizer=self.optimizer,
             augmentation=Augmentation(self.augmentation, self.augmentation_mode),
             inner_batch_per_class=batch,
-            most_states=self.most_states,
+            max_states=self.max_states,
             classes_per_inner_batch=self.classes_per_inner_batch,
         )
 

@@ -238,7 +238,7 @@ def test_other_channels_and_sizes(name: str, image_shape: tuple[int, int, int]) 
         ),
         (NetworkSpec(name="resnet18"), (1, 8, 8), "resnet18 for 8x8 images: .*too small: an instance norm"),
         (NetworkSpec(name="alexnet"), (1, 4, 4), "alexnet for 4x4 images: .*too small"),
-        (NetworkSpec(name="alexnet", width=3), (1, 32, 32), r"width must be even.*\(found 3\)"),
+        (NetworkSpec(name="alexnet", width=3), (1, 32, 32), r"width must be even.*\(got 3\)"),
         (
             NetworkSpec(name="convnet3-gn", width=6),
             (1, 32, 32),
@@ -249,8 +249,8 @@ def test_other_channels_and_sizes(name: str, image_shape: tuple[int, int, int]) 
             (1, 32, 32),
             "4 groups of two channels or more; 4 channels",
         ),
-        (NetworkSpec(name="resnet18", activation="gelu"), CIFAR, "no choice of activation .found 'gelu'"),
-        (NetworkSpec(name="mlp2", pooling="max"), CIFAR, "mlp2 .*no choice of pooling .found 'max'"),
+        (NetworkSpec(name="resnet18", activation="gelu"), CIFAR, "no choice of activation .got 'gelu'"),
+        (NetworkSpec(name="mlp2", pooling="max"), CIFAR, "mlp2 .*no choice of pooling .got 'max'"),
     ],
 )
 def test_errors_say_what_was_wrong(

@@ -12,7 +12,7 @@ from ray_distill.core.distilled import DistilledData
 from ray_distill.core.higher_reference import higher_metagradient
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.metagradient import adjoint_metagradient
-from ray_distill.core.microbatches import images_per_pass
+from ray_distill.core.microbatches import microbatch_size
 from ray_distill.core.networks.group import NetworkGroup
 from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.retrain import retrain, scores, train_steps
@@ -71,7 +71,7 @@ def test_batch_norm_joins_images_and_no_other_norm_does() -> None:
         )
         assert torch.equal(few, many[:2])
         apart = torch.allclose(network(theta, few), network(theta, many)[:2], rtol=1e-10)
-        assert network.joins_images == name.endswith("-bn") == (not apart), name
+        assert network.has_batch_norm == name.endswith("-bn") == (not apart), name
 
 
 @pytest.mark.parametrize("augmentation", [(), ("flip", "rotate")], ids=["plain", "augmented"])
@@ -110,7 +110,7 @@ def test_a_retraining_is_torchs_own(
         module.eval()
         with torch.no_grad():
             logits = module(test_images)
-        (judged,) = group.judged(state.theta_P, statistics, test_images)
+        (judged,) = group.eval_logits(state.theta_P, statistics, test_images)
         torch.testing.assert_close(judged, logits, rtol=1e-10, atol=1e-10)
         for name, buffer in module.named_buffers():
             torch.testing.assert_close(statistics[name], buffer, rtol=1e-10, atol=1e-10)
@@ -126,7 +126,7 @@ def test_running_statistics_are_torchs_law() -> None:
     theta, x = network.init(Stream(seed=1, name="init"), dtype=torch.float64), images(5)
     group = NetworkGroup(network, 1)
     start = group.initial_statistics(theta)
-    after = group.next_statistics(start, theta[None], x[None])
+    after = group.updated_statistics(start, theta[None], x[None])
     values = x.transpose(0, 1).flatten(1)
     torch.testing.assert_close(after["0.running_mean"], 0.1 * values.mean(dim=1), rtol=1e-12, atol=0)
     torch.testing.assert_close(after["0.running_var"], 0.9 + 0.1 * values.var(dim=1), rtol=1e-12, atol=0)
@@ -144,7 +144,7 @@ def test_a_score_does_not_depend_on_how_the_images_are_batched(make_case: Callab
     group = NetworkGroup(network, 1)
     statistics = group.initial_statistics(theta)
     for i in range(20):
-        statistics = group.next_statistics(statistics, theta[None], images(6, f"batch-{i}")[None])
+        statistics = group.updated_statistics(statistics, theta[None], images(6, f"batch-{i}")[None])
     x, y = images(40), torch.arange(40) % 3
     (whole,) = scores(group, theta[None], statistics, [(x, y)])
     (parts,) = scores(group, theta[None], statistics, zip(x.split(batch), y.split(batch), strict=True))
@@ -158,8 +158,8 @@ def test_other_networks_have_no_statistics(make_case: Callable) -> None:
     network, theta = make_case().problem.network, make_case().draws.theta_P
     group = NetworkGroup(network, 1)
     assert group.initial_statistics(theta) == {}
-    assert group.next_statistics({}, theta[None], images(3)[None]) == {}
-    assert torch.equal(group.judged(theta[None], {}, images(3))[0], network(theta, images(3)))
+    assert group.updated_statistics({}, theta[None], images(3)[None]) == {}
+    assert torch.equal(group.eval_logits(theta[None], {}, images(3))[0], network(theta, images(3)))
 
 
 def test_batch_norm_is_not_computed_in_passes(make_case: Callable) -> None:
@@ -169,8 +169,8 @@ def test_batch_norm_is_not_computed_in_passes(make_case: Callable) -> None:
         ValueError, match="batch norm joins the images of a batch: it cannot be computed in passes"
     ):
         StepFunctions(network, images_per_pass=4)
-    assert images_per_pass(network, SHAPE, 100, torch.float32, CPU) is None
-    assert images_per_pass(make_case().problem.network, SHAPE, 100, torch.float32, CPU) == 100
+    assert microbatch_size(network, SHAPE, 100, torch.float32, CPU) is None
+    assert microbatch_size(make_case().problem.network, SHAPE, 100, torch.float32, CPU) == 100
 
 
 def test_batch_norm_without_running_statistics_is_refused() -> None:

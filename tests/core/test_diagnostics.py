@@ -17,7 +17,7 @@ def metagradients(replicas: int, size: int = 30) -> Tensor:
 
 
 def described(grads_RD: Tensor, profile: Tensor | None = None) -> dict[str, float]:
-    return diagnostics.describe(grads_RD.mean(dim=0), grads_RD.square().sum(dim=1), profile)
+    return diagnostics.summarize(grads_RD.mean(dim=0), grads_RD.square().sum(dim=1), profile)
 
 
 def test_a_variance_is_never_below_zero() -> None:

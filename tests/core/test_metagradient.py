@@ -17,7 +17,7 @@ from ray_distill.core.higher_reference import higher_metagradient
 from ray_distill.core.inner_optimizer import SGD, Adam, InnerState
 from ray_distill.core.metagradient import (
     Metagradient,
-    add_pulled_back,
+    accumulate_gradient,
     adjoint_metagradient,
     segment_length,
 )
@@ -80,14 +80,14 @@ def test_adjoint_is_higher_for_sgd(
         assert relative_difference(a, b) < 1e-8
 
 
-@pytest.mark.parametrize("most_states", [7, 8, 10, 12])
-def test_a_replayed_window_gives_the_same_bits(make_case: Callable, most_states: int) -> None:
+@pytest.mark.parametrize("max_states", [7, 8, 10, 12])
+def test_a_replayed_window_gives_the_same_bits(make_case: Callable, max_states: int) -> None:
     """Windows of 11 steps in segments of 3 to 6: the same operations on the same numbers."""
     what = {"ipc": 3, "inner_batch_per_class": 2, "augmentation": BOTH, "inner_steps": 14}
     whole = make_case(**what)
     arguments = (whole.data, whole.draws, Window(2, 11), whole.real)
     straight = adjoint_metagradient(whole.problem, *arguments)
-    replayed = adjoint_metagradient(make_case(**what, most_states=most_states).problem, *arguments)
+    replayed = adjoint_metagradient(make_case(**what, max_states=max_states).problem, *arguments)
     for a, b in zip(
         (*straight.grad, straight.outer_loss, straight.position_norms_W),
         (*replayed.grad, replayed.outer_loss, replayed.position_norms_W),
@@ -97,12 +97,12 @@ def test_a_replayed_window_gives_the_same_bits(make_case: Callable, most_states:
 
 
 @pytest.mark.parametrize(
-    ("length", "most_states", "segment"),
+    ("length", "max_states", "segment"),
     [(11, None, 11), (11, 11, 11), (11, 10, 8), (11, 7, 4), (1000, 64, 36), (0, 1, 0), (1, 1, 1)],
 )
-def test_segments_fit_and_are_as_long_as_can_be(length: int, most_states: int | None, segment: int) -> None:
+def test_segments_fit_and_are_as_long_as_can_be(length: int, max_states: int | None, segment: int) -> None:
     """ceil(length / k) + k <= most: 11 steps in 10 states: k = 8 (2 + 8); in 7: k = 4 (3 + 4); 1000 in 64: 28 + 36."""
-    assert segment_length(length, most_states) == segment
+    assert segment_length(length, max_states) == segment
 
 
 def test_a_window_that_cannot_fit_is_refused_with_the_least_room() -> None:
@@ -126,12 +126,12 @@ def test_a_replayed_window_holds_few_states_at_once(make_case: Callable) -> None
             return after
 
     counts = {}
-    for most_states in (None, 12):
-        case = make_case(optimizer=Counting(lr=1e-2), inner_steps=36, most_states=most_states)
+    for max_states in (None, 12):
+        case = make_case(optimizer=Counting(lr=1e-2), inner_steps=36, max_states=max_states)
         alive.clear()
         most = 0
         adjoint_metagradient(case.problem, case.data, case.draws, Window(0, 36), case.real)
-        counts[most_states] = most
+        counts[max_states] = most
     assert counts[None] >= 36
     assert counts[12] <= 13  # and the one that is being made
 
@@ -396,7 +396,7 @@ def test_pull_back_puts_each_cotangent_into_its_own_row(make_case: Callable) -> 
         torch.arange(1.0, 4.0).double()[:, None].expand(3, 3),
     )
     pulled = DistilledData(*(torch.zeros_like(x) for x in case.data))
-    add_pulled_back(pulled, case.data, draws, 4, cotangent)
+    accumulate_gradient(pulled, case.data, draws, 4, cotangent)
     expected = [0.0] * 9
     for position, row in enumerate(draws.rows_TB[4].tolist()):
         expected[row] = position + 1.0
@@ -416,7 +416,7 @@ def test_pull_back_undoes_the_steps_own_augmentation(make_case: Callable) -> Non
             *(Stream(seed=t, name="c").normal(x.numel(), dtype=x.dtype).view_as(x) for x in batch)
         )
         pulled = DistilledData(*(torch.zeros_like(x) for x in data))
-        add_pulled_back(pulled, data, draws, t, cotangent)
+        accumulate_gradient(pulled, data, draws, t, cotangent)
         assert slope(pulled, data) == pytest.approx(slope(cotangent, batch), rel=1e-11)
 
 

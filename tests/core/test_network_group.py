@@ -154,7 +154,7 @@ def test_a_module_that_does_not_say_that_it_keeps_channels_apart_is_refused() ->
 def one_by_one(functions: StepFunctions, theta: Tensor, batches: Batches, lam: Tensor) -> list[list[Tensor]]:
     """Gradient, loss, Hessian product and mixed products of each replica alone."""
     results = []
-    for r, batch in enumerate(batches.each()):
+    for r, batch in enumerate(batches.unstack()):
         hessian, mixed = functions.product(theta[r], batch, lam[r])
         results.append([*functions.gradient(theta[r], batch), hessian, *mixed])
     return results
@@ -172,7 +172,7 @@ def at_once(functions: StepFunctions, theta: Tensor, batches: Batches, lam: Tens
     [
         (name, passes)
         for name, network in networks().items()
-        for passes in ((None,) if network.joins_images else (None, 1, 2, 3))
+        for passes in ((None,) if network.has_batch_norm else (None, 1, 2, 3))
     ],
 )
 @pytest.mark.parametrize("form", PRODUCTS)
@@ -212,7 +212,7 @@ def test_compiled_groups_are_eager_ones_and_each_size_is_compiled_once(
     network = networks()["convnet2"]
     compiled = StepFunctions(network, product_form=form, images_per_pass=2, compiled=True)
     theta, batches, lam = random_group(network, 2, dtype=torch.float32)
-    assert compiled.compile_now(theta[0], batches.each()[0], (1, 2)) == ""
+    assert compiled.try_compile(theta[0], batches.unstack()[0], (1, 2)) == ""
     with torch.compiler.set_stance("fail_on_recompile"):
         both = at_once(compiled, theta, batches, lam)
         first = one_by_one(compiled, theta[:1], Batches(*(x[:1] for x in batches)), lam[:1])
@@ -246,7 +246,7 @@ CASES = {
     "convnet-ln": {"network": "convnet1-ln"},
     "mlp-adam": {"network": "mlp2", "width": 8},
     "mlp-sgd": {"network": "mlp2", "width": 8, "optimizer": SGD(lr=0.05)},
-    "passes-segments": {"images_per_pass": 4, "most_states": 6},
+    "passes-segments": {"images_per_pass": 4, "max_states": 6},
     "forward-composed": {"product_form": "forward", "augmentation_mode": "composed"},
 }
 ALL = tuple(OPERATIONS)
@@ -269,7 +269,7 @@ def test_metagradients_of_a_group_are_those_of_each_replica_alone(
     together = adjoint_metagradients(case.problem, case.data, draws, window, real)
     assert len(together) == replicas
     # Alone, with nothing cut into parts.
-    problem = replace(case.problem, functions=StepFunctions(case.problem.network), most_states=None)
+    problem = replace(case.problem, functions=StepFunctions(case.problem.network), max_states=None)
     for ours, own, batch in zip(together, draws, real, strict=True):
         alone = adjoint_metagradient(problem, case.data, own, window, batch)
         for a, b in zip(numbers(ours), numbers(alone), strict=True):

@@ -171,7 +171,7 @@ def test_buffers_are_refused() -> None:
     """Other than the running statistics of batch norms: nothing would say what they are."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     module.register_buffer("scale", torch.ones(1))
-    with pytest.raises(ValueError, match=r"buffers .* .found scale."):
+    with pytest.raises(ValueError, match=r"buffers .* .got scale."):
         Network(module)
 
 

@@ -83,7 +83,7 @@ def test_adjoint_is_higher(make_case: Callable, relative_difference: Callable, s
     how = {
         "product_form": pick.choice(PRODUCTS),
         "images_per_pass": None if network.endswith("-bn") else pick.choice([None, 1, 2, 4]),
-        "most_states": pick.choice([None, 6]),
+        "max_states": pick.choice([None, 6]),
     }
     case = make_case(**what, **how)
     data = case.data

@@ -104,7 +104,7 @@ def test_at_moves_to_another_place_and_keeps_the_rest() -> None:
 
 def test_a_part_is_a_stream_of_its_own_at_the_same_place() -> None:
     stream = Stream(seed=5, name="a", outer_step=1, replica=2)
-    assert stream.part("b") == Stream(seed=5, name="a-b", outer_step=1, replica=2)
+    assert stream.substream("b") == Stream(seed=5, name="a-b", outer_step=1, replica=2)
 
 
 def test_uniform_is_the_same_in_both_precisions_and_below_one() -> None:

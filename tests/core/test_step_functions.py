@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ray_distill.core.distilled import DistilledData
-from ray_distill.core.microbatches import equal_part, images_per_pass
+from ray_distill.core.microbatches import even_split, microbatch_size
 from ray_distill.core.networks.network import Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import PRODUCTS, StepFunctions
@@ -103,7 +103,7 @@ def test_passes_add_up_to_the_whole_batch(
 )
 def test_parts_are_nearly_equal(batch: int, most: int, size: int) -> None:
     """A divisor of the batch of at least half the most; 97 is prime: nine parts of 11 (the last of 9)."""
-    assert equal_part(batch, most) == size
+    assert even_split(batch, most) == size
 
 
 def test_replicas_share_the_cache() -> None:
@@ -111,8 +111,8 @@ def test_replicas_share_the_cache() -> None:
     divisors of 100 below them are 10 and 2."""
     network = build_network(NetworkSpec(name="convnet3", width=128), (3, 32, 32), 10)
     cpu = torch.device("cpu")
-    assert images_per_pass(network, (3, 32, 32), 100, torch.float32, cpu) == 10
-    assert images_per_pass(network, (3, 32, 32), 100, torch.float32, cpu, replicas=4) == 2
+    assert microbatch_size(network, (3, 32, 32), 100, torch.float32, cpu) == 10
+    assert microbatch_size(network, (3, 32, 32), 100, torch.float32, cpu, replicas=4) == 2
 
 
 def test_an_unknown_form_is_refused(make_case: Callable) -> None:
@@ -167,7 +167,7 @@ def test_without_a_compiler_the_functions_go_on_and_say_why(make_case: Callable)
     functions = StepFunctions(case.problem.network, images_per_pass=3, compiled=True, product_form="forward")
     config = torch._inductor.config
     with config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
-        why = functions.compile_now(theta, batch)
+        why = functions.try_compile(theta, batch)
     assert "no-such-compiler" in why or "compiler" in why.lower()
     assert not functions.compiled
     eager = StepFunctions(case.problem.network, images_per_pass=3)
@@ -181,5 +181,5 @@ def test_with_a_compiler_there_is_nothing_to_say(make_case: Callable) -> None:
     torch._dynamo.reset()
     case = make_case(network="mlp1", ipc=2, dtype=torch.float32)
     functions = StepFunctions(case.problem.network, images_per_pass=3, compiled=True)
-    assert functions.compile_now(case.draws.theta_P, case.data) == ""
+    assert functions.try_compile(case.draws.theta_P, case.data) == ""
     assert functions.compiled

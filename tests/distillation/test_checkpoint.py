@@ -164,7 +164,7 @@ def test_a_state_that_no_run_has_come_to_is_refused(
 ) -> None:
     """One tensor or one entry of a good state changed, as a stranger could under a digest that fits."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
-    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0)).judge(
+    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0)).with_candidate(
         Best(data, 0, 0.25)
     )
     tensors, record = to_record(state)
@@ -176,7 +176,7 @@ def test_a_state_that_no_run_has_come_to_is_refused(
 def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -> None:
     """State and points, NaN and all; under another configuration the file is refused."""
     data = DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2))
-    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).judge(Best(data, 0, 0.25))
+    state = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).with_candidate(Best(data, 0, 0.25))
     points = [
         StepMetrics(3, {"loss": 0.1}, 1e9 + 0.125),
         StepMetrics(4, {"loss": float("inf"), "extra": 2.0}, 1e9 + 1),

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders.experiment import build_inner_problem
 from ray_distill.core import outer_loop as loop
 from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
     adjoint_metagradients,
-    one_by_one,
+    per_replica,
 )
 from ray_distill.core.outer_loop import (
     NonFiniteError,
@@ -141,7 +141,7 @@ def test_the_metagradient_is_the_mean_over_replicas(bench: Make) -> None:
 def test_replicas_at_once_change_no_number(bench: Make, at_once: int) -> None:
     """Five replicas in groups of 1, of 2, 2 and 1, of 3 and 2, and all: the mean of each computed alone."""
     b = bench(replicas=5)
-    experiment = replace(b.experiment, engine=adjoint_metagradients, replicas_at_once=at_once)
+    experiment = replace(b.experiment, engine=adjoint_metagradients, group_size=at_once)
     window = draw_window(experiment, 3, CurriculumState())
     mean, finite, _ = mean_metagradient(experiment, b.train, b.initial, window, 3, SingleProcess())
     each = [replica_metagradients(b.experiment, b.train, b.initial, window, 3, [r])[0] for r in range(5)]
@@ -162,7 +162,7 @@ def test_a_replica_of_a_group_that_is_not_finite_is_the_one_that_is_named(
         return draws._replace(theta_P=draws.theta_P * float("nan")) if args[3] == 3 else draws
 
     monkeypatch.setattr(loop, "draw_inner", spoilt)
-    experiment = replace(b.experiment, engine=adjoint_metagradients, replicas_at_once=2)
+    experiment = replace(b.experiment, engine=adjoint_metagradients, group_size=2)
     window = draw_window(experiment, 3, CurriculumState())
     _, finite, _ = mean_metagradient(experiment, b.train, b.initial, window, 3, SingleProcess())
     assert finite.tolist() == [1, 1, 1, 0, 1]
@@ -267,7 +267,7 @@ def nan_engine(bad: dict[int, int]) -> Callable[..., Metagradient]:
 def test_a_nan_never_reaches_the_distilled_set(bench: Make) -> None:
     """The step is skipped: D, moments and the clip average stay as they were; the next steps go on."""
     b = bench(outer={"steps": 4})
-    experiment = replace(b.experiment, engine=one_by_one(nan_engine({2: 1})))
+    experiment = replace(b.experiment, engine=per_replica(nan_engine({2: 1})))
     states: list[RunState] = [RunState.start(b.initial, experiment.outer)]
     for _ in range(4):
         state, values = outer_step(experiment, b.train, states[-1], SingleProcess())
@@ -285,7 +285,7 @@ def test_nans_in_a_row_end_the_run_and_name_their_place(bench: Make) -> None:
     """The third skipped step in a row raises, naming step, window and replica, with D still finite; the steps
     since the last report, which was after the fifth, are reported first."""
     b = bench(outer={"max_nonfinite_steps": 3})
-    experiment = replace(b.experiment, engine=one_by_one(nan_engine({4: 0, 5: 1, 6: 1})))
+    experiment = replace(b.experiment, engine=per_replica(nan_engine({4: 0, 5: 1, 6: 1})))
     window = draw_window(experiment, 6, CurriculumState())
     reports: list[Report] = []
     with pytest.raises(NonFiniteError, match="outer step 6") as caught:
@@ -352,7 +352,7 @@ def test_networks_that_judge_are_trained_at_the_last_inner_step_size(bench: Make
     ours, other = (validate(x.experiment, b.validation, state, SingleProcess()) for x in (b, constant))
     assert ours == other
     network = b.experiment.inner.network
-    problem = builders_experiment.inner_problem(b.config, network, b.data.image_shape, b.data.num_classes)
+    problem = build_inner_problem(b.config, network, b.data.image_shape, b.data.num_classes)
     assert problem.optimizer.lr == 0.2
 
 
@@ -360,7 +360,7 @@ def test_the_outer_step_size_follows_its_schedule_and_the_log(bench: Make) -> No
     """.01, then 1e-9 from step 3 on; skipped steps count."""
     pieces = {"schedule": "piecewise", "values": [0.01, 1e-9], "from_steps": [0, 3]}
     b = bench(outer={"steps": 4, "lr": pieces})
-    experiment = replace(b.experiment, engine=one_by_one(nan_engine({1: 0})))
+    experiment = replace(b.experiment, engine=per_replica(nan_engine({1: 0})))
     states, rates = [RunState.start(b.initial, experiment.outer)], []
     for _ in range(4):
         state, values = outer_step(experiment, b.train, states[-1], SingleProcess())
@@ -480,9 +480,9 @@ def test_the_best_set_is_the_earlier_one_on_a_tie(bench: Make) -> None:
     """judge keeps what it has unless the candidate is better."""
     b = bench()
     start = RunState.start(b.initial, b.experiment.outer)
-    first = start.judge(Best(b.initial, 1, 0.5))
-    assert first.judge(Best(b.initial, 2, 0.5)).best == first.best
-    better = first.judge(Best(b.initial, 2, 0.6)).best
+    first = start.with_candidate(Best(b.initial, 1, 0.5))
+    assert first.with_candidate(Best(b.initial, 2, 0.5)).best == first.best
+    better = first.with_candidate(Best(b.initial, 2, 0.6)).best
     assert better is not None
     assert better.outer_step == 2
 
@@ -526,7 +526,7 @@ def test_a_run_through_batch_norm_learns_and_judges_as_any_other(bench: Make) ->
     start = RunState.start(b.initial, b.experiment.outer)
     end = run(b)
     alone = outer_loop(
-        replace(b.experiment, replicas_at_once=1),
+        replace(b.experiment, group_size=1),
         b.train,
         b.validation,
         start,

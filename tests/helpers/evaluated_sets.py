@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from ray_distill.artifacts.dataset import DistilledDataset, provenance
-from ray_distill.builders import experiment
+from ray_distill.builders.experiment import load_development_data
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
@@ -55,7 +55,7 @@ def grey_set(config: Config) -> DistilledDataset:
 def judged_of(config: Config, name: str = "mine", *, scale: float = 1.0) -> EvaluationSet:
     """That set, ready to be judged."""
     dataset = dataset_of(config, scale=scale)
-    return evaluation_set(name, dataset, config, experiment.development_data(config, dataset.preprocessing))
+    return evaluation_set(name, dataset, config, load_development_data(config, dataset.preprocessing))
 
 
 def at_hand(judged: EvaluationSet) -> LoadedSet:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ray_distill.artifacts.dataset import DistilledDataset, provenance
-from ray_distill.builders import experiment
-from ray_distill.builders.protocol import protocol_of
+from ray_distill.builders.experiment import load_development_data
+from ray_distill.builders.settings import training_protocol
 from ray_distill.config.config import Config
 from ray_distill.data.preprocessing import Preprocessing
 from tests.helpers.tiny import tiny_config
@@ -44,7 +44,7 @@ def make_world(folder: Path, preprocessing: str = "zca", shape: tuple[int, int, 
         precision="float32",
         data={"source": f"npz:{source}", "limit": None, "preprocessing": preprocessing},
     )
-    fitted = experiment.development_data(config).preprocessing
+    fitted = load_development_data(config).preprocessing
     pixels_NCHW = torch.from_numpy(images[:6].astype(np.float32)) / 255
     return World(config, fitted, pixels_NCHW, fitted.apply(pixels_NCHW), torch.arange(6) // 2)
 
@@ -57,7 +57,7 @@ def set_of(world: World, **changes: Any) -> DistilledDataset:
             "labels_NK": torch.eye(3)[world.labels_N],
             "class_names": CLASSES,
             "preprocessing": world.preprocessing,
-            "protocol": protocol_of(world.config, 3),
+            "protocol": training_protocol(world.config, 3),
             "config": world.config.experiment(),
             "config_hash": world.config.hash,
             "provenance": provenance(seed=0),

@@ -2,7 +2,12 @@
 
 import torch
 
-from ray_distill.builders import experiment
+from ray_distill.builders.experiment import (
+    build_experiment,
+    initial_distilled_data,
+    load_development_data,
+    to_run_device,
+)
 from ray_distill.config.config import Config
 from ray_distill.config.load import parse_config
 from ray_distill.core.outer_loop import Experiment
@@ -45,7 +50,7 @@ def tiny_config(**sections: object) -> Config:
 
 def tiny_data(config: Config) -> DevelopmentData:
     """Its real data."""
-    return experiment.development_data(config)
+    return load_development_data(config)
 
 
 class Bench:
@@ -54,12 +59,10 @@ class Bench:
     def __init__(self, config: Config) -> None:
         cpu = torch.device("cpu")
         self.config, self.data = config, tiny_data(config)
-        self.experiment: Experiment = experiment.experiment(
-            config, self.data.image_shape, self.data.num_classes
-        )
-        self.train: RealData = experiment.real_data(config, self.data.train, cpu)
-        self.validation: RealData = experiment.real_data(config, self.data.validation, cpu)
-        self.initial = experiment.initial_data(config, self.data.train, cpu)
+        self.experiment: Experiment = build_experiment(config, self.data.image_shape, self.data.num_classes)
+        self.train: RealData = to_run_device(config, self.data.train, cpu)
+        self.validation: RealData = to_run_device(config, self.data.validation, cpu)
+        self.initial = initial_distilled_data(config, self.data.train, cpu)
 
 
 def whole(data: RealData) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.builders import experiment as builders_experiment
+from ray_distill.builders.experiment import load_development_data
 from ray_distill.config.load import load_config
 from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import TrialLog
@@ -66,7 +66,7 @@ LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 def carried_out(search: SearchConfig, folder: SearchDir, *, resume: bool = False) -> SearchResult:
     """The search, in this process, on the connected cluster, with a store of its own."""
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
-    data, began = builders_experiment.development_data(search.config), time.monotonic()
+    data, began = load_development_data(search.config), time.monotonic()
     return run_search(search, data, folder, uri, silent, resume=resume, began=began)
 
 

@@ -16,8 +16,13 @@ import pytest
 import torch
 
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.builders import experiment as builders_experiment
 from ray_distill.builders import settings
+from ray_distill.builders.experiment import (
+    build_experiment,
+    initial_distilled_data,
+    load_development_data,
+    to_run_device,
+)
 from ray_distill.config.config import Config
 from ray_distill.config.load import load_config, parse_config
 from ray_distill.core.distilled import class_labels, one_hot
@@ -84,14 +89,10 @@ def run(
     config: Config, fitted: Preprocessing | None = None
 ) -> tuple[RunState, RunState, list[StepMetrics], Preprocessing]:
     """The outer loop in this process: its state before and after, its points, and the preprocessing."""
-    data = builders_experiment.development_data(config, fitted)
-    experiment = builders_experiment.experiment(config, data.image_shape, data.num_classes)
-    train, held_out = (
-        builders_experiment.real_data(config, part, settings.CPU) for part in (data.train, data.validation)
-    )
-    start = RunState.start(
-        builders_experiment.initial_data(config, data.train, settings.CPU), experiment.outer
-    )
+    data = load_development_data(config, fitted)
+    experiment = build_experiment(config, data.image_shape, data.num_classes)
+    train, held_out = (to_run_device(config, part, settings.CPU) for part in (data.train, data.validation))
+    start = RunState.start(initial_distilled_data(config, data.train, settings.CPU), experiment.outer)
     reports: list[Report] = []
     end = outer_loop(experiment, train, held_out, start, SingleProcess(), reports.append)
     return start, end, [point for report in reports for point in report.points], data.preprocessing

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ray_distill.builders import experiment, settings
+from ray_distill.builders import settings
+from ray_distill.builders.experiment import bytes_per_state
 from ray_distill.cli.main import app
 from ray_distill.cli.plan import _limits, _table
 from ray_distill.config.config import Config
@@ -80,11 +81,11 @@ def test_replayed_windows_count_their_steps_twice() -> None:
     assert mean_steps(RBPTT(unroll_length=Constant(10)), 3, 7).replayed == pytest.approx(replayed)
 
 
-@pytest.mark.parametrize("most_states", [None, 7])
-def test_an_outer_step_takes_as_many_gradients_as_a_plan_counts(bench: Make, most_states: int | None) -> None:
+@pytest.mark.parametrize("max_states", [None, 7])
+def test_an_outer_step_takes_as_many_gradients_as_a_plan_counts(bench: Make, max_states: int | None) -> None:
     """Burn-in, window, replayed steps and the outer loss: one gradient each; one product for each window step."""
     b = bench(truncation={"rule": "rat-bptt", "unroll_length": 14, "window_length": 10}, replicas=1)
-    inner, calls = replace(b.experiment.inner, most_states=most_states), {"gradients": 0, "products": 0}
+    inner, calls = replace(b.experiment.inner, max_states=max_states), {"gradients": 0, "products": 0}
 
     def counted(name: str) -> Callable[..., object]:
         function = getattr(inner.functions, name)
@@ -100,7 +101,7 @@ def test_an_outer_step_takes_as_many_gradients_as_a_plan_counts(bench: Make, mos
     draws = [draw_inner(inner, 0, 0, 0, 14, b.initial)]
     real = [draw_real_batch(b.experiment, b.train, 0, 0)]
     adjoint_metagradients(inner, b.initial, draws, Window(4, 10), real)
-    assert calls == {"gradients": 4 + 10 + replayed_steps(10, most_states) + 1, "products": 10}
+    assert calls == {"gradients": 4 + 10 + replayed_steps(10, max_states) + 1, "products": 10}
 
 
 def test_the_bytes_of_a_state_are_those_that_a_window_keeps(bench: Make) -> None:
@@ -112,7 +113,7 @@ def test_the_bytes_of_a_state_are_those_that_a_window_keeps(bench: Make) -> None
     (state,), (grad,) = kept.states, kept.grads
     tensors = [state.theta_P, *state.moments, grad]
     expected = sum(x.numel() * x.element_size() for x in tensors)
-    assert experiment.bytes_per_state(b.config, inner.network, 2, at_once=2) == expected
+    assert bytes_per_state(b.config, inner.network, 2, group_size=2) == expected
 
 
 IMAGES = RealImages(shape=(3, 32, 32), num_classes=10, num_train=900, num_validation=100, known_by="made up")
@@ -124,7 +125,7 @@ def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **change
     sizes = {"pass_bytes": GIB, "draw_bytes": GIB, "held_bytes": GIB, "score_bytes": GIB} | changes
     steps = StepProbe(1.0, 3.0, GIB // 100, sizes["pass_bytes"], 10, 0.0, "")
     batch = BatchProbe(0.5, 4.0, 20, sizes["draw_bytes"], sizes["held_bytes"])
-    rule, _ = settings.truncation(config)
+    rule, _ = settings.truncation_rule(config)
     most = int(config.compute.state_memory_gib * 100)
     group = Group(
         steps=steps,
@@ -318,7 +319,7 @@ def test_a_plan_is_probed_printed_and_kept(tmp_path: Path, monkeypatch: pytest.M
     ("override", "says"),
     [
         ("engine=higher", "engine: plans are made for the adjoint"),
-        ("outer.batch_size=500", "outer.batch_size: must be at most the 160 training images (found 500)"),
+        ("outer.batch_size=500", "outer.batch_size: must be at most the 160 training images (got 500)"),
         ("cluster.use_gpu=true", "cluster.use_gpu: a plan is measured on this machine"),
         ("inner.classes_per_batch=11", "inner.classes_per_batch: must be at most the 10 classes"),
         ("data.source=parquet:nowhere", "nowhere"),

@@ -17,7 +17,7 @@ def alexnet(image_shape: MapShape, num_classes: int, *, width: int, norm: str) -
     """
     if width % 2:
         raise ValueError(
-            f"the width must be even: other layers have half as many channels again (found {width})"
+            f"the width must be even: other layers have half as many channels again (got {width})"
         )
     plan = [(2, 5, True), (3, 5, True), (4, 3, False), (3, 3, False), (3, 3, True)]
     layers: list[nn.Module] = []

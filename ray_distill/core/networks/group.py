@@ -25,7 +25,7 @@ RunningStatistics = dict[str, Tensor]
 """Mean and unbiased variance of each batch norm, [R * C], and its number of batches, one for all networks, which take
 their steps together; empty for networks without."""
 
-BY_CHANNEL = (
+CHANNELWISE = (
     *(nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Softplus, nn.Identity),
     *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Flatten),
 )
@@ -74,7 +74,7 @@ class GroupedLayerNorm(nn.Module):
         return normed * self.weight + self.bias
 
 
-def _widened(layer: nn.Module, replicas: int) -> nn.Module:
+def _replicated(layer: nn.Module, replicas: int) -> nn.Module:
     """R copies of one layer, side by side. Raises: ValueError for a layer that is not known to allow it."""
     match layer:
         case nn.Conv2d():
@@ -99,7 +99,7 @@ def _widened(layer: nn.Module, replicas: int) -> nn.Module:
             return GroupedLayerNorm(layer, replicas)
         case nn.Linear():
             return GroupedLinear(layer, replicas)
-        case _ if isinstance(layer, BY_CHANNEL):
+        case _ if isinstance(layer, CHANNELWISE):
             return layer
         case _:
             raise ValueError(
@@ -113,7 +113,7 @@ def check_groupable(module: nn.Module) -> None:
     with torch.device("meta"):
         for layer in module.modules():
             if not any(True for _ in layer.children()):
-                _widened(layer, 2)
+                _replicated(layer, 2)
             elif type(layer) is not nn.Sequential and not getattr(layer, "keeps_channels_apart", False):
                 raise ValueError(
                     f"replicas at once: {type(layer).__name__} does not say that it keeps channels apart; "
@@ -133,7 +133,7 @@ def group_module(module: nn.Module, replicas: int) -> nn.Module:
         for name, layer in list(module.named_modules()):
             if not any(True for _ in layer.children()):
                 owner, _, attribute = name.rpartition(".")
-                setattr(module.get_submodule(owner), attribute, _widened(layer, replicas))
+                setattr(module.get_submodule(owner), attribute, _replicated(layer, replicas))
     return module.train(module.training)
 
 
@@ -148,21 +148,21 @@ class NetworkGroup:
     def __init__(self, network: Network, replicas: int) -> None:
         """Raises: ValueError if the network cannot be set side by side with others of its kind."""
         self.network, self.replicas = network, replicas
-        self.module = self._wide(network.module)
+        self.module = self._grouped(network.module)
         self.sizes = network.sizes
         self.shapes = {name: (replicas * shape[0], *shape[1:]) for name, shape in network.shapes.items()}
 
-    def _wide(self, module: nn.Module) -> nn.Module:
+    def _grouped(self, module: nn.Module) -> nn.Module:
         # One network is itself: the same operations, hence the same bits.
         return module if self.replicas == 1 else group_module(module, self.replicas)
 
     @cached_property
-    def _keeping_statistics(self) -> nn.Module:
-        return self._wide(self.network.keeping_statistics)
+    def _tracking_module(self) -> nn.Module:
+        return self._grouped(self.network.tracking_module)
 
     @cached_property
-    def _in_test_mode(self) -> nn.Module:
-        return self._wide(self.network.in_test_mode)
+    def _eval_module(self) -> nn.Module:
+        return self._grouped(self.network.eval_module)
 
     def _parameters(self, theta_RP: Tensor) -> dict[str, Tensor]:
         """Of the wide module, by name."""
@@ -190,11 +190,11 @@ class NetworkGroup:
                 dtype=like.dtype if buffer.is_floating_point() else buffer.dtype,
                 device=like.device,
             )
-            for name, buffer in self._keeping_statistics.named_buffers()
+            for name, buffer in self._tracking_module.named_buffers()
         }
 
     @torch.no_grad()
-    def next_statistics(
+    def updated_statistics(
         self, statistics: RunningStatistics, theta_RP: Tensor, images_RNCHW: Tensor
     ) -> RunningStatistics:
         """The running statistics after one more training batch of each network, by each norm's own momentum."""
@@ -202,10 +202,10 @@ class NetworkGroup:
             return statistics
         after = {name: value.clone() for name, value in statistics.items()}
         # The module writes what it has seen into the buffers that it is given.
-        self._logits(self._keeping_statistics, {**self._parameters(theta_RP), **after}, images_RNCHW)
+        self._logits(self._tracking_module, {**self._parameters(theta_RP), **after}, images_RNCHW)
         return after
 
-    def judged(self, theta_RP: Tensor, statistics: RunningStatistics, images_NCHW: Tensor) -> Tensor:
+    def eval_logits(self, theta_RP: Tensor, statistics: RunningStatistics, images_NCHW: Tensor) -> Tensor:
         """Logits [R, N, K] of the same images in test mode: by the running statistics, each image by itself."""
         images_RNCHW = images_NCHW.expand(self.replicas, *images_NCHW.shape)
-        return self._logits(self._in_test_mode, {**self._parameters(theta_RP), **statistics}, images_RNCHW)
+        return self._logits(self._eval_module, {**self._parameters(theta_RP), **statistics}, images_RNCHW)

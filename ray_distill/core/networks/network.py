@@ -70,17 +70,17 @@ class Network:
         self.module = _without_statistics(module.train()) if joining else module.train()
         if buffers := [name for name, _ in self.module.named_buffers()]:
             more = f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""
-            raise ValueError(f"a network with buffers has no functional form here (found {buffers[0]}{more})")
-        self.joins_images = bool(joining)
+            raise ValueError(f"a network with buffers has no functional form here (got {buffers[0]}{more})")
+        self.has_batch_norm = bool(joining)
         """Whether the logits of an image depend on the others of its batch."""
-        self.keeping_statistics = module
+        self.tracking_module = module
         """As in training, with batch norms that keep running statistics in buffers."""
-        self.in_test_mode = copy.deepcopy(module).eval()
+        self.eval_module = copy.deepcopy(module).eval()
         """Batch norms take the running statistics in their buffers."""
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.num_parameters = sum(self.sizes)
-        self._init_laws = [_init_law_of(module, name) for name in self.shapes]
+        self._init_laws = [_uniform_init(module, name) for name in self.shapes]
 
     def unflatten(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Named views of the parameter vector."""
@@ -94,15 +94,15 @@ class Network:
         logits: Tensor = torch.func.functional_call(self.module, self.unflatten(theta_P), (images_NCHW,))
         return logits
 
-    def largest_map(self, image_shape: ImageShape) -> int:
+    def max_activation_size(self, image_shape: ImageShape) -> int:
         """The most numbers that any layer puts out for one image of this shape."""
         sizes: list[int] = []
         hooks = [
             layer.register_forward_hook(lambda _module, _args, out: sizes.append(out.numel()))
-            for layer in self.in_test_mode.modules()
+            for layer in self.eval_module.modules()
         ]
         try:
-            self.in_test_mode(torch.empty(1, *image_shape, device="meta"))
+            self.eval_module(torch.empty(1, *image_shape, device="meta"))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -111,7 +111,7 @@ class Network:
     def forward_flops(self, image_shape: ImageShape) -> int:
         """Floating-point operations of the products in one image's forward pass, as torch counts them."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.in_test_mode(torch.empty(1, *image_shape, device="meta"))
+            self.eval_module(torch.empty(1, *image_shape, device="meta"))
         return int(counter.get_total_flops())
 
     def init(self, stream: Stream, *, dtype: torch.dtype) -> Tensor:
@@ -136,7 +136,7 @@ class Network:
         return bounds, offsets
 
 
-def _init_law_of(module: nn.Module, name: str) -> tuple[float, float]:
+def _uniform_init(module: nn.Module, name: str) -> tuple[float, float]:
     """Half-width and centre of the uniform law of one parameter tensor. Raises: ValueError if none is known."""
     owner = module.get_submodule(name.rpartition(".")[0])
     match owner:
@@ -170,7 +170,7 @@ def _module(spec: NetworkSpec, image_shape: ImageShape, num_classes: int) -> nn.
         if default is not None:
             options[option] = chosen or default
         elif chosen is not None:
-            raise ValueError(f"there is no choice of {option} (found {chosen!r})")
+            raise ValueError(f"there is no choice of {option} (got {chosen!r})")
     return BUILDERS[name.family](image_shape, num_classes, **options)
 
 
