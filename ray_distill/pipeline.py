@@ -250,7 +250,7 @@ def run_experiment(
         began: `time.monotonic()` when the command began, from which the seconds count.
 
     Raises: ConfigError, StoreError or StorageError before anything is distilled; DistillError, PoolError,
-    StorageAwayError.
+    StorageUnavailableError.
     """
     check_cluster(config)
     warnings: list[str] = []

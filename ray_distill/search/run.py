@@ -109,7 +109,7 @@ class _Desk:
 def open_search(search: SearchConfig, folder: SearchDir, uri: str, *, resume: bool) -> Iterator[Tracker]:
     """The folder for this process alone, while the block lasts, and the search's MLflow run, new or taken up again.
 
-    Raises: ConfigError, StoreError, StorageError, StorageAwayError.
+    Raises: ConfigError, StoreError, StorageError, StorageUnavailableError.
     """
     with folder.lock():
         check_reachable(folder.storage)
@@ -150,7 +150,7 @@ def run_search(
     Args:
         began: `time.monotonic()` when the command began, from which the search's time counts.
 
-    Raises: ConfigError, StoreError or StorageError before any trial; SearchError, StorageAwayError.
+    Raises: ConfigError, StoreError or StorageError before any trial; SearchError, StorageUnavailableError.
     """
     check_trials(search, data)
     max_concurrent_trials(search)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray_distill.search.config import SearchConfig
-from ray_distill.storage.remote import StorageAwayError
+from ray_distill.storage.remote import StorageUnavailableError
 from ray_distill.storage.workdir import WorkDir
 from ray_distill.utils.jsonl import pending_lines, replace_outbox
 
@@ -79,7 +79,7 @@ class SearchDir(WorkDir[SearchConfig]):
 
     @contextmanager
     def open_checkpoint(self, checkpoint: str) -> Iterator[Path]:
-        """A checkpoint's folder, to read during the block. Raises: StorageAwayError."""
+        """A checkpoint's folder, to read during the block. Raises: StorageUnavailableError."""
         if self.storage is None:
             yield self.path / checkpoint
             return
@@ -89,13 +89,13 @@ class SearchDir(WorkDir[SearchConfig]):
 
     def delete(self, name: str) -> None:
         """Delete a folder that is not needed any more, if possible."""
-        with suppress(StorageAwayError, OSError):
+        with suppress(StorageUnavailableError, OSError):
             self.primary.delete(name)
 
     def store_journals(self) -> None:
         """Upload both journals, if there is a storage; retries for a while if it does not answer.
 
-        Raises: LostLeaseError, StorageAwayError.
+        Raises: LostLeaseError, StorageUnavailableError.
         """
         for delay_s in (*RETRY_DELAYS_S, None) if self.storage else ():
             self.check_lease()
@@ -103,7 +103,7 @@ class SearchDir(WorkDir[SearchConfig]):
                 self.primary.put(OUTBOX, pending_lines(self.path / OUTBOX))
                 self.primary.put(JOURNAL, self.journal.read_bytes())
                 return
-            except StorageAwayError as e:
+            except StorageUnavailableError as e:
                 if delay_s is None:
                     raise
                 logger.warning("the search waits for its storage: %s", e)

@@ -152,7 +152,7 @@ def run_trials(
 ) -> None:
     """Run the trials that are left, on the connected cluster, until all have ended or time is up.
 
-    Raises: ConfigError if a trial could never be placed; SearchError; LostLeaseError or StorageAwayError for a storage that
+    Raises: ConfigError if a trial could never be placed; SearchError; LostLeaseError or StorageUnavailableError for a storage that
     does not take what is to be kept.
     """
     left = list(pending_trials(search, folder, journal, bystander))

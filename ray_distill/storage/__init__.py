@@ -1,1 +1,1 @@
-"""Folders of runs and searches, their locks, leases and copies in a storage that all machines reach."""
+"""Work folders of runs and searches: lock, lease, identity, and their mirror in a storage. See README.md."""

@@ -2,15 +2,7 @@
 
 The lease is a small file that names its holder, with a heartbeat number that grows at every renewal. Whoever finds one
 watches it: once the number has not changed for EXPIRY_S the holder counts as dead. No two machines' clocks are compared.
-
-How sure is it? A second driver is refused as long as the first one renews. Plain reads and writes cannot guarantee more:
-
-- Of two drivers that come at the same moment, both write, wait, and read: the last to write stays, the other is refused.
-- A driver that is held up for longer than EXPIRY_S (by the network, by a suspended machine) counts as dead and may be
-  taken over. It finds the new lease before it renews its own, and stops: within a second while it trains, later before it
-  stores its next result. Until then there are two. They write the very same checkpoints and measurements, a function of
-  the configuration alone, but each deletes its older checkpoints: one may fail over a deleted one, and resumes with
-  --resume. (The workers of a driver that was killed are gone before EXPIRY_S is over.)
+What that guarantees, and what not, is in README.md. (The workers of a killed driver are gone before EXPIRY_S is over.)
 """
 
 import json
@@ -22,7 +14,7 @@ import time
 import uuid
 from typing import NamedTuple
 
-from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
+from ray_distill.storage.remote import Storage, StorageError, StorageUnavailableError
 
 LEASE = ".driver.json"
 HEARTBEAT_S = 5.0
@@ -35,7 +27,7 @@ SETTLE_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class LostLeaseError(StorageAwayError):
+class LostLeaseError(StorageUnavailableError):
     """Another driver has taken over the storage."""
 
 
@@ -51,7 +43,7 @@ class LeaseRecord(NamedTuple):
 
 
 def read_lease(storage: Storage) -> LeaseRecord | None:
-    """The lease in a storage; None if there is none. Raises: StorageAwayError."""
+    """The lease in a storage; None if there is none. Raises: StorageUnavailableError."""
     content = storage.read(LEASE)
     if content is None:
         return None
@@ -78,7 +70,7 @@ class Lease:
     def poll(self) -> float:
         """Check for another driver's lease. Returns: seconds until it expires, if it is not renewed.
 
-        Raises: StorageError if it was renewed between two calls; StorageAwayError.
+        Raises: StorageError if it was renewed between two calls; StorageUnavailableError.
         """
         record, now = read_lease(self._storage), time.monotonic()
         if record is None:
@@ -94,7 +86,7 @@ class Lease:
         return max(0.0, self._rival[1] + EXPIRY_S - now)
 
     def acquire(self) -> None:
-        """Acquire the lease, and renew it until `release`. Raises: StorageError if another driver has it; StorageAwayError."""
+        """Acquire the lease, and renew it until `release`. Raises: StorageError if another driver has it; StorageUnavailableError."""
         remaining_s = self.poll()
         if remaining_s and self._rival:
             logger.warning(
@@ -126,7 +118,7 @@ class Lease:
         try:
             if self._other_holder() is None:
                 self._storage.delete(LEASE)
-        except StorageAwayError as e:
+        except StorageUnavailableError as e:
             logger.warning("the lease could not be released: %s", e)
 
     def _write(self) -> None:
@@ -147,5 +139,5 @@ class Lease:
                     return
                 self._own = self._own._replace(beat=self._own.beat + 1)
                 self._write()
-            except StorageAwayError as e:
+            except StorageUnavailableError as e:
                 logger.warning("the lease could not be renewed: %s", e)

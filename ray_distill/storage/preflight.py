@@ -9,7 +9,7 @@ from ray_distill.cluster.connection import alive_nodes, on_node
 from ray_distill.config.config import ConfigError
 from ray_distill.errors import first_line
 from ray_distill.storage.lease import LeaseRecord, read_lease
-from ray_distill.storage.remote import Storage, StorageAwayError
+from ray_distill.storage.remote import Storage, StorageUnavailableError
 
 NODE_TIMEOUT_S = 120.0
 """For a node's answer; the first call starts a process there."""
@@ -21,7 +21,7 @@ def _problem(storage: Storage, lease: LeaseRecord) -> str:
     try:
         storage.probe()
         seen = read_lease(storage)
-    except StorageAwayError as e:
+    except StorageUnavailableError as e:
         return str(e)
     return "" if seen is not None and seen.token == lease.token else "what the driver wrote is not there"
 

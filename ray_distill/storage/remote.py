@@ -31,13 +31,13 @@ class StorageError(UserError):
     """A storage that the user named and that cannot be used."""
 
 
-class StorageAwayError(RunError):
+class StorageUnavailableError(RunError):
     """The storage does not answer as it should. What is on this machine's disk does not depend on it."""
 
 
 @dataclass(frozen=True)
 class Storage(Location):
-    """The storage of one run or search. Methods raise StorageAwayError."""
+    """The storage of one run or search. Methods raise StorageUnavailableError."""
 
     uri: str
     """As it was given; shown redacted."""
@@ -68,8 +68,8 @@ class Storage(Location):
         return replace(self, path=self.path_of(name), uri=f"{uri.rstrip('/')}/{name}{mark}{query}")
 
     def errors(self) -> AbstractContextManager[None]:
-        """Errors of the file system as StorageAwayError."""
-        return translated(lambda e: StorageAwayError(redact(f"{self}: {first_line(e)}")))
+        """Errors of the file system as StorageUnavailableError."""
+        return translated(lambda e: StorageUnavailableError(redact(f"{self}: {first_line(e)}")))
 
     def existing_folder(self) -> Path:
         """Of a local storage: itself, or the first folder above it that exists."""
@@ -82,7 +82,7 @@ class Storage(Location):
         name, content = f"{PROBE_PREFIX}{uuid.uuid4().hex}", os.urandom(100)
         target.put(name, content)
         if (back := target.read(name)) != content:
-            raise StorageAwayError(
+            raise StorageUnavailableError(
                 f"a file written there {'is missing' if back is None else 'came back changed'}"
             )
         target.delete(name)

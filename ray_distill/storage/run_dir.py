@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.storage.remote import StorageAwayError
+from ray_distill.storage.remote import StorageUnavailableError
 from ray_distill.storage.workdir import WorkDir, complete_files
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.tracking.uri import store_uri
@@ -71,7 +71,7 @@ class RunDir(WorkDir[Config]):
 
     @property
     def is_claimed(self) -> bool:
-        """Whether there is a run to resume. Raises: StorageAwayError."""
+        """Whether there is a run to resume. Raises: StorageUnavailableError."""
         return bool(self.primary.info(IDENTITY).is_file)
 
     def train_location(self) -> Path | str:
@@ -155,7 +155,7 @@ class RunDir(WorkDir[Config]):
                         if mirrored.get(file) != (changed_ns := file.stat().st_mtime_ns):
                             self.store(file)
                             mirrored[file] = changed_ns
-                except (StorageAwayError, OSError) as e:
+                except (StorageUnavailableError, OSError) as e:
                     logger.warning("%s is not mirrored for now: %s", self.evaluation, e)
 
         thread = threading.Thread(target=mirror, daemon=True)

@@ -208,7 +208,7 @@ class WorkDir(ABC, Generic[ConfigT]):
         return known
 
     def store(self, *paths: Path) -> None:
-        """Mirror files of the folder, and folders in it, to the storage, if there is one. Raises: StorageAwayError."""
+        """Mirror files of the folder, and folders in it, to the storage, if there is one. Raises: StorageUnavailableError."""
         if not self.storage:
             return
         for path in paths:

@@ -15,7 +15,7 @@ from ray_distill.search.run import open_search
 from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage import lease
 from ray_distill.storage.lease import LEASE, LostLeaseError
-from ray_distill.storage.remote import Storage, StorageAwayError, StorageError
+from ray_distill.storage.remote import Storage, StorageError, StorageUnavailableError
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.utils.jsonl import OutboxFile
 from tests.helpers.tiny_search import tiny_search
@@ -141,7 +141,7 @@ class Places:
         def asked(storage: Storage, name: str, content: bytes) -> None:
             if name in ("mlflow_journal.jsonl", "journal.jsonl"):
                 if self.away and self.away.pop(0):
-                    raise StorageAwayError(f"{storage}: away")
+                    raise StorageUnavailableError(f"{storage}: away")
                 self.taken.append(name)
             put(storage, name, content)
 
@@ -166,9 +166,9 @@ def test_the_search_waits_for_its_storage_and_then_ends(
     kept = stored.read("journal.jsonl")
     assert kept == begun.journal.read_bytes() != before
     places.away = [False, True] * 3
-    with pytest.raises(StorageAwayError, match="away"):
+    with pytest.raises(StorageUnavailableError, match="away"):
         journal.write("done")
-    assert isinstance(journal.sync_error, StorageAwayError)
+    assert isinstance(journal.sync_error, StorageUnavailableError)
     assert stored.read("journal.jsonl") == kept
     assert begun.journal.read_bytes().startswith(kept or b"?")
     assert len(begun.journal.read_bytes()) > len(kept or b"")
