@@ -70,21 +70,19 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`a.b=value` assignments (values in YAML) laid over nested plain data; the input is left as it is.
+Overrides = Iterable[str] | Mapping[str, Any]
+"""Values laid over a configuration: `"outer.lr=0.01"` (in YAML) each, as `--set` takes them, or {"outer.lr": 0.01}."""
 
-    Raises: ConfigError for one that is not of this form or reaches into something that is no section.
+
+def apply_overrides(values: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """Overrides laid over nested plain data; the input is left as it is.
+
+    Raises: ConfigError for one that is not of the form a.b=value or reaches into something that is no section.
     """
     result: dict[str, Any] = copy.deepcopy(values)
-    for override in overrides:
-        path, equals, text = override.partition("=")
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
+    for path, value in pairs:
         keys = path.split(".")
-        if not equals or not all(keys):
-            raise ConfigError(f"--set {override!r}: write it as a.b=value, e.g. --set outer.lr=0.01")
-        try:
-            value = from_yaml(text)
-        except ValueError as e:
-            raise ConfigError(f"--set {path}: {_shorten(text)} is not a YAML value ({e})") from None
         section = result
         for key in keys[:-1]:
             inside = section.setdefault(key, {})
@@ -93,6 +91,16 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
             section = inside
         section[keys[-1]] = value
     return result
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"--set {override!r}: write it as a.b=value, e.g. --set outer.lr=0.01")
+    try:
+        return path, from_yaml(text)
+    except ValueError as e:
+        raise ConfigError(f"--set {path}: {_shorten(text)} is not a YAML value ({e})") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -110,6 +118,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """A configuration file with overrides laid over it. Raises: ConfigError."""
-    return parse_config(apply_overrides(read_yaml(path), overrides))
+def as_plain(config: Config | str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The plain data of a YAML file, of a dict, or of a `Config`. Raises: ConfigError for a file that is no YAML."""
+    if isinstance(config, Config):
+        return config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
+
+
+def load_config(config: Config | str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Config:
+    """A checked configuration from a YAML file, a dict of its sections, or a `Config`, with overrides laid over it.
+
+    Raises: ConfigError, with one line for each mistake.
+    """
+    return parse_config(apply_overrides(as_plain(config), overrides))

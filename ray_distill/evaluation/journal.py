@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ray_distill.config.config import ConfigError
 from ray_distill.evaluation.jobs import LrCandidate, TableRowSpec
@@ -26,7 +26,7 @@ from ray_distill.utils.jsonl import JsonlError, JsonlFile
 IDENTITY = "evaluation_of.json"
 RECORDS = "records.jsonl"
 
-_Found = Record | LrCandidate
+_Found: TypeAlias = Record | LrCandidate
 _Key = tuple[type, str, int, int, float]
 
 

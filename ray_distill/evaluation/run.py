@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.checks import check_evaluation_networks
@@ -42,6 +42,9 @@ from ray_distill.tracking.uri import StoreError
 from ray_distill.utils.progress import Bar, percent, silent
 from ray_distill.utils.secrets import redact
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -65,6 +68,12 @@ class Evaluation:
     def rows(self) -> list[ResultRow]:
         """Mean, deviation and interval of each line at each horizon."""
         return rows_of(self.records, self.failures)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows as a table, a column for each of their fields."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.rows])
 
 
 def check_evaluation(config: Config, data: DevelopmentData) -> None:

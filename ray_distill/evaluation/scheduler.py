@@ -7,7 +7,7 @@ with those for the table. What the journal has is not done again.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from ray_distill.evaluation.jobs import Job, LrCandidate, TableRowSpec, best_lr, jobs_for
 from ray_distill.evaluation.journal import ResultsLog
@@ -136,7 +136,7 @@ class CoresetChoice:
         return self.job.cost
 
 
-Order = Job | Choice | CoresetChoice
+Order: TypeAlias = Job | Choice | CoresetChoice
 """What an actor is asked to do."""
 _Which = tuple[Any, ...]
 

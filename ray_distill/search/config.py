@@ -14,7 +14,7 @@ validation accuracies can be compared.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from ray_distill.config.base import NonNegativeInt, Section
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.config.load import apply_overrides, format_error, parse_config, read_yaml
+from ray_distill.config.load import Overrides, apply_overrides, format_error, parse_config, read_yaml
 from ray_distill.config.yaml import to_yaml
 from ray_distill.search.domains import KEY, Domain, GridDomain
 from ray_distill.search.space import RULE, Space, value_at
@@ -231,9 +231,21 @@ def parse_search(values: Mapping[str, Any]) -> SearchConfig:
     return search
 
 
-def load_search(path: Path, overrides: Iterable[str] = ()) -> SearchConfig:
-    """A search file with overrides, those of the base as base.KEY. Raises: ConfigError."""
-    values = read_yaml(path)
+def load_search(
+    search: SearchConfig | str | Path | Mapping[str, Any], overrides: Overrides = ()
+) -> SearchConfig:
+    """A checked search from a YAML file, a dict of its sections, or a `SearchConfig`, with overrides laid over it.
+
+    Overrides of the base are base.KEY; a base that is a path is relative to the file, or to the current folder.
+    Raises: ConfigError, with one line for each mistake.
+    """
+    beside = Path()
+    if isinstance(search, SearchConfig):
+        values = search.model_dump(mode="json", exclude_none=True)
+    elif isinstance(search, Mapping):
+        values = dict(search)
+    else:
+        beside, values = Path(search).parent, read_yaml(Path(search))
     if isinstance(values.get("base"), str):
-        values["base"] = read_yaml(path.parent / values["base"])
+        values["base"] = read_yaml(beside / values["base"])
     return parse_search(apply_overrides(values, overrides))

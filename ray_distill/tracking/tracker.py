@@ -25,6 +25,7 @@ from ray_distill.tracking.store import (
 from ray_distill.tracking.uri import StoreError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import Metric
     from PIL import Image
@@ -111,6 +112,17 @@ class Tracker:
                     values.setdefault(m.step, {})[name] = m.value
                     ended[m.step] = m.timestamp / 1000
         return [StepMetrics(step, values[step], ended[step]) for step in sorted(values)]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """All metrics of outer steps, a row for each step and a column for each metric. Raises: TrackingError."""
+        import pandas as pd
+
+        with mlflow_errors(self.uri):
+            logged = self.client.get_run(self.run_id).data.metrics
+        # Those of an evaluation, which are by inner step, have a slash.
+        steps = self.steps(sorted(name for name in logged if "/" not in name and name != "wall_s"))
+        rows = [{"outer_step": s.outer_step, **s.values} for s in steps]
+        return pd.DataFrame(rows).set_index("outer_step") if rows else pd.DataFrame()
 
     def log_metrics(self, values: Iterable[tuple[str, int, float]]) -> None:
         """Log (name, step, value) with steps that are no outer steps, such as a test accuracy after some inner steps.
