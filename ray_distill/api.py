@@ -149,7 +149,9 @@ def distill(
 
     began = time.monotonic()
     if resume and replace:
-        raise UserError("replace: would delete the run that resume continues; pass one of the two")
+        raise UserError(
+            "resume and replace: the one continues the run that the other deletes; pass one of them"
+        )
     values = apply_overrides(as_plain(config), overrides)
     if train is not None:
         root = values.get("data", {}).get("root") or default_root()
