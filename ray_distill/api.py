@@ -109,7 +109,7 @@ class SearchResult:
         """The leaderboard: a row for each trial, a column for each searched key."""
         import pandas as pd
 
-        return pd.DataFrame([row.flat() for row in self.rows])
+        return pd.DataFrame([row.to_dict() for row in self.rows])
 
     def _repr_html_(self) -> str:
         """For a notebook: the leaderboard."""
