@@ -13,12 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ray_distill.artifacts import contact_sheet
-from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.experiment import check_fits_data, load_development_data
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
-from ray_distill.distillation.outputs import to_dataset
+from ray_distill.distillation.outputs import contact_sheet_of, to_dataset
 from ray_distill.distillation.trainer import check_cluster, train
 from ray_distill.evaluation.results import ResultRow, at_last_horizon
 from ray_distill.evaluation.run import (
@@ -256,11 +254,11 @@ def run_experiment(
     warnings: list[str] = []
     with open_run_dir(config, folder, uri, resume=resume, replace=replace) as tracker:
         with bar("distilling", config.outer.steps) as update:
-            state, unrecorded = train(config, data, folder, tracker, update)
-        warn_on_failure(warnings, lambda: tracker.log_steps(unrecorded))
+            state, unlogged = train(config, data, folder, tracker, update)
+        warn_on_failure(warnings, lambda: tracker.log_steps(unlogged))
         dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)
-        sheet_of(dataset).save(folder.contact_sheet)
+        contact_sheet_of(dataset).save(folder.contact_sheet)
         folder.store(folder.artifact, folder.contact_sheet)
         warn_on_failure(
             warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet)
@@ -275,12 +273,6 @@ def run_experiment(
         warn_on_failure(warnings, lambda: _log_summary(tracker, rows, wall_s))
         warn_on_failure(warnings, lambda: _log_files(tracker, folder.summary))
     return Outcome(evaluation, tracker, wall_s, warnings + evaluation.warnings)
-
-
-def sheet_of(dataset: DistilledDataset) -> Any:
-    """The contact sheet of a set, a PIL image."""
-    classes = contact_sheet.classes_by_row(dataset.labels_NK)
-    return contact_sheet.contact_sheet(dataset.to_pixels(), classes, dataset.class_names)
 
 
 def _log_files(tracker: Tracker, *paths: Path) -> None:

@@ -188,7 +188,7 @@ def is_run(found: SavedRun) -> bool:
         and all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in tensors)
         and shapes <= {run.data.images_NCHW.shape, run.data.labels_NK.shape}
         and (run.outer.clip_ema is None or type(run.outer.clip_ema) is float)
-        and all(isinstance(point, StepMetrics) for point in found.unrecorded)
+        and all(isinstance(point, StepMetrics) for point in found.unlogged)
     )
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint for which there is no room: every rank ends with the same word, and none waits for another."""
+"""A full disk at a checkpoint: every rank ends with the same error, and none waits for another."""
 
 import errno
 from pathlib import Path
@@ -14,8 +14,8 @@ from ray_distill.core.outer_loop import Report
 from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
-from ray_distill.distillation import recovery, trainer
-from ray_distill.distillation.recovery import FoundCheckpoint, NoRoomError
+from ray_distill.distillation import recovery, worker
+from ray_distill.distillation.recovery import CheckpointDiskFullError, ResumePoint
 from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()
@@ -46,9 +46,9 @@ class Train:
         self.removed: list[str] = []
         self._error = error
         patch.setattr("ray.train.report", self.report)
-        patch.setattr(recovery, "storage_path", lambda: storage)
-        patch.setattr(recovery, "remove_part", self.removed.append)
-        patch.setattr(trainer._Reporter, "_forget_recorded", lambda self: None)
+        patch.setattr(recovery, "train_storage_path", lambda: storage)
+        patch.setattr(recovery, "remove_partial_checkpoint", self.removed.append)
+        patch.setattr(worker._Reporter, "_drop_logged", lambda self: None)
 
     def report(self, metrics: Any, checkpoint: Any = None, checkpoint_dir_name: str | None = None) -> None:
         self.reported.append((checkpoint is not None, checkpoint_dir_name))
@@ -57,28 +57,28 @@ class Train:
 
 
 def report(world: Rank) -> None:
-    found = FoundCheckpoint(None, True, "", frozenset({"step_00000005"}))
-    trainer._Reporter(CONFIG, world, None, found)(Report(STATE, [StepMetrics(5, {"loss": 1.0}, 1e9)], True))
+    resume = ResumePoint(None, True, "", frozenset({"step_00000005"}))
+    worker._Reporter(CONFIG, world, None, resume)(Report(STATE, [StepMetrics(5, {"loss": 1.0}, 1e9)], True))
 
 
-def test_without_room_in_the_storage_rank_0_says_so_and_removes_the_part(
+def test_a_full_storage_is_reported_by_rank_0_and_the_partial_checkpoint_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With pyarrow's error: the place, what it was for, the room there is, what to do."""
+    """With pyarrow's error: the place, what it was for, the free space, what to do."""
     train = Train(monkeypatch, tmp_path, OSError(errno.ENOSPC, "Error writing bytes to file"))
     world = Rank(0)
     with pytest.raises(
-        NoRoomError, match=r"after outer step 5, which takes 0.0\d MiB: No space left"
-    ) as said:
+        CheckpointDiskFullError, match=r"after outer step 5 \(0.0\d MiB\): No space left"
+    ) as raised:
         report(world)
-    assert str(said.value).startswith(f"{tmp_path}: no room for the checkpoint")
-    assert str(said.value).endswith("go on with --resume")
-    assert "MiB free of" in str(said.value)
+    assert str(raised.value).startswith(f"{tmp_path}: not enough disk space for the checkpoint")
+    assert str(raised.value).endswith("free some space and use --resume")
+    assert "MiB free of" in str(raised.value)
     assert train.removed == ["step_00000005-2"]
     assert world.num_sums == 1
 
 
-def test_without_room_for_the_file_before_it_the_others_still_have_their_report(
+def test_with_a_full_temporary_folder_the_other_ranks_still_get_a_report(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The folder for temporary files is full: a report without a checkpoint, for which the other ranks wait."""
@@ -89,23 +89,26 @@ def test_without_room_for_the_file_before_it_the_others_still_have_their_report(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "state.arrow")
 
-    monkeypatch.setattr(trainer, "keep", full)
-    with pytest.raises(NoRoomError, match=f"^{tmp_path}: no room for the checkpoint after outer step 5: No"):
+    monkeypatch.setattr(worker, "save_state", full)
+    with pytest.raises(
+        CheckpointDiskFullError,
+        match=f"^{tmp_path}: not enough disk space for the checkpoint after outer step 5: No",
+    ):
         report(Rank(0))
     assert train.reported == [(False, "step_00000005-2")]
 
 
 def test_the_other_rank_ends_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Rank 1, to which nothing has happened; and goes on where rank 0 has kept its state."""
+    """Rank 1, whose own disk is fine; it continues where rank 0 has saved its state."""
     train = Train(monkeypatch, tmp_path)
     report(Rank(1))
-    with pytest.raises(NoRoomError):
+    with pytest.raises(CheckpointDiskFullError):
         report(Rank(1, other=1.0))
     assert train.reported == 2 * [(False, "step_00000005-2")]
 
 
-def test_other_errors_are_rays_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A store that is away for a moment: Ray starts the workers again."""
+def test_other_errors_are_left_to_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A storage that is unavailable for a moment: Ray restarts the workers."""
     Train(monkeypatch, tmp_path, ConnectionResetError(errno.ECONNRESET, "reset"))
     with pytest.raises(ConnectionResetError):
         report(Rank(0))

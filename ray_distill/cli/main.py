@@ -210,13 +210,13 @@ def show(
     """Say what a distilled set is and how to use it, and draw its contact sheet."""
     with _errors():
         from ray_distill.artifacts.dataset import DistilledDataset
-        from ray_distill.pipeline import sheet_of
+        from ray_distill.distillation.outputs import contact_sheet_of
 
         dataset = DistilledDataset.load(artifact)
         target = out or artifact.with_suffix(".sheet.png")
         check_picture(target)
         stdout.print(dataset.describe(), markup=False, highlight=False)
-        sheet_of(dataset).save(target)
+        contact_sheet_of(dataset).save(target)
         stdout.print(f"picture: {target}", markup=False, highlight=False)
 
 

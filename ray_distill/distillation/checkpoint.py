@@ -1,10 +1,9 @@
 """The state of an unfinished run in one file: versioned, checked, written atomically, never a pickle.
 
-Two lines of text, the format and a digest of all that follows; then an Arrow IPC stream with one row per
-tensor (name, dtype, shape, bytes) and a JSON record in its schema's metadata. Nothing is parsed before
-the digest fits, so a file that was cut or altered is refused whatever was hit, and one that a stranger
-made is still only numbers. Beside the run's state a checkpoint holds the measurements that MLflow may not
-have yet.
+Two lines of text, the format and a digest of the rest; then an Arrow IPC stream with one row per tensor (name, dtype,
+shape, bytes) and a JSON record in its schema's metadata. Nothing is parsed before the digest matches, so a truncated or
+corrupt file is always refused, and an untrusted one can only hold numbers. Beside the state a checkpoint holds the metrics
+that may not be in MLflow yet.
 """
 
 import hashlib
@@ -49,7 +48,7 @@ def _digest(body: bytes) -> bytes:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able record to `path`; a reader sees the old file or the new one."""
+    """Write tensors and a JSON-serialisable record to `path` atomically."""
     rows = []
     for name, tensor in tensors.items():
         array = tensor.detach().cpu().contiguous()
@@ -67,48 +66,45 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of a file that `save_tensors` wrote.
-
-    Raises: CheckpointError for a file that is missing, cut, altered or not a checkpoint.
-    """
+    """The inverse of `save_tensors`. Raises: CheckpointError for a file that is missing, corrupt or not a checkpoint."""
     try:
         content = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"{path} cannot be read: {e}") from e
-    kind, _, rest = content.partition(b"\n")
+    file_format, _, rest = content.partition(b"\n")
     digest, _, body = rest.partition(b"\n")
-    if kind != FORMAT:
+    if file_format != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this version of ray_distill")
     if digest != _digest(body):
-        raise CheckpointError(f"{path} was cut or altered after it was written: its digest does not fit")
+        raise CheckpointError(f"{path} is truncated or corrupt: its digest does not match")
     try:
         with pa.ipc.open_stream(body) as reader:
             if reader.schema != _SCHEMA:
-                raise ValueError("other columns")
+                raise ValueError("unexpected columns")
             table = reader.read_all()
         table.validate(full=True)
         record = json.loads(table.schema.metadata[_RECORD])
         if not isinstance(record, dict):
-            raise TypeError("its record is no mapping")
+            raise TypeError("its record is not a mapping")
         tensors = {
             row["name"]: _tensor(row["data"], DTYPES[row["dtype"]], row["shape"]) for row in table.to_pylist()
         }
-    # What a file of a stranger's makes Arrow and torch raise is many things.
+    # An untrusted file makes Arrow and torch raise many types.
     except Exception as e:
-        raise CheckpointError(f"{path} does not hold what a checkpoint holds: {e}") from e
+        raise CheckpointError(f"{path} is not a valid checkpoint: {e}") from e
     return tensors, record
 
 
 def _tensor(data: bytes, dtype: torch.dtype, shape: list[int]) -> Tensor:
     if math.prod(shape) * dtype.itemsize != len(data) or min(shape, default=0) < 0:
         raise ValueError(f"{len(data)} bytes for a tensor of shape {shape}")
-    # A copy, since bytes cannot be written to; frombuffer takes no empty one.
+    # A copy, since bytes are read-only; frombuffer refuses an empty one.
     flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(shape)
 
 
 def to_record(state: RunState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Named tensors and a JSON-able record, for `save_tensors`."""
+    """Named tensors and a JSON-serialisable record, for `save_tensors`."""
     tensors = {
         "images": state.data.images_NCHW,
         "labels": state.data.labels_NK,
@@ -137,89 +133,91 @@ def to_record(state: RunState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def from_record(
     tensors: Mapping[str, Tensor], record: Mapping[str, Any], device: torch.device | None = None
 ) -> RunState:
-    """The inverse of `to_record`, onto a device. Raises: CheckpointError for what no run has come to."""
+    """The inverse of `to_record`, onto a device. Raises: CheckpointError for an impossible state."""
     at = {name: tensor.to(device) for name, tensor in tensors.items()}
     try:
-        data, best = _set_of(at, "images", "labels"), record["best"]
-        labels = _moments_of(at, "outer_label", data.labels_NK) if record["labels_learnt"] else None
+        data, best = _read_data(at, "images", "labels"), record["best"]
+        labels = _read_moments(at, "outer_label", data.labels_NK) if record["labels_learnt"] else None
         return RunState(
             data=data,
             outer=OuterState(
-                _moments_of(at, "outer", data.images_NCHW),
+                _read_moments(at, "outer", data.images_NCHW),
                 labels,
-                _count(record, "outer_num_steps"),
-                None if record["clip_ema"] is None else _number(record, "clip_ema"),
+                _read_count(record, "outer_num_steps"),
+                None if record["clip_ema"] is None else _read_float(record, "clip_ema"),
             ),
-            outer_step=_count(record, "outer_step"),
-            clipped_total=_count(record, "clipped_total"),
-            nonfinite_in_a_row=_count(record, "nonfinite_in_a_row"),
-            nonfinite_total=_count(record, "nonfinite_total"),
-            best=None if best is None else _best_of(at, best, data),
-            curriculum=_curriculum_of(record["curriculum"]),
+            outer_step=_read_count(record, "outer_step"),
+            clipped_total=_read_count(record, "clipped_total"),
+            nonfinite_in_a_row=_read_count(record, "nonfinite_in_a_row"),
+            nonfinite_total=_read_count(record, "nonfinite_total"),
+            best=None if best is None else _read_best(at, best, data),
+            curriculum=_read_curriculum(record["curriculum"]),
         )
     except (KeyError, TypeError) as e:
         raise CheckpointError(f"the checkpoint lacks {e}") from e
 
 
-def _count(record: Mapping[str, Any], name: str) -> int:
+def _read_count(record: Mapping[str, Any], name: str) -> int:
     value = record[name]
     if type(value) is not int or not 0 <= value < 2**63:
-        raise CheckpointError(f"the checkpoint's {name} is no count")
+        raise CheckpointError(f"the checkpoint's {name} must be a non-negative integer; got {value!r:.40}")
     return value
 
 
-def _number(record: Mapping[str, Any], name: str) -> float:
+def _read_float(record: Mapping[str, Any], name: str) -> float:
     value = record[name]
     if type(value) is not float:
-        raise CheckpointError(f"the checkpoint's {name} is no number")
+        raise CheckpointError(f"the checkpoint's {name} must be a float; got {value!r:.40}")
     return value
 
 
-def _set_of(tensors: Mapping[str, Tensor], images: str, labels: str) -> DistilledData:
+def _read_data(tensors: Mapping[str, Tensor], images: str, labels: str) -> DistilledData:
     data = DistilledData(tensors[images], tensors[labels])
     shapes = data.images_NCHW.shape, data.labels_NK.shape
     if (len(shapes[0]), len(shapes[1])) != (4, 2) or shapes[0][0] != shapes[1][0] or not shapes[0].numel():
-        raise CheckpointError(f"the checkpoint's {images} and {labels} do not belong together")
+        raise CheckpointError(
+            f"the shapes of the checkpoint's {images} and {labels} do not fit: {list(shapes[0])} and {list(shapes[1])}"
+        )
     if not all(x.is_floating_point() and bool(x.isfinite().all()) for x in data):
         raise CheckpointError(f"the checkpoint's {images} or {labels} are not finite")
     return data
 
 
-def _moments_of(tensors: Mapping[str, Tensor], name: str, of: Tensor) -> Moments:
+def _read_moments(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Moments:
     moments = Moments(tensors[f"{name}_m"], tensors[f"{name}_v"])
-    if any((x.shape, x.dtype) != (of.shape, of.dtype) for x in moments):
-        raise CheckpointError(f"the checkpoint's {name}_m or {name}_v are of another shape or type")
+    if any((x.shape, x.dtype) != (like.shape, like.dtype) for x in moments):
+        raise CheckpointError(f"the checkpoint's {name}_m or {name}_v have the wrong shape or dtype")
     return moments
 
 
-def _best_of(tensors: Mapping[str, Tensor], record: Mapping[str, Any], data: DistilledData) -> Best:
+def _read_best(tensors: Mapping[str, Tensor], record: Mapping[str, Any], data: DistilledData) -> Best:
     best = Best(
-        _set_of(tensors, "best_images", "best_labels"),
-        _count(record, "outer_step"),
-        _number(record, "accuracy"),
+        _read_data(tensors, "best_images", "best_labels"),
+        _read_count(record, "outer_step"),
+        _read_float(record, "accuracy"),
     )
     if any((x.shape, x.dtype) != (y.shape, y.dtype) for x, y in zip(best.data, data, strict=True)):
-        raise CheckpointError("the checkpoint's best set is of another shape or type")
+        raise CheckpointError("the checkpoint's best set has the wrong shape or dtype")
     return best
 
 
-def _curriculum_of(record: Mapping[str, Any]) -> CurriculumState:
-    loss = None if record["best_loss"] is None else _number(record, "best_loss")
-    return CurriculumState(_count(record, "advanced"), loss, _count(record, "num_stalled"))
+def _read_curriculum(record: Mapping[str, Any]) -> CurriculumState:
+    loss = None if record["best_loss"] is None else _read_float(record, "best_loss")
+    return CurriculumState(_read_count(record, "advanced"), loss, _read_count(record, "num_stalled"))
 
 
 class SavedRun(NamedTuple):
-    """What a checkpoint of a run holds."""
+    """A run's checkpoint."""
 
     state: RunState
-    unrecorded: list[StepMetrics]
-    """Points that MLflow may not have yet."""
+    unlogged: list[StepMetrics]
+    """Metrics that may not be in MLflow yet."""
 
 
-def save_state(path: Path, config_hash: str, state: RunState, unrecorded: Sequence[StepMetrics]) -> None:
+def save_state(path: Path, config_hash: str, state: RunState, unlogged: Sequence[StepMetrics]) -> None:
     """Write a checkpoint of the run with this configuration."""
     tensors, record = to_record(state)
-    record |= {"config_hash": config_hash, "unrecorded": list(unrecorded)}
+    record |= {"config_hash": config_hash, "unrecorded": list(unlogged)}
     save_tensors(path, tensors, record)
 
 
@@ -230,10 +228,10 @@ def load_state(path: Path, config_hash: str, device: torch.device | None = None)
         raise CheckpointError(f"{path} is a checkpoint of another configuration")
     state = from_record(tensors, record, device)
     try:
-        points = [
+        unlogged = [
             StepMetrics(int(step), {str(name): float(value) for name, value in values.items()}, float(unix_s))
             for step, values, unix_s in record["unrecorded"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-        raise CheckpointError(f"{path}: its points are not points ({e})") from e
-    return SavedRun(state, points)
+        raise CheckpointError(f"{path}: its metrics are malformed ({e})") from e
+    return SavedRun(state, unlogged)

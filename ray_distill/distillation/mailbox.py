@@ -1,8 +1,7 @@
-"""A place where a run puts up how far it has come and what it has to say: for the driver, which shows the one and
-records the other; and where the driver puts up what is recorded, for the workers, which keep the rest.
+"""A Ray actor between a run's workers and its driver: status and reports one way, what MLflow has the other way.
 
-In a module of its own that imports little but ray, since the actor's process imports it: on a small
-machine every import there delays the training.
+A module that imports little but ray, since the actor's process imports it: on a small machine every import there
+delays the training.
 """
 
 from typing import Any, NamedTuple
@@ -12,62 +11,62 @@ import ray
 from ray_distill.core.metrics import StepMetrics
 
 
-class Posted(NamedTuple):
-    """A report that is to be recorded."""
+class RunReport(NamedTuple):
+    """A report to log to MLflow."""
 
-    points: list[StepMetrics]
-    computation: str | None = None
-    """What became of compiling, if it is the report that says so."""
-    damaged: str | None = None
-    """Which checkpoints could not be read, likewise."""
+    steps: list[StepMetrics]
+    compile_status: str | None = None
+    """How compiling went, in the report after it."""
+    damaged_checkpoints: str | None = None
+    """Checkpoints that could not be read, in the first report of a resumed run."""
     picture_png: bytes | None = None
-    """D after an outer step that was kept as a checkpoint."""
+    """The contact sheet of a checkpoint's D."""
     picture_outer_step: int = 0
 
 
-class Taken(NamedTuple):
-    """What a driver finds on the board."""
+class MailboxContents(NamedTuple):
+    """What the driver fetches."""
 
     done: int
-    said: str
-    posted: list[Posted]
+    status: str
+    reports: list[RunReport]
     number: int
-    """Of the last of them, to be named at the next visit."""
+    """Of the last report, to pass to the next `fetch`."""
 
 
 class ReportMailbox:
-    """The last thing that a run said of itself, and the reports that the driver has not taken yet."""
+    """A run's latest status, and the reports that the driver has not fetched yet."""
 
     def __init__(self) -> None:
-        self._last: tuple[int, str] = (0, "workers are starting")
-        self._posted: list[Posted] = []
+        self._status: tuple[int, str] = (0, "workers are starting")
+        self._reports: list[RunReport] = []
         self._number = 0
-        self._recorded = 0
+        self._logged_step = 0
 
-    def post(self, done: int, said: str) -> None:
-        """Put up what is true now."""
-        self._last = (done, said)
+    def set_status(self, done: int, status: str) -> None:
+        """Replace the status: outer steps done, and a text beside them."""
+        self._status = (done, status)
 
-    def post_report(self, posted: Posted) -> None:
-        """Add a report."""
-        self._posted.append(posted)
+    def add_report(self, report: RunReport) -> None:
+        """Queue a report."""
+        self._reports.append(report)
         self._number += 1
 
-    def take(self, number: int) -> Taken:
-        """What was put up last, and the reports after the one with this number; those before are forgotten.
+    def fetch(self, number: int) -> MailboxContents:
+        """The status and the reports after this number; earlier ones are dropped.
 
-        So a visit whose answer was lost on the way can be made again.
+        If an answer is lost on the way, the same call returns it again.
         """
-        self._posted = self._posted[len(self._posted) - (self._number - number) :]
-        return Taken(*self._last, self._posted, self._number)
+        self._reports = self._reports[len(self._reports) - (self._number - number) :]
+        return MailboxContents(*self._status, self._reports, self._number)
 
-    def post_recorded(self, outer_step: int) -> None:
-        """Put up that MLflow has all points up to this outer step."""
-        self._recorded = outer_step
+    def set_logged_step(self, outer_step: int) -> None:
+        """MLflow has all steps up to this one."""
+        self._logged_step = outer_step
 
-    def recorded(self) -> int:
-        """The last outer step whose point MLflow has, as far as is known; 0 if nothing is."""
-        return self._recorded
+    def logged_step(self) -> int:
+        """The last outer step known to be in MLflow; 0 if none is."""
+        return self._logged_step
 
 
-ProgressBoard: Any = ray.remote(num_cpus=0)(ReportMailbox)
+MailboxActor: Any = ray.remote(num_cpus=0)(ReportMailbox)

@@ -1,7 +1,9 @@
-"""From the end of a distillation to its artefact."""
+"""From the end of a distillation to its artefact and contact sheet."""
 
 import torch
+from PIL import Image
 
+from ray_distill.artifacts.contact_sheet import classes_by_row, contact_sheet
 from ray_distill.artifacts.dataset import DistilledDataset, provenance
 from ray_distill.builders.settings import training_protocol
 from ray_distill.config.config import Config
@@ -10,7 +12,7 @@ from ray_distill.data.splits import DevelopmentData
 
 
 def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: str) -> DistilledDataset:
-    """The best set on validation, with all that is needed to use it."""
+    """The best set on validation, as a dataset that describes itself."""
     assert state.best is not None, "the last outer step is always validated"
     best = state.best
     return DistilledDataset(
@@ -29,3 +31,8 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: s
             mlflow_run_id=run_id,
         ),
     )
+
+
+def contact_sheet_of(dataset: DistilledDataset) -> Image.Image:
+    """The contact sheet of a set."""
+    return contact_sheet(dataset.to_pixels(), classes_by_row(dataset.labels_NK), dataset.class_names)

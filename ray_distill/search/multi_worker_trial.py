@@ -28,9 +28,9 @@ from ray_distill.config.config import Config
 from ray_distill.config.load import parse_config
 from ray_distill.core.distributed import Communicator, SingleProcess, TorchDistributed
 from ray_distill.core.state import RunState
-from ray_distill.distillation.recovery import NoWholeCheckpointError, booked, newest_read
-from ray_distill.distillation.trainer import quiet_reports, scaling_of, worker_device
-from ray_distill.distillation.worker import WorkerContext, open_worker_context
+from ray_distill.distillation.recovery import NoValidCheckpointError, listed_checkpoints, load_latest
+from ray_distill.distillation.trainer import scaling_config
+from ray_distill.distillation.worker import WorkerContext, open_worker_context, quiet_reports, worker_device
 from ray_distill.search.trial import (
     TrialMeta,
     read_state,
@@ -56,9 +56,11 @@ def train_worker(setup: dict[str, Any]) -> None:
     world: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
     # Train has its own after one of its workers was lost.
     given = [] if setup["checkpoint"] is None else [setup["checkpoint"]]
-    kept, damaged = load_newest_on_all_ranks([*given, *booked()], place, world, shared["search_hash"])
+    kept, damaged = load_newest_on_all_ranks(
+        [*given, *listed_checkpoints()], place, world, shared["search_hash"]
+    )
     if damaged and kept is None and given:
-        raise NoWholeCheckpointError(f"no checkpoint of this trial can be read: {damaged}")
+        raise NoValidCheckpointError(f"no checkpoint of this trial can be read: {damaged}")
     state, about = resume_or_start(kept, place, proposal["values"])
 
     def tell(said: dict[str, Any], checkpoint: Path | None) -> None:
@@ -74,7 +76,7 @@ def load_newest_on_all_ranks(
 ) -> tuple[tuple[RunState, TrialMeta] | None, str]:
     """What the last of these holds, the oldest first, that all ranks can read, which every one must ask; and what is wrong
     with those after it, for people."""
-    kept, damaged = newest_read(
+    kept, damaged = load_latest(
         checkpoints, lambda folder: read_state(folder, search_hash, place.device), place.device, world
     )
     said = "; ".join(damaged)
@@ -97,7 +99,7 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
         train_worker,
         train_loop_config=setup,
         torch_config=GroupConfig(),
-        scaling_config=scaling_of(config),
+        scaling_config=scaling_config(config),
         run_config=ray.train.RunConfig(
             name=f"{setup['proposal']['name']}-{uuid.uuid4().hex[:8]}",
             storage_path=setup["shared"]["train"],

@@ -26,7 +26,7 @@ from ray_distill.core.metrics import StepMetrics
 from ray_distill.core.outer_loop import Cadence, Experiment, NonFiniteError, Report, outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import CheckpointError, load_state, save_state
-from ray_distill.distillation.recovery import NoWholeCheckpointError, newest_read
+from ray_distill.distillation.recovery import NoValidCheckpointError, load_latest
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
 from ray_distill.search.config import EVALUATION_KEY
 from ray_distill.search.domains import Value
@@ -215,7 +215,7 @@ def load_newest(
     """What the checkpoint holds that a trial was given; if it is damaged, the newest whole one before it that was kept with
     these values, and what is wrong with those after that.
 
-    A state from before an exchange led there by other values. Raises: NoWholeCheckpointError.
+    A state from before an exchange led there by other values. Raises: NoValidCheckpointError.
     """
 
     def read(folder: Path) -> tuple[RunState, TrialMeta]:
@@ -227,13 +227,13 @@ def load_newest(
             raise CheckpointError("was kept with other values")
         return state, about
 
-    found, damaged = newest_read([given], read, device, SingleProcess())
+    found, damaged = load_latest([given], read, device, SingleProcess())
     if found is None:
-        found, more = newest_read(_before(given), read_same, device, SingleProcess())
+        found, more = load_latest(_before(given), read_same, device, SingleProcess())
         damaged += more
     said = "; ".join(damaged)
     if found is None:
-        raise NoWholeCheckpointError(f"no checkpoint of this trial can be read: {said}")
+        raise NoValidCheckpointError(f"no checkpoint of this trial can be read: {said}")
     return found, said and f"{said}; the trial goes on from outer step {found[0].outer_step}"
 
 

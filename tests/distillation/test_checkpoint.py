@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit, or the file is refused."""
+"""Checkpoints: what is saved is loaded bit for bit, or the file is refused."""
 
 import pickle
 import random
@@ -75,7 +75,7 @@ def test_every_mutation_is_refused(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_forged_body_is_refused(saved: Path, tmp_path: Path) -> None:
-    """300 mutated bodies under a digest that fits: an error of ours, or tensors and nothing else."""
+    """300 mutated bodies under a valid digest: a CheckpointError, or tensors and nothing else."""
     body = saved.read_bytes().split(b"\n", 2)[2]
     forged = tmp_path / "forged.arrow"
     rng = random.Random(1)
@@ -94,7 +94,7 @@ def test_a_forged_body_is_refused(saved: Path, tmp_path: Path) -> None:
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
-    """A missing file, a pickle (which is not run), something else under a digest that fits."""
+    """A missing file, a pickle (which is not run), other contents under a valid digest."""
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_tensors(tmp_path / "missing.arrow")
     witness = tmp_path / "witness"
@@ -109,7 +109,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     assert not witness.exists()
     body = b"anything"
     (tmp_path / "other.arrow").write_bytes(b"\n".join((FORMAT, _digest(body), body)))
-    with pytest.raises(CheckpointError, match="does not hold"):
+    with pytest.raises(CheckpointError, match="is not a valid checkpoint"):
         load_tensors(tmp_path / "other.arrow")
 
 
@@ -121,8 +121,8 @@ def test_a_failed_write_leaves_the_old_file(saved: Path) -> None:
     assert [p.name for p in saved.parent.iterdir()] == ["c.arrow"]
 
 
-def test_a_state_that_lost_the_moments_of_its_labels_is_refused() -> None:
-    """Learnt labels do not go on with fresh moments."""
+def test_a_state_without_the_moments_of_its_labels_is_refused() -> None:
+    """Learnt labels do not resume with fresh moments."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
     state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0))
     tensors, record = to_record(state)
@@ -132,8 +132,8 @@ def test_a_state_that_lost_the_moments_of_its_labels_is_refused() -> None:
         from_record(tensors, record)
 
 
-def test_a_state_that_lacks_something_is_refused() -> None:
-    """A record without the clip average is no state."""
+def test_an_incomplete_state_is_refused() -> None:
+    """A record without the clip average."""
     with pytest.raises(CheckpointError, match="lacks"):
         from_record({}, {"best": None})
 
@@ -159,10 +159,8 @@ def test_a_state_that_lacks_something_is_refused() -> None:
         (None, "curriculum", [1]),
     ],
 )
-def test_a_state_that_no_run_has_come_to_is_refused(
-    tensor: str | None, entry: str | None, value: object
-) -> None:
-    """One tensor or one entry of a good state changed, as a stranger could under a digest that fits."""
+def test_an_impossible_state_is_refused(tensor: str | None, entry: str | None, value: object) -> None:
+    """One tensor or one entry of a valid state changed, as anyone could under a valid digest."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
     state = RunState.start(data, OuterOptimizer(lr=Constant(1.0), label_lr_scale=1.0)).with_candidate(
         Best(data, 0, 0.25)
@@ -173,8 +171,8 @@ def test_a_state_that_no_run_has_come_to_is_refused(
         from_record(tensors | ({tensor: value} if tensor else {}), record | ({entry: value} if entry else {}))  # type: ignore[dict-item]
 
 
-def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -> None:
-    """State and points, NaN and all; under another configuration the file is refused."""
+def test_a_run_is_loaded_with_the_metrics_that_mlflow_may_lack(tmp_path: Path) -> None:
+    """State and metrics, non-finite ones included; under another configuration the file is refused."""
     data = DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2))
     state = RunState.start(data, OuterOptimizer(lr=Constant(1.0))).with_candidate(Best(data, 0, 0.25))
     points = [
@@ -182,10 +180,10 @@ def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -
         StepMetrics(4, {"loss": float("inf"), "extra": 2.0}, 1e9 + 1),
     ]
     save_state(tmp_path / "c.arrow", "abc", state, points)
-    kept = load_state(tmp_path / "c.arrow", "abc")
-    assert kept.unrecorded == points
-    assert to_record(kept.state)[1] == to_record(state)[1]
-    assert torch.equal(kept.state.data.images_NCHW, data.images_NCHW)
+    saved = load_state(tmp_path / "c.arrow", "abc")
+    assert saved.unlogged == points
+    assert to_record(saved.state)[1] == to_record(state)[1]
+    assert torch.equal(saved.state.data.images_NCHW, data.images_NCHW)
     with pytest.raises(CheckpointError, match="another configuration"):
         load_state(tmp_path / "c.arrow", "abd")
 
@@ -193,10 +191,10 @@ def test_a_run_comes_back_with_the_points_that_mlflow_may_lack(tmp_path: Path) -
 @pytest.mark.parametrize(
     "forged", [7, [7], [[1, 2]], [["x", {}, 0.0]], [[1, {"a": "b"}, 0.0]], [[1, [], 0.0]]]
 )
-def test_what_is_no_point_is_refused(forged: object, tmp_path: Path) -> None:
-    """Whatever stands in the place of the points: a CheckpointError, and nothing else."""
+def test_malformed_metrics_are_refused(forged: object, tmp_path: Path) -> None:
+    """Whatever is in place of the metrics: a CheckpointError, and nothing else."""
     data = DistilledData(torch.zeros(2, 1, 2, 2), torch.eye(2))
     tensors, record = to_record(RunState.start(data, OuterOptimizer(lr=Constant(1.0))))
     save_tensors(tmp_path / "c.arrow", tensors, record | {"config_hash": "abc", "unrecorded": forged})
-    with pytest.raises(CheckpointError, match="not points"):
+    with pytest.raises(CheckpointError, match="its metrics are malformed"):
         load_state(tmp_path / "c.arrow", "abc")

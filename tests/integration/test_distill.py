@@ -20,7 +20,7 @@ from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import outer_loop, outer_step
 from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import load_state, to_record
-from ray_distill.distillation.trainer import check_cluster, placed_within, train
+from ray_distill.distillation.trainer import check_cluster, placement_timeout_env, train
 from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.tracker import Tracker
 from tests.helpers.tiny import Bench, tiny_config, tiny_data
@@ -75,12 +75,12 @@ def test_an_elastic_run_waits_less_for_what_may_be_gone(monkeypatch: pytest.Monk
     has set holds for all."""
     fixed = tiny_config(cluster={"num_workers": 2})
     elastic = tiny_config(cluster={"num_workers": 2, "min_workers": 1})
-    assert placed_within(fixed) == {}
-    ((name, seconds),) = placed_within(elastic).items()
+    assert placement_timeout_env(fixed) == {}
+    ((name, seconds),) = placement_timeout_env(elastic).items()
     assert name == WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
     assert 20 < float(seconds) < DEFAULT_WORKER_GROUP_START_TIMEOUT_S
     monkeypatch.setenv(name, "7")
-    assert placed_within(elastic) == {}
+    assert placement_timeout_env(elastic) == {}
 
 
 @pytest.mark.slow
@@ -169,5 +169,7 @@ def test_a_run_whose_checkpoints_were_damaged_goes_on_from_one_that_was_not(
         assert str(damaged) in caplog.text
         assert listed() == lists
     said = tracker.client.get_run(tracker.run_id).data.tags["damaged_checkpoints"]
-    assert said.startswith(f"step_00000015: {kept_in / 'step_00000015' / 'state.arrow'} was cut or altered")
-    assert said.endswith("the run goes on from outer step 10")
+    assert said.startswith(
+        f"step_00000015: {kept_in / 'step_00000015' / 'state.arrow'} is truncated or corrupt"
+    )
+    assert said.endswith("the run resumes from outer step 10")

@@ -50,7 +50,7 @@ SECTIONS = {
 }
 CONFIG = tiny_config(**SECTIONS)
 MAIN = "from ray_distill.cli.main import main; main()"
-LOOKS_OFTEN = f"import ray_distill.distillation.trainer; ray_distill.distillation.trainer.TAKE_STOCK_EVERY_S = 3.0; {MAIN}"
+LOOKS_OFTEN = f"import ray_distill.distillation.trainer; ray_distill.distillation.trainer.RESIZE_CHECK_INTERVAL_S = 3.0; {MAIN}"
 """The command, looking more often whether nodes have come."""
 
 
@@ -148,7 +148,7 @@ def test_a_worker_is_killed_and_the_last_checkpoint_damaged(
         os.truncate(file, draw.randrange(file.stat().st_size))
 
     said = disturbed(cluster, tmp_path / "here", draw, kill)
-    assert f"the run goes on from outer step {damaged[0] - EVERY}" in said
+    assert f"the run resumes from outer step {damaged[0] - EVERY}" in said
     undisturbed.check(folder, folder / "mlflow.db")
 
 
@@ -277,8 +277,8 @@ def test_the_disk_is_full(
         assert process.returncode == 1, said
         (line,) = [line for line in said.splitlines() if line.startswith("failed: ")]
         assert f"{out}/train" in line
-        assert "no room for" in line
-        assert "go on with --resume" in line
+        assert "not enough disk space for" in line
+        assert "free some space and use --resume" in line
         assert "Traceback" not in said
         kept = sorted((out / "train" / "run").glob("step_*/state.arrow"))
         at = [load_state(file, CONFIG.hash).state.outer_step for file in kept]

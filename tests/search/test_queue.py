@@ -125,9 +125,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert (logs[NAME].curve, logs[NAME].checkpoint_step, logs[NAME].status) == ([], 0, "running")
     ((_, said),) = listener.said
     assert said.startswith(str(state(folder, NAME, 5)))
-    assert said.endswith(
-        "was cut or altered after it was written: its digest does not fit; the trial begins anew"
-    )
+    assert said.endswith("is truncated or corrupt: its digest does not match; the trial begins anew")
 
 
 def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
@@ -141,7 +139,7 @@ def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
     cut(place / "checkpoint_000015" / STATE)
     (proposal,), logs, listener = resumed(search, stored)
     assert (proposal.checkpoint, logs[NAME].checkpoint_step) == (str(place / "checkpoint_000010"), 10)
-    assert listener.said[0][1].startswith(f"{place}/checkpoint_000015/{STATE} was cut or altered")
+    assert listener.said[0][1].startswith(f"{place}/checkpoint_000015/{STATE} is truncated or corrupt")
 
 
 def test_what_is_computed_again_counts_again(search: SearchConfig, folder: SearchDir) -> None:

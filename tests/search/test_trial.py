@@ -12,7 +12,7 @@ from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import to_record
-from ray_distill.distillation.recovery import NoWholeCheckpointError
+from ray_distill.distillation.recovery import NoValidCheckpointError
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
 from ray_distill.search.trial import (
     META,
@@ -160,7 +160,7 @@ def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) 
     cut(first.at(15) / STATE)
     step, said = newest()
     assert step == 10
-    assert said.startswith(f"15: {first.at(15) / STATE} was cut or altered")
+    assert said.startswith(f"15: {first.at(15) / STATE} is truncated or corrupt")
     assert said.endswith("the trial goes on from outer step 10")
     cut(first.at(10) / META)
     step, said = newest()
@@ -193,6 +193,6 @@ def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_valu
     assert said.count("checkpoint_") == 2, said
     assert said.endswith("the trial goes on from outer step 10")
     with pytest.raises(
-        NoWholeCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was kept with other"
+        NoValidCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was kept with other"
     ):
         load_newest(given, other, "hash", CPU)
