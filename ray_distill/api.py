@@ -305,9 +305,9 @@ def _bar(progress: bool | Bar) -> Bar:
 
 
 def _picture_html(dataset: DistilledDataset) -> str:
-    from ray_distill.pipeline import sheet_of
+    from ray_distill.distillation.outputs import contact_sheet_of
 
     png = io.BytesIO()
-    sheet_of(dataset).save(png, "PNG")
+    contact_sheet_of(dataset).save(png, "PNG")
     encoded = base64.b64encode(png.getvalue()).decode()
     return f'<img alt="distilled images" src="data:image/png;base64,{encoded}">'
