@@ -25,7 +25,6 @@ from ray_distill.storage.lease import LEASE, Lease
 from ray_distill.storage.remote import Storage
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.tracking.uri import store_uri
-from ray_distill.utils.atomic import atomic_write
 from ray_distill.utils.fs import Location
 from ray_distill.utils.lock import file_lock
 from ray_distill.utils.secrets import MASK, redact
@@ -222,12 +221,10 @@ class WorkDir(ABC, Generic[ConfigT]):
 
     def _download(self, folder: Path, names: Iterable[str]) -> None:
         """Files of the storage, those that exist, in this order."""
+        target = Location(LocalFileSystem(), str(folder))
         for name in names:
-            content, target = self.primary.read(name), folder / name
-            if content is not None:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(target) as file:
-                    file.write(content)
+            if (content := self.primary.read(name)) is not None:
+                target.put(name, content)
 
     @cached_property
     def _lease(self) -> Lease:

@@ -1,4 +1,4 @@
-"""A run, and a search, that are kept in an object store: moto's server, on loopback, which speaks S3's protocol."""
+"""A run and a search with an object store as storage: moto's server, on loopback, which speaks S3's protocol."""
 
 import json
 import os
@@ -86,7 +86,7 @@ class Place:
             return b""
 
     def last_checkpoint(self) -> int:
-        """The outer step that Ray Train would go on from; 0 if there is none."""
+        """The outer step that Ray Train would resume from; 0 if there is none."""
         planned_values = self.read("train/run/checkpoint_manager_snapshot.json")
         return max((int(step) for step in re.findall(rb"step_(\d+)", planned_values)), default=0)
 
@@ -122,7 +122,7 @@ def credentials(endpoint: str) -> dict[str, str]:
     }
 
 
-def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp_path: Path) -> None:
+def test_a_run_resumes_in_another_folder_from_the_storage_alone(endpoint: str, tmp_path: Path) -> None:
     """SIGKILL for the driver and all that it started, and its folder is lost. Another folder resumes from what is in
     the bucket: D bit-equal to a run that was never disturbed, in the same MLflow run, each measurement once. In the end
     the bucket holds what the folder holds, and no file of the run, of Ray or of MLflow the secret key. Prepared images
@@ -186,7 +186,7 @@ def test_a_run_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp
     assert PLANTED not in out + err
 
 
-def test_a_search_goes_on_in_another_folder_from_the_store_alone(endpoint: str, tmp_path: Path) -> None:
+def test_a_search_resumes_in_another_folder_from_the_storage_alone(endpoint: str, tmp_path: Path) -> None:
     """SIGKILL for the driver and all that it started, when one trial has ended and others are under way, and its folder is
     lost. Another folder resumes from what is in the bucket: the same trials, those that had ended untouched, those under way
     from their checkpoints, and each arrives at the D of a trial that nothing disturbed. MLflow has one run for each, with
@@ -268,15 +268,15 @@ def check_record(store: Path, search: str, trials: list[str], last: int) -> None
         (
             "s3://{bucket}/x",
             {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
-            "do its credentials",
+            "that the environment has its credentials",
         ),
         ("s3://{bucket}/x?scheme=http&endpoint_override=127.0.0.1:9", {}, "Could not connect to server"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_at_once(
+def test_an_unusable_store_is_reported_at_once(
     uri: str, environment: dict[str, str], says: str, endpoint: str, tmp_path: Path
 ) -> None:
-    """A bucket that is not there, no credentials, nobody at the endpoint: exit code 2, a line, nothing written."""
+    """No such bucket, no credentials, no server at the endpoint: exit code 2, one line, nothing written."""
     (tmp_path / "tiny.yaml").write_text(tiny_config().to_yaml())
     environment = credentials(endpoint) | environment
     place = uri.format(bucket=BUCKET)

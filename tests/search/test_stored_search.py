@@ -1,4 +1,4 @@
-"""A search in a storage on this machine's disk: what is put when, what another folder goes on with, what is refused."""
+"""A search's storage on the local disk: what is uploaded when, what another folder resumes from, what is refused."""
 
 import logging
 from pathlib import Path
@@ -30,7 +30,7 @@ def search_in(folder: Path, storage: Path) -> SearchDir:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> SearchDir:
-    """A search that is under way, with a trial's checkpoint in its storage, and one thing of two said to MLflow."""
+    """A search under way, with a trial's checkpoint in its storage, and one of two records acknowledged by MLflow."""
     place = search_in(tmp_path / "here", tmp_path / "store")
     place.claim(SEARCH, TRACKER)
     record = OutboxFile(place.path / "mlflow_journal.jsonl")
@@ -45,15 +45,15 @@ def begun(tmp_path: Path) -> SearchDir:
 
 
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("HEARTBEAT_S", 0.05), ("EXPIRY_S", 0.6), ("SETTLE_S", 0.1)):
         monkeypatch.setattr(lease, name, seconds)
     monkeypatch.setattr(search_dir, "RETRY_DELAYS_S", (0.0, 0.0))
 
 
-def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchDir, tmp_path: Path) -> None:
-    """The same search, in the same MLflow run, with what was not said to it; the checkpoints stay where Tune finds them,
-    and what begins there takes no old name."""
+def test_another_folder_resumes_from_the_storage(begun: SearchDir, tmp_path: Path) -> None:
+    """The same search, in the same MLflow run, with what that has not acknowledged; the checkpoints stay where Tune finds
+    them, and a new attempt has a new name."""
     other = search_in(tmp_path / "there", tmp_path / "store")
     assert other.tracker_to_resume(SEARCH) == TRACKER
     assert not other.path.exists()
@@ -75,10 +75,9 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(begun: SearchDir, tm
     assert not (tmp_path / "store" / "tune" / "attempt-1").exists()
 
 
-def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
-    """A folder that the search was in keeps its journals where they hold what the storage has, and more, as after a put that
-    failed; where the search has gone on in another folder since, it takes what that has put, and has nothing of its own to
-    say."""
+def test_which_journal_wins(begun: SearchDir, tmp_path: Path) -> None:
+    """A folder that the search was in keeps its journals if they begin with what the storage has, as after a failed upload;
+    if the search was resumed in another folder since, it takes the stored ones, and has nothing pending of its own."""
     ahead = SearchJournal(begun.journal)
     ahead.write("trial", trial="trial-001", values={})
     stored = (tmp_path / "store" / "journal.jsonl").read_bytes()
@@ -98,8 +97,8 @@ def test_whose_journal_counts(begun: SearchDir, tmp_path: Path) -> None:
         assert OutboxFile(begun.path / "mlflow_journal.jsonl").pending == []
 
 
-def test_what_is_not_this_search_is_refused(begun: SearchDir, tmp_path: Path) -> None:
-    """Whatever differs: the search, the place, the folder, or that there is one."""
+def test_a_different_search_is_refused(begun: SearchDir, tmp_path: Path) -> None:
+    """Another search, storage or folder, or none at all."""
     store, free = tmp_path / "store", tmp_path / "free"
     seed = tiny_search(seed=1)
     for place, of, says in (
@@ -148,7 +147,7 @@ class Places:
         monkeypatch.setattr(Storage, "put", asked)
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 def test_the_search_waits_for_its_storage_and_then_ends(
     begun: SearchDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,7 +173,7 @@ def test_the_search_waits_for_its_storage_and_then_ends(
     assert len(begun.journal.read_bytes()) > len(kept or b"")
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("short_delays")
 def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one, in a folder of its own, is refused while the first renews its lease, and leaves no MLflow run; of a
     search that another has taken over nothing more is put."""
@@ -221,7 +220,7 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
     ],
 )
-def test_a_wrong_storage_is_told_before_anything_is_done(
+def test_a_wrong_storage_is_reported_before_any_work(
     storage: str, arguments: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
     """Exit code 2, one message, and nothing written; without a cluster, which would take seconds."""
@@ -240,8 +239,8 @@ def test_a_wrong_storage_is_told_before_anything_is_done(
     assert "geheim" not in result.output
 
 
-def test_a_search_whose_record_is_not_on_this_machine_is_not_taken_up(tmp_path: Path) -> None:
-    """MLflow's store is a file that the other machine had: no empty one is made in its place."""
+def test_a_search_whose_mlflow_store_is_on_another_machine_is_not_resumed(tmp_path: Path) -> None:
+    """Its MLflow store is a file of the other machine: no empty one is created in its place."""
     lost, file = tmp_path / "lost" / "mlflow.db", tmp_path / "search.yaml"
     file.write_text(SEARCH.to_yaml())
     search_in(tmp_path / "here", tmp_path / "store").claim(SEARCH, Tracker(f"sqlite:///{lost}", "abc"))
@@ -253,7 +252,7 @@ def test_a_search_whose_record_is_not_on_this_machine_is_not_taken_up(tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"here", "store", "search.yaml"}
 
 
-def test_where_a_search_is_kept_is_no_part_of_what_it_is() -> None:
+def test_the_storage_does_not_change_the_hash() -> None:
     """Its trials are the same."""
     base = dict(SEARCH.base) | {"cluster": {"storage": "s3://bucket/prefix"}}
     kept: SearchConfig = tiny_search(base=base)

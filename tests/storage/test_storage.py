@@ -1,4 +1,4 @@
-"""A run's storage, on this machine's disk: what is kept in it, who may work in it, what is refused."""
+"""A run's storage on the local disk: what is mirrored, who may work in it, what is refused."""
 
 import json
 import threading
@@ -46,28 +46,28 @@ def begun(tmp_path: Path, config: Config) -> RunDir:
 
 
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("HEARTBEAT_S", 0.05), ("EXPIRY_S", 0.6), ("SETTLE_S", 0.1)):
         monkeypatch.setattr(lease, name, seconds)
 
 
-def soon(happens: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(500):
-        if happens():
+        if condition():
             return
         time.sleep(0.02)
-    raise AssertionError("it did not happen")
+    raise AssertionError("timed out")
 
 
-def test_where_a_run_is_kept_is_no_part_of_what_it_is(config: Config) -> None:
+def test_the_storage_does_not_change_the_hash(config: Config) -> None:
     kept = load_config(DIGITS, ["cluster.storage=s3://bucket/prefix"])
     assert kept.hash == config.hash
     assert "bucket" not in json.dumps(kept.experiment())
 
 
 @pytest.mark.parametrize("as_uri", [True, False])
-def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Path) -> None:
-    """A place that is not there yet is not made by trying it out."""
+def test_files_are_written_atomically_read_listed_and_deleted(as_uri: bool, tmp_path: Path) -> None:
+    """Probing a storage does not create it."""
     folder = tmp_path / "a" / "b"
     storage = Storage.open(f"file://{folder}" if as_uri else str(folder))
     assert list(tmp_path.iterdir()) == []
@@ -84,9 +84,7 @@ def test_files_are_put_whole_read_listed_and_deleted(as_uri: bool, tmp_path: Pat
     assert storage.names() == set()
 
 
-def test_another_folder_goes_on_from_what_is_in_the_storage(
-    begun: RunDir, config: Config, tmp_path: Path
-) -> None:
+def test_another_folder_resumes_from_the_storage(begun: RunDir, config: Config, tmp_path: Path) -> None:
     """The same experiment and MLflow run; what was evaluated; checkpoints stay where Ray Train finds them."""
     other = run_in(tmp_path / "there", tmp_path / "store")
     assert other.tracker_to_resume(config) == TRACKER
@@ -100,8 +98,8 @@ def test_another_folder_goes_on_from_what_is_in_the_storage(
     assert other.tracker_to_resume(config) == begun.tracker_to_resume(config) == TRACKER
 
 
-@pytest.mark.usefixtures("quickly")
-def test_an_evaluation_is_kept_as_it_grows(
+@pytest.mark.usefixtures("short_delays")
+def test_an_evaluation_is_mirrored_as_it_grows(
     begun: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New lines and new files reach the storage while it is under way; half-written ones do not."""
@@ -112,12 +110,14 @@ def test_an_evaluation_is_kept_as_it_grows(
         (begun.evaluation / "of.json").write_text("{}")
         with (begun.evaluation / "records.jsonl").open("a") as records:
             records.write("[]\n")
-        soon(lambda: (there / "of.json").exists() and (there / "records.jsonl").read_text() == "{}\n[]\n")
+        wait_until(
+            lambda: (there / "of.json").exists() and (there / "records.jsonl").read_text() == "{}\n[]\n"
+        )
     assert {path.name for path in there.iterdir()} == {"of.json", "records.jsonl"}
 
 
-def test_what_is_not_this_run_is_refused(begun: RunDir, config: Config, tmp_path: Path) -> None:
-    """Whatever differs: the experiment, the run, the place, or that there is one; and one that is finished."""
+def test_a_different_run_is_refused(begun: RunDir, config: Config, tmp_path: Path) -> None:
+    """Another experiment, run or storage, none at all, or a finished run."""
     store, free = tmp_path / "store", tmp_path / "free"
     for place, of, says in (
         (run_in(free, store), load_config(DIGITS, ["seed=5"]), "holds a run of another configuration"),
@@ -143,9 +143,7 @@ def test_what_is_not_this_run_is_refused(begun: RunDir, config: Config, tmp_path
         begun.tracker_to_resume(config)
 
 
-def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced(
-    begun: RunDir, tmp_path: Path
-) -> None:
+def test_a_storage_in_use_is_only_written_to_with_force(begun: RunDir, tmp_path: Path) -> None:
     """--force deletes a run from the storage as it does from a folder, and nothing else."""
     store = tmp_path / "store"
     other = run_in(tmp_path / "there", store)
@@ -170,9 +168,9 @@ def test_a_storage_that_holds_anything_is_not_written_into_unless_it_is_replaced
     assert not list(store.iterdir())
 
 
-@pytest.mark.usefixtures("quickly")
-def test_a_second_driver_is_refused_until_the_first_has_left(begun: RunDir, tmp_path: Path) -> None:
-    """While the lease is renewed; after it was let go there is nothing to wait for."""
+@pytest.mark.usefixtures("short_delays")
+def test_a_second_driver_is_refused_until_the_first_has_ended(begun: RunDir, tmp_path: Path) -> None:
+    """While the lease is renewed; once it is released there is nothing to wait for."""
     other = run_in(tmp_path / "there", tmp_path / "store")
     with begun.lock():
         begun.check_lease()
@@ -187,10 +185,10 @@ def test_a_second_driver_is_refused_until_the_first_has_left(begun: RunDir, tmp_
         other.check_lease()
 
 
-@pytest.mark.usefixtures("quickly")
-def test_a_driver_that_is_gone_is_taken_over_and_notices_when_it_comes_back(tmp_path: Path) -> None:
-    """A lease that nobody renews is taken. The first holder's next renewal finds that, writes nothing, and lets the
-    new lease be when it ends."""
+@pytest.mark.usefixtures("short_delays")
+def test_a_dead_driver_is_taken_over_and_notices_when_it_comes_back(tmp_path: Path) -> None:
+    """A lease that is not renewed expires. The first holder's next heartbeat finds the new lease, writes nothing, and
+    its release leaves the new lease alone."""
     storage = Storage.open(str(tmp_path))
     gone, new = Lease(storage), Lease(storage)
     gone.acquire()
@@ -201,22 +199,20 @@ def test_a_driver_that_is_gone_is_taken_over_and_notices_when_it_comes_back(tmp_
     assert time.monotonic() - began >= 0.6
     gone._stop.clear()
     threading.Thread(target=gone._renew, daemon=True).start()
-    soon(lambda: gone._lost_to is not None)
+    wait_until(lambda: gone._lost_to is not None)
     with pytest.raises(LostLeaseError, match="another driver has taken it over"):
         gone.check()
     gone.release()
     beats = lease.read_lease(storage)
-    soon(lambda: lease.read_lease(storage) not in (None, beats))
+    wait_until(lambda: lease.read_lease(storage) not in (None, beats))
     new.check()
     new.release()
     assert storage.names() == set()
 
 
-@pytest.mark.usefixtures("quickly")
-def test_of_two_that_come_at_the_same_moment_one_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second one's lease is written between the first one's writing and its second look."""
+@pytest.mark.usefixtures("short_delays")
+def test_of_two_drivers_at_the_same_moment_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one writes its lease between the first one's write and its check."""
     storage = Storage.open(str(tmp_path))
     first, second = Lease(storage), Lease(storage)
     monkeypatch.setattr(lease.time, "sleep", lambda _: second._write())
@@ -243,7 +239,7 @@ def test_of_two_that_come_at_the_same_moment_one_stays(
         ("{here}/runtime_resources/working_dir_files/x", "lies in the folder that Ray made for this job"),
     ],
 )
-def test_a_wrong_storage_is_told_before_anything_is_done(storage: str, says: str, tmp_path: Path) -> None:
+def test_a_wrong_storage_is_reported_before_any_work(storage: str, says: str, tmp_path: Path) -> None:
     """Exit code 2, one message, and nothing written; without a cluster, which would take seconds."""
     (tmp_path / "file").write_text("precious")
     (tmp_path / "full").mkdir()
@@ -259,8 +255,10 @@ def test_a_wrong_storage_is_told_before_anything_is_done(storage: str, says: str
     assert "geheim" not in result.output
 
 
-def test_a_run_whose_record_is_not_on_this_machine_is_not_taken_up(config: Config, tmp_path: Path) -> None:
-    """MLflow's store is a file that the other machine had: no empty one is made in its place."""
+def test_a_run_whose_mlflow_store_is_on_another_machine_is_not_resumed(
+    config: Config, tmp_path: Path
+) -> None:
+    """Its MLflow store is a file of the other machine: no empty one is created in its place."""
     lost = tmp_path / "lost" / "mlflow.db"
     run_in(tmp_path / "here", tmp_path / "store").claim(config, Tracker(f"sqlite:///{lost}", "abc"))
     place = f"cluster.storage=file://{tmp_path}/store"
