@@ -1,8 +1,8 @@
-"""The run as data: what an experiment is, read from YAML, checked once, printed whole.
+"""The configuration of one distillation: its sections, what they require of each other, and its hash.
 
-An unknown key, a wrong type, a value out of range or an option that would have no effect in the chosen
-mode is an error that names the key's path. `Config.hash` covers all that determines the numbers;
-`cluster`, for one, does not, so a run may move to other machines.
+An unknown key, a wrong type, a value out of range or an option without effect in the chosen mode is an error that names
+the key's path (`load`). `Config.hash` covers all that determines the numbers; `cluster`, for one, does not, so a run may
+move to other machines.
 """
 
 import hashlib
@@ -40,16 +40,17 @@ class Config(Section):
     """One distillation."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
-    """The run's name: of its folder and in MLflow."""
+    """Name of the run, of its folder, and of its run in MLflow. Letters, digits, `_`, `.` and `-`; at most 100 characters."""
     seed: Seed = 0
-    """Of every random draw."""
+    """Seed of all random draws."""
     precision: Literal["float64", "float32", "tf32", "bf16"] = "float32"
-    """Of the arithmetic. tf32: float32, its products in TF32 (GPUs only). bf16: float32, the networks of the
-    inner training under autocast to bfloat16."""
+    """Floating-point arithmetic. `tf32`: float32 with matrix products in TF32 (GPUs only). `bf16`: float32 with the
+    networks of the inner training under autocast to bfloat16."""
     engine: Literal["adjoint", "higher"] = "adjoint"
-    """The tape-free adjoint, or the slow reference that keeps a tape."""
+    """How metagradients are computed: `adjoint` stores optimiser states and replays inner steps; `higher` is the slow
+    reference, which records the whole unroll on autograd's tape."""
     replicas: PositiveInt = 1
-    """Independent metagradients averaged at each outer step."""
+    """Independent metagradients averaged at each outer step, each with its own network, inner batches and real batch."""
     data: DataConfig
     distilled: DistilledConfig
     network: NetworkConfig = NetworkConfig()
@@ -68,11 +69,11 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The resolved configuration as YAML that `load` reads back to an equal one."""
+        """The resolved configuration as YAML that `load_config` reads back to an equal one."""
         return to_yaml(self.to_dict())
 
     def experiment(self) -> dict[str, Any]:
-        """What the run is, as plain data, without where it runs and is recorded: what may be shared."""
+        """The experiment as plain data, without where it runs and is tracked: what may be shared."""
         values = {k: v for k, v in self.to_dict().items() if k not in ("cluster", "tracking")}
         values["data"] = {k: v for k, v in values["data"].items() if k not in ("root", "cache")}
         del values["evaluation"]["gpus_per_actor"]
@@ -80,92 +81,86 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits over all that determines the numbers: not name, checkpoints, compute, cluster, tracking."""
+        """16 hex digits over all that determines the numbers: not name, checkpoint, compute, cluster, tracking."""
         numbers = {k: v for k, v in self.experiment().items() if k not in ("name", "checkpoint", "compute")}
         text = json.dumps(numbers, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check(config: Config) -> None:
-    """What no section can check alone. Raises: ConfigError."""
+def check_consistency(config: Config) -> None:
+    """Raises: ConfigError for sections that do not go together, or schedules that do not fit the run."""
     _check_across_sections(config)
-    _check_over_the_run(config)
+    _check_arithmetic(config)
+    steps = config.outer.steps
+    errors = [
+        *truncation_errors(config.truncation, steps),
+        *schedule_errors("inner.lr", config.inner.lr, steps),
+        *schedule_errors("outer.lr", config.outer.lr, steps),
+        *_patience_errors(config),
+    ]
+    if errors:
+        raise ConfigError("\n".join(errors))
 
 
 def _check_across_sections(config: Config) -> None:
-    """What one section demands of another."""
     batch, ipc = config.inner.batch_per_class, config.distilled.ipc
     if batch is not None and batch > ipc:
         raise ConfigError(
-            f"inner.batch_per_class: must be at most distilled.ipc, which is {ipc} (found {batch})"
+            f"inner.batch_per_class: must be at most distilled.ipc, which is {ipc} (got {batch})"
         )
     if (sizes := config.evaluation.subsets) and sizes[-1] >= ipc:
         raise ConfigError(
-            f"evaluation.subsets: must be below distilled.ipc, which is {ipc} (found {list(sizes)}); the set itself is "
-            "judged in any case"
+            f"evaluation.subsets: must be below distilled.ipc, which is {ipc} (got {list(sizes)}); the whole set is "
+            "always evaluated"
         )
     workers, replicas = config.cluster.num_workers, config.replicas
     if workers > replicas:
         raise ConfigError(
-            f"cluster.num_workers: must be at most replicas, which is {replicas} (found {workers}); "
-            "a worker without a replica would idle"
+            f"cluster.num_workers: must be at most replicas, which is {replicas} (got {workers}); "
+            "a worker without a replica would be idle"
         )
     at_once = config.compute.replicas_at_once
     if at_once != "auto" and at_once > replicas:
         raise ConfigError(
-            f"compute.replicas_at_once: must be at most replicas, which is {replicas} (found {at_once})"
+            f"compute.replicas_at_once: must be at most replicas, which is {replicas} (got {at_once})"
         )
-    _check_arithmetic(config)
 
 
 def _check_arithmetic(config: Config) -> None:
-    """That no choice of precision, engine or computation is without effect."""
+    """Refuses a precision, engine or compute option that would have no effect."""
     if config.precision == "tf32" and not config.cluster.use_gpu:
         raise ConfigError("precision: tf32 has no effect without cluster.use_gpu; use float32 on CPUs")
     if config.evaluation.gpus_per_actor is not None and not config.cluster.use_gpu:
         raise ConfigError(
             "evaluation.gpus_per_actor: has no effect without cluster.use_gpu "
-            f"(found {config.evaluation.gpus_per_actor}); remove it"
+            f"(got {config.evaluation.gpus_per_actor}); remove it"
         )
     if config.precision == "bf16" and config.compute.product == "forward":
-        raise ConfigError("compute.product: forward does not go with precision bf16; use reverse")
+        raise ConfigError("compute.product: forward is not supported with precision bf16; use reverse")
     if config.engine == "higher":
         if config.precision == "bf16":
             raise ConfigError("precision: bf16 has no effect with engine higher; use float32 or tf32")
         default = ComputeConfig()
         for key in ComputeConfig.model_fields:
-            if (found := getattr(config.compute, key)) != getattr(default, key):
+            if (value := getattr(config.compute, key)) != getattr(default, key):
                 raise ConfigError(
-                    f"compute.{key}: has no effect with engine higher (found {found!r}); remove it"
+                    f"compute.{key}: has no effect with engine higher (got {value!r}); remove it"
                 )
 
 
-def _check_over_the_run(config: Config) -> None:
-    """That schedules, and the lengths that they give, fit at every outer step: no run dies of them half-way."""
-    steps = config.outer.steps
-    lines = [
-        *truncation_errors(config.truncation, steps),
-        *schedule_errors("inner.lr", config.inner.lr, steps),
-        *schedule_errors("outer.lr", config.outer.lr, steps),
-    ]
-    lines += _patience_misfits(config)
-    if lines:
-        raise ConfigError("\n".join(lines))
-
-
-def _patience_misfits(config: Config) -> Iterator[str]:
-    """That a forward curriculum could move at all: at a new place, the first validation cannot stall."""
+def _patience_errors(config: Config) -> Iterator[str]:
+    """A forward curriculum must be able to move: in a new position, the first validation cannot stall."""
     validations = (config.outer.steps - 1) // config.validation.every
     if isinstance(config.truncation, ForwardConfig) and config.truncation.patience >= validations:
         yield (
-            f"truncation.patience: the window could never move: that takes patience + 1 validations, and there "
-            f"are {validations} before the last outer step (found {config.truncation.patience}); lower it or "
+            f"truncation.patience: must be below the number of validations before the last outer step, which is "
+            f"{validations} (got {config.truncation.patience}), or the window never moves; lower it or "
             "validation.every, or raise outer.steps"
         )
 
 
 class DataRequest(Section):
-    """The part of a distillation that says which data, and how they are split."""
+    """The part of a configuration that says which data, and how they are split."""
 
     seed: Seed = 0
     """As in the configuration."""

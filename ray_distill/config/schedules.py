@@ -1,14 +1,13 @@
 """Values in a configuration that may change over the run, as functions of the outer step.
 
-A number is a constant. A mapping is a schedule, by its `schedule`:
+A number is a constant. A mapping is a schedule:
 
     lr: 1e-3
     lr: {schedule: cosine, start: 1e-2, end: 1e-4}
     window_length: {schedule: linear, start: 10, end: 40, steps: 500}
     window_length: {schedule: piecewise, values: [10, 20, 40], from_steps: [0, 100, 500]}
 
-What they mean at each step is said in `core.schedules`, which needs no torch; a length is rounded to the
-nearest integer, halves up.
+`core.schedules` computes their values; lengths are rounded to the nearest integer, halves up.
 """
 
 from collections.abc import Iterator
@@ -32,29 +31,29 @@ Length = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class RampConfig(Section, Generic[Number]):
-    """From one value to another."""
+    """A value that goes from `start` to `end`."""
 
     schedule: Literal["linear", "cosine"]
-    """In equal steps, or along half a cosine, which is level at both ends."""
+    """`linear`: in equal steps. `cosine`: along half a cosine, which is flat at both ends."""
     start: Number
     """The value at the first outer step."""
     end: Number
-    """The value at the last of `steps` outer steps and after it."""
+    """The value at the last of `steps` outer steps, and after it."""
     steps: Annotated[int, Field(ge=2)] | None = None
-    """Outer steps from start to end. Default: the whole run."""
+    """Outer steps from `start` to `end`. Default: the whole run."""
 
     def __str__(self) -> str:
         return f"{self.start} to {self.end} ({self.schedule})"
 
 
 class PiecewiseConfig(Section, Generic[Number]):
-    """One value after another."""
+    """A value that is constant between given outer steps."""
 
     schedule: Literal["piecewise"]
     values: Annotated[tuple[Number, ...], Field(min_length=2)]
-    """The values in their order."""
+    """The values, in order."""
     from_steps: tuple[NonNegativeInt, ...]
-    """The outer step from which each value holds; the first is 0."""
+    """The outer step from which each value applies: as many as `values`, starting with 0 and increasing."""
 
     @field_validator("values", "from_steps", mode="before")
     @classmethod
@@ -63,12 +62,12 @@ class PiecewiseConfig(Section, Generic[Number]):
 
     @field_validator("from_steps")
     @classmethod
-    def _one_for_each_value(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    def _one_per_value(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         values = sibling(info, "values")
         if values is not None and len(values) != len(value):
-            raise invalid(f"must be as many as values, which are {len(values)}")
+            raise invalid(f"must have as many entries as values, which has {len(values)}")
         if not value or value[0] != 0 or list(value) != sorted(set(value)):
-            raise invalid("must begin with 0 and increase")
+            raise invalid("must start with 0 and increase")
         return value
 
     def __str__(self) -> str:
@@ -76,8 +75,6 @@ class PiecewiseConfig(Section, Generic[Number]):
 
 
 _TAG_OF = {"linear": "ramp", "cosine": "ramp", "piecewise": "piecewise"}
-TAGS = ("number", *dict.fromkeys(_TAG_OF.values()))
-"""The tags that pydantic puts into the path of a mistake."""
 
 
 def _tag(value: Any) -> str | None:
@@ -86,29 +83,29 @@ def _tag(value: Any) -> str | None:
     return _TAG_OF[value.schedule] if isinstance(value, RampConfig | PiecewiseConfig) else "number"
 
 
-_BY_FORM = Discriminator(
+_BY_TAG = Discriminator(
     _tag,
-    custom_error_type="impossible",
-    custom_error_message=f"allowed: a number, or a mapping whose `schedule` is one of {', '.join(_TAG_OF)}",
+    custom_error_type="invalid",
+    custom_error_message=f"must be a number, or a mapping whose `schedule` is one of {', '.join(_TAG_OF)}",
 )
 ScheduledFloat = Annotated[
     Annotated[PositiveFloat, Tag("number")]
     | Annotated[RampConfig[PositiveFloat], Tag("ramp")]
     | Annotated[PiecewiseConfig[PositiveFloat], Tag("piecewise")],
-    _BY_FORM,
+    _BY_TAG,
 ]
 """A positive number at every outer step."""
 ScheduledInt = Annotated[
     Annotated[Length, Tag("number")]
     | Annotated[RampConfig[Length], Tag("ramp")]
     | Annotated[PiecewiseConfig[Length], Tag("piecewise")],
-    _BY_FORM,
+    _BY_TAG,
 ]
 """A length at every outer step."""
 
 
 def schedule(value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Schedule:
-    """The value as a function of the outer step, in a run of so many."""
+    """The value as a function of the outer step, in a run of `outer_steps`."""
     match value:
         case RampConfig():
             kind = Linear if value.schedule == "linear" else Cosine
@@ -119,11 +116,11 @@ def schedule(value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Schedule
 
 
 def schedule_errors(key: str, value: ScheduledFloat | ScheduledInt, outer_steps: int) -> Iterator[str]:
-    """What is wrong with a value in a run of so many outer steps, for people."""
+    """Messages for a schedule that does not fit a run of `outer_steps`."""
     if isinstance(value, RampConfig) and value.steps is None and outer_steps < 2:
-        yield f"{key}: a {value.schedule} schedule needs 2 outer steps, and outer.steps is 1; write a number"
+        yield f"{key}: a {value.schedule} schedule needs 2 outer steps, but outer.steps is 1; use a number instead"
     if isinstance(value, PiecewiseConfig) and value.from_steps[-1] >= outer_steps:
         yield (
-            f"{key}.from_steps: must be below outer.steps, which is {outer_steps} (found {value.from_steps[-1]}); "
-            "the values from there on would have no effect"
+            f"{key}.from_steps: must be below outer.steps, which is {outer_steps} (got {value.from_steps[-1]}); "
+            "later values would have no effect"
         )

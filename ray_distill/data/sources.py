@@ -7,7 +7,7 @@
 | `cifar10`, `cifar100` | the training batches | the test batch |
 | `tiny-imagenet` | `train` | `val` |
 | `cub200` | the images marked 1 in the split | those marked 0 |
-| `imagenet_folder` | `train`, a folder for each class | `val`, likewise |
+| `imagenet` | `train`, a folder for each class | `val`, likewise |
 | `folder:PATH` | `train` in it, a folder for each class; or class folders alone | `test`, or else `val`, in it |
 | `parquet:FOLDER` | `train*.parquet` in it | `test*.parquet` in it |
 | `parquet:FILE`, `parquet:PATTERN` | the file, the files that match | `data.test_source` |

@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_distill.config.base import NonNegativeInt, Section
 from ray_distill.config.config import Config, ConfigError
-from ray_distill.config.load import Overrides, apply_overrides, format_error, parse_config, read_yaml
+from ray_distill.config.load import Overrides, apply_overrides, parse_config, parse_section, read_yaml
 from ray_distill.config.yaml import to_yaml
 from ray_distill.search.domains import KEY, Domain, GridDomain
 from ray_distill.search.space import RULE, Space, value_at
@@ -210,10 +210,7 @@ def check_installed(search: SearchConfig) -> None:
 
 def parse_search(values: Mapping[str, Any]) -> SearchConfig:
     """Plain data -> a validated search. Raises: ConfigError with one line for each mistake."""
-    try:
-        search = SearchConfig.model_validate(values)
-    except ValidationError as e:
-        raise ConfigError("\n".join(format_error(error) for error in e.errors())) from None
+    search = parse_section(SearchConfig, values)
     try:
         _ = search.config
     except ConfigError as e:

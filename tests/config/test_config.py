@@ -63,12 +63,12 @@ MISFITS = [
     # 40 - 20 k / 129 rounds to 21 from k = 119.3 on.
     (
         "truncation.unroll_length={schedule: linear, start: 40, end: 20}",
-        *(10, START, "at step 120 is 21 - 12 = 9 (found 10)"),
+        *(10, START, "at step 120 is 21 - 12 = 9 (got 10)"),
     ),
     # 12 + 19 (1 - cos(pi k / 129)) / 2 rounds to 31 from k = 129 (1 - acos(36/38) / pi) = 115.6 on.
     (
         f"{WINDOW}={{schedule: cosine, start: 12, end: 31}}",
-        *(10, START, "at step 116 is 40 - 31 = 9 (found 10)"),
+        *(10, START, "at step 116 is 40 - 31 = 9 (got 10)"),
     ),
 ]
 
@@ -93,7 +93,9 @@ def test_lengths_that_fit_at_every_step_are_taken_whatever_they_would_be_after_t
 def test_a_curriculum_must_have_the_validations_to_move() -> None:
     """Every 26 of 130 steps: four validations before the last step, one to compare with and a patience of 3."""
     assert load_config(DEMO, [f"truncation={{{FORWARD}, patience: 3}}"]).truncation.rule == "forward"
-    with pytest.raises(ConfigError, match=r"^truncation.patience: .* are 4 before .*found 4"):
+    with pytest.raises(
+        ConfigError, match=r"^truncation.patience: .*before the last outer step, which is 4 \(got 4\)"
+    ):
         load_config(DEMO, [f"truncation={{{FORWARD}, patience: 4}}"])
 
 

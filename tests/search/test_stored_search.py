@@ -206,9 +206,9 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (
             "ftp://host/x",
             (),
-            "base.cluster.storage: allowed: a path, or a URI that begins with one of file://",
+            "base.cluster.storage: must be a path, or a URI that starts with one of file://",
         ),
-        ("s3://key:geheim@bucket/x", (), "base.cluster.storage: holds a password"),
+        ("s3://key:geheim@bucket/x", (), "base.cluster.storage: contains a password"),
         ("file://host/x", (), "cannot be used as storage: Unsupported hostname"),
         ("{here}/full", (), "full: is not empty; nothing was written. Use --resume to go on with the search"),
         ("{here}/out", (), "is the search's folder, which holds everything anyway; remove the key"),

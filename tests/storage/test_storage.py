@@ -224,10 +224,10 @@ def test_of_two_drivers_at_the_same_moment_one_stays(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("storage", "says"),
     [
-        ("ftp://host/x", "cluster.storage: allowed: a path, or a URI that begins with one of file://, s3://"),
-        ("s3:bucket/x", "cluster.storage: allowed: a path, or a URI that begins with one of file://, s3://"),
-        ("s3://key:geheim@bucket/x", "cluster.storage: holds a password"),
-        ("s3://bucket/x?secret_key=geheim", "cluster.storage: holds a password"),
+        ("ftp://host/x", "cluster.storage: must be a path, or a URI that starts with one of file://, s3://"),
+        ("s3:bucket/x", "cluster.storage: must be a path, or a URI that starts with one of file://, s3://"),
+        ("s3://key:geheim@bucket/x", "cluster.storage: contains a password"),
+        ("s3://bucket/x?secret_key=geheim", "cluster.storage: contains a password"),
         (
             "s3://bucket/x?quatsch=1",
             "cannot be used as storage: Unexpected query parameter in S3 URI: 'quatsch'",
