@@ -41,7 +41,7 @@ def test_all_is_looked_at_and_told(
     assert "1 node(s), 2 CPUs" in found["Ray"]["found"]
     assert "a run was written and deleted" in found["MLflow"]["found"]
     assert result.stdout.isascii()
-    assert "all that runs need is there" in result.stdout
+    assert "ready to run" in result.stdout
     assert {p.name for p in tmp_path.iterdir()} == {"store.db", "d.json"}
     client = MlflowClient(f"sqlite:///{tmp_path}/store.db")
     assert client.search_runs([client.get_experiment_by_name("ray_distill-doctor").experiment_id]) == []
@@ -59,7 +59,7 @@ def test_what_is_missing_is_named_and_the_rest_is_told(
     monkeypatch.setenv("CXX", "no-such-compiler")
     result = CliRunner().invoke(app, ["doctor", "--out", str(tmp_path / "text" / "x")])
     assert result.exit_code == 1
-    assert "runs need what is not there: storage, MLflow, Ray" in result.stderr
+    assert "checks failed: storage, MLflow, Ray" in result.stderr
     for part in (
         "no-such-compiler",
         "install g++",

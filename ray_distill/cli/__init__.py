@@ -1,1 +1,1 @@
-"""The command line: one module a verb. No behaviour lives here."""
+"""The command line: one module per verb or group of verbs."""

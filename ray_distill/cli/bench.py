@@ -1,4 +1,4 @@
-"""The verbs under `bench`: what is measured is in a module of its own for each."""
+"""The verbs under `bench`; each benchmark is a module of `ray_distill.bench`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,26 +6,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import Set, bar, check_target, exit_codes, stderr, stdout
+from ray_distill.cli.console import (
+    NOTHING_WRITTEN,
+    bar,
+    check_new_file,
+    exit_codes,
+    print_lines,
+    stdout,
+    warn,
+)
+from ray_distill.cli.options import JsonFile, Set
 
 if TYPE_CHECKING:
     from ray_distill.bench.orchestration import Benchmark, OrchestrationRecord, Ratio
 
 app = typer.Typer(
-    help="Measure this package on this machine.",
+    help="Benchmark this package on this machine.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-BUSY = 0.3
-"""Load per core from which a measurement comes with a warning."""
+BUSY_LOAD = 0.3
+"""Load per core above which a measurement comes with a warning."""
 
 ConfigFile = Annotated[
     Path | None,
     typer.Argument(
         metavar="CONFIG.yaml",
         show_default=False,
-        help="An experiment to measure with, instead of the built-in one. Its outer.steps and cluster are replaced.",
+        help="An experiment to run instead of the built-in one. Its outer.steps and cluster are replaced.",
     ),
 ]
 Seconds = Annotated[
@@ -33,20 +42,10 @@ Seconds = Annotated[
     typer.Option(
         "--seconds",
         min=1.0,
-        help="About how long the bare loop should run on one core: sets the number of outer steps.",
+        help="Approximate duration of the bare loop on one core, from which the number of outer steps follows.",
     ),
 ]
-Repeats = Annotated[
-    int, typer.Option("--repeats", min=1, help="How often each of the two is run; they take turns.")
-]
-Json = Annotated[
-    Path | None,
-    typer.Option(
-        "--json",
-        metavar="FILE",
-        help="Write a list of records here, one per run, with machine and versions. Never overwrites.",
-    ),
-]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Runs of each of the two, in alternation.")]
 
 
 @app.command()
@@ -54,27 +53,26 @@ def overhead(
     config_file: ConfigFile = None,
     seconds: Seconds = 60.0,
     repeats: Repeats = 2,
-    json_file: Json = None,
+    json_file: JsonFile = None,
     set_: Set = None,
 ) -> None:
-    """What Ray Train, MLflow and checkpoints cost: the bare outer loop against the real thing with one worker.
+    """The overhead of Ray Train, MLflow and checkpoints: one worker against the bare outer loop.
 
-    Both run the same experiment with one thread, each in its own process, and must arrive at the same
-    distilled set, bit for bit. Compared is the steady state: from the beginning of the first outer step to
-    the end of the last. Start-up is told apart. At most 3% of a run of 60 s is what this package wants of itself.
+    Both run the same experiment with one thread, each in its own process, and must produce the same distilled set, bit for
+    bit. Compares the time from the start of the first outer step to the end of the last; start-up is reported separately.
+    The goal: at most 3% for a run of 60 s.
 
-    Measure on a machine that is doing nothing else. Takes about 5 minutes.
+    Use an idle machine. Takes about 5 minutes.
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.bench.orchestration import OVERHEAD
 
-        records, took = _measure(OVERHEAD, config_file, seconds, repeats, json_file, set_ or [])
-        pairs = ", ".join(f"{100 * (pair - 1):+.1f}%" for pair in took.pairs)
+        records, ratio = _measure(OVERHEAD, config_file, seconds, repeats, json_file, set_ or [])
+        pairs = ", ".join(f"{100 * (pair - 1):+.1f}%" for pair in ratio.pairs)
         bare, through_ray = ([r.startup_s for r in records if r.route == route] for route in ("bare", "ray"))
-        stdout.print(
-            f"Ray Train, MLflow and checkpoints: {100 * (took.overall - 1):+.1f}% of the bare loop's time "
-            f"(by repeat: {pairs}); start-up {sum(through_ray) / repeats:.1f} s instead of {sum(bare) / repeats:.1f} s",
-            highlight=False,
+        print_lines(
+            f"overhead of Ray Train, MLflow and checkpoints: {100 * (ratio.overall - 1):+.1f}% (by repeat: {pairs}); "
+            f"start-up {sum(through_ray) / repeats:.1f} s instead of {sum(bare) / repeats:.1f} s"
         )
 
 
@@ -83,64 +81,62 @@ def workers(
     config_file: ConfigFile = None,
     seconds: Seconds = 40.0,
     repeats: Repeats = 2,
-    json_file: Json = None,
+    json_file: JsonFile = None,
     set_: Set = None,
 ) -> None:
-    """What a second worker gains: one Ray Train worker against two, with one core each.
+    """The speed-up by a second worker: two Ray Train workers against one, with one core each.
 
-    Both run the same experiment, with an even number of replicas, and must arrive at the same distilled set, up
-    to the order of a sum. Compared are replicas per second: replicas x outer steps / seconds of the steady
-    state. At least 1.8 times as many with two workers is what this package wants of itself.
+    Both run the same experiment, with an even number of replicas, and must produce the same distilled set, up to the order
+    of a sum. Compares replicas per second: replicas x outer steps / seconds in the outer loop. The goal: at least 1.8.
 
-    Measure on a machine that is doing nothing else. Takes about 5 minutes.
+    Use an idle machine. Takes about 5 minutes.
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.bench.orchestration import WORKERS
 
-        _, took = _measure(WORKERS, config_file, seconds, repeats, json_file, set_ or [])
-        pairs = ", ".join(f"{1 / pair:.2f}" for pair in took.pairs)
-        stdout.print(
-            f"two workers: {1 / took.overall:.2f} times the replicas per second of one (by repeat: {pairs})",
-            highlight=False,
+        _, ratio = _measure(WORKERS, config_file, seconds, repeats, json_file, set_ or [])
+        pairs = ", ".join(f"{1 / pair:.2f}" for pair in ratio.pairs)
+        print_lines(
+            f"two workers: {1 / ratio.overall:.2f} times the replicas per second of one (by repeat: {pairs})"
         )
 
 
-STAND_ALONE = {"ignore_unknown_options": True, "allow_extra_args": True}
-"""For verbs whose options belong to a module that runs without typer too."""
+OWN_OPTIONS = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""For benchmarks that also run without typer, and parse their options themselves."""
 
 
-@app.command(context_settings=STAND_ALONE, add_help_option=False)
+@app.command(context_settings=OWN_OPTIONS, add_help_option=False)
 def metagradient(arguments: typer.Context) -> None:
-    """The metagradient by each engine on the same work: seconds, memory, error against float64.
+    """The metagradient by each engine, on the same problem: time, memory, error against float64.
 
-    Each engine runs in a process of its own. Its options are those of `python -m
-    ray_distill.bench.metagradient --help`, which needs nothing but torch (and higher, to compare with).
+    Each engine runs in its own process. Also runs as `python -m ray_distill.bench.metagradient`, which needs only torch
+    (and higher, to compare with it).
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.bench.metagradient import main
 
         main(arguments.args)
 
 
-@app.command(context_settings=STAND_ALONE, add_help_option=False)
+@app.command(context_settings=OWN_OPTIONS, add_help_option=False)
 def replicas(arguments: typer.Context) -> None:
-    """Several replicas as one computation against the same ones one by one: where it pays, and that they agree.
+    """Several replicas batched into one computation against one by one: speed, and that they agree.
 
-    Its options are those of `python -m ray_distill.bench.replicas --help`, which needs nothing but torch.
+    Also runs as `python -m ray_distill.bench.replicas`, which needs only torch.
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.bench.replicas import main
 
         main(arguments.args)
 
 
-@app.command(context_settings=STAND_ALONE, add_help_option=False)
+@app.command(context_settings=OWN_OPTIONS, add_help_option=False)
 def seeds(arguments: typer.Context) -> None:
-    """Several seeds of one network trained and scored at once against one by one: where it pays, and that they agree.
+    """Several seeds of a network trained in one batched computation against one by one: speed, and that they agree.
 
-    Its options are those of `python -m ray_distill.bench.seeds --help`, which needs nothing but torch.
+    Also runs as `python -m ray_distill.bench.seeds`, which needs only torch.
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.bench.seeds import main
 
         main(arguments.args)
@@ -154,22 +150,18 @@ def _measure(
     json_file: Path | None,
     overrides: list[str],
 ) -> "tuple[list[OrchestrationRecord], Ratio]":
-    """Measure, keep the records and print them as a table."""
+    """Run the benchmark, save its records and print them as a table."""
     from dataclasses import asdict
 
     from ray_distill.bench.orchestration import carry_out, experiment_of, ratio, this_machine
     from ray_distill.utils.atomic import write_json
 
-    if json_file is not None:
-        check_target(json_file, "--json")
+    check_new_file(json_file, "--json")
     config = experiment_of(benchmark, config_file, overrides)
     machine = this_machine()
-    if float(machine["load_1m_before"]) > BUSY * int(machine["cores"]):
-        stderr.print(
-            f"warning: this machine is busy (load {machine['load_1m_before']} on {machine['cores']} cores): "
-            "what others do is measured too",
-            highlight=False,
-        )
+    load, cores = float(machine["load_1m_before"]), int(machine["cores"])
+    if load > BUSY_LOAD * cores:
+        warn(f"this machine is busy (load {load} on {cores} cores); other processes distort the result")
     with bar("measuring", 1 + 2 * repeats) as update:
         records = carry_out(benchmark, config, seconds, repeats, update)
     if json_file is not None:
@@ -180,8 +172,8 @@ def _measure(
 
 def _table(records: "list[OrchestrationRecord]") -> Table:
     """Seconds of each run; those of the steps and of the validations are in the records."""
-    caption = "seconds; between: of the steady state, what is neither step nor validation"
-    table = Table("run", "steps", "start-up", "steady", "between", "total", "replicas/s", caption=caption)
+    caption = "in seconds; loop: from the first outer step to the last; other: the part of it that is neither step nor validation"
+    table = Table("run", "steps", "start-up", "loop", "other", "total", "replicas/s", caption=caption)
     for r in records:
         name = "bare loop" if r.route == "bare" else f"Ray, {r.workers} worker{'s' * (r.workers > 1)}"
         seconds = (r.startup_s, r.steady_s, r.between_s, r.total_s)

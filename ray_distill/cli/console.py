@@ -1,11 +1,11 @@
-"""What all verbs share: where they print, how an error becomes a message and an exit code, what they check."""
+"""What all verbs share: output, exit codes, checks of files to be written."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -20,89 +20,92 @@ if TYPE_CHECKING:
 
     from ray_distill.utils.progress import Update
 
-BEGAN = time.monotonic()
-"""About when the command did."""
+STARTED = time.monotonic()
+"""Approximately when the command was started."""
+
+NOTHING_WRITTEN = "nothing was written"
 
 stdout = Console(soft_wrap=not sys.stdout.isatty())
 stderr = Console(stderr=True, soft_wrap=True)
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Lay a value over the configuration, e.g. `outer.lr=0.01`. Repeatable.",
-    ),
-]
 
-RUNS = Path("runs")
-"""Where runs go that were given no folder."""
-
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="Folder for all results, MLflow's store included. Default: runs/NAME, with one store for all in runs/.",
-    ),
-]
-
-
-def bar(what: str, total: int) -> "AbstractContextManager[Update]":
+def bar(description: str, total: int) -> "AbstractContextManager[Update]":
     """A progress bar on stdout."""
     from ray_distill.utils.progress import progress_bar
 
-    return progress_bar(stdout, what, total)
+    return progress_bar(stdout, description, total)
+
+
+def print_lines(*lines: str) -> None:
+    """Print text as it is, without markup."""
+    stdout.print("\n".join(lines), markup=False, highlight=False)
+
+
+def fields(values: Mapping[str, object]) -> list[str]:
+    """Indented lines `name  value`, for the summary after a command."""
+    return [f"  {name:<14}{value}" for name, value in values.items()]
+
+
+def warn(message: str, kind: str = "warning") -> None:
+    """Print a warning to stderr."""
+    stderr.print(f"{kind}: {message}", markup=False, highlight=False)
 
 
 @contextmanager
 def exit_codes(on_interrupt: str) -> Iterator[None]:
-    """Exceptions that a person can do something about, as one message and an exit code.
+    """Turn expected exceptions into one message on stderr and an exit code.
 
-    A mistake of the user's, such as a path that cannot be used: exit code 2. Work that failed, or a world that did, such
-    as a full disk: 1. Ctrl-C: 130, SIGTERM: 143. Of what was interrupted or found no room it says what it leaves.
+    UserError, and system errors about a path: 2. RunError and other system errors, such as a full disk: 1. Ctrl-C: 130.
+    SIGTERM: 143.
+
+    Args:
+        on_interrupt: what is left behind, or how to resume: printed after an interrupt or when the disk is full.
     """
     try:
         with sigterm_as_interrupt():
             yield
     except UserError as e:
-        _say_error("error", e)
+        _print_error("error", e)
         raise typer.Exit(2) from None
     except RunError as e:
-        _say_error("failed", e)
+        _print_error("failed", e)
         raise typer.Exit(1) from None
     except KeyboardInterrupt as e:
-        stderr.print(f"stopped; {on_interrupt}", highlight=False)
+        stderr.print(f"interrupted; {on_interrupt}", markup=False, highlight=False)
         raise typer.Exit(143 if isinstance(e, Terminated) else 130) from None
     except OSError as e:
         if is_user_error(e):
-            _say_error("error", e)
+            _print_error("error", e)
             raise typer.Exit(2) from None
-        _say_error("failed", _with_advice(e, on_interrupt) if is_disk_full(e) else e)
+        _print_error("failed", _disk_full_message(e, on_interrupt) if is_disk_full(e) else e)
         raise typer.Exit(1) from None
 
 
-def _with_advice(error: OSError, on_interrupt: str) -> str:
-    room = f" ({disk_free_message(Path(error.filename))})" if isinstance(error.filename, str) else ""
-    return f"{error}{room}; what was written before is whole. Make room there; {on_interrupt}"
+def _disk_full_message(error: OSError, on_interrupt: str) -> str:
+    free = f" ({disk_free_message(Path(error.filename))})" if isinstance(error.filename, str) else ""
+    return f"{error}{free}; files written before are intact. Free disk space; {on_interrupt}"
 
 
-def _say_error(kind: str, error: Exception | str) -> None:
+def _print_error(kind: str, error: Exception | str) -> None:
     stderr.print(f"[red]{kind}:[/red] ", end="")
     stderr.print(redact(str(error)), markup=False, highlight=False)
 
 
-def check_target(target: Path, option: str = "--out") -> None:
-    """Raises: UserError if a file could not be written there, or would be written over or thrown away."""
+def check_new_file(target: Path | None, option: str = "--out") -> None:
+    """Raises: UserError unless the file can be created: it does not exist, its folder does and outlives a Ray job."""
+    if target is None:
+        return
     refuse_job_scratch(target, option)
     if target.exists():
-        raise UserError(f"{target}: exists; nothing was written. Use another {option}, or remove it.")
+        raise UserError(f"{target}: already exists; nothing was written. Use another {option}, or remove it.")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.parent}")
+        raise UserError(
+            f"{target}: folder {target.parent} does not exist; create it, or use another {option}"
+        )
 
 
-def check_picture(target: Path, option: str = "--out") -> None:
-    """Raises: UserError as `check_target`, or for a name that is not that of a PNG."""
+def check_new_png(target: Path, option: str = "--out") -> None:
+    """Raises: UserError as `check_new_file`, or for a name that does not end in .png."""
     if target.suffix != ".png":
-        raise UserError(f"{option} {target}: a picture's name ends in .png")
-    check_target(target, option)
+        raise UserError(f"{option} {target}: must end in .png")
+    check_new_file(target, option)

@@ -1,4 +1,4 @@
-"""The verbs under `data`: preparing real data before a run needs them, and looking at them."""
+"""The verbs under `data`: prepare a dataset ahead of a run, and inspect it."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_distill.cli.console import Set, bar, check_picture, exit_codes, stdout
+from ray_distill.cli.console import bar, check_new_png, exit_codes, print_lines
+from ray_distill.cli.options import Set
 from ray_distill.config.config import Config, DataRequest
 from ray_distill.config.load import apply_overrides, load_config, parse_data_request
 
@@ -14,39 +15,37 @@ if TYPE_CHECKING:
     from ray_distill.data.labelled_images import LabelledImages
     from ray_distill.data.splits import DevelopmentData
 
-app = typer.Typer(
-    help="Prepare real data, and look at them.", no_args_is_help=True, rich_markup_mode="markdown"
-)
+app = typer.Typer(help="Prepare and inspect datasets.", no_args_is_help=True, rich_markup_mode="markdown")
 
-MOST_CLASSES_LISTED = 20
-MOST_CLASSES_SHOWN = 100
-SAMPLES = 8
-"""Images of each class in the picture; of many classes a quarter as many."""
+MAX_CLASSES_LISTED = 20
+MAX_CLASSES_DRAWN = 100
+SAMPLES_PER_CLASS = 8
+"""In the picture; a quarter as many if there are more than MAX_CLASSES_LISTED classes."""
 
 
 @app.callback()
-def _verbs() -> None:
-    """Keeps `prepare` a verb of its own while it is the only one."""
+def _subcommands() -> None:
+    """Makes typer keep `prepare` as a subcommand while it is the only one."""
 
 
-class _Phases:
-    """Seconds of each part of the work, from its progress."""
+class _PhaseTimer:
+    """Seconds of each phase of the work, from its progress reports."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._now, self._last = "", time.monotonic()
+        self._phase, self._last = "", time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """A phase begins with the word that nothing of it is done; what passed until then was the one before."""
-        of = self._now if done == 0 and self._now else what
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """A phase starts with a report of 0 done; the time until then was the previous phase's."""
+        elapsed_by = self._phase if done == 0 and self._phase else phase
         now = time.monotonic()
-        self.seconds[of] = self.seconds.get(of, 0.0) + now - self._last
-        self._now, self._last = what, now
+        self.seconds[elapsed_by] = self.seconds.get(elapsed_by, 0.0) + now - self._last
+        self._phase, self._last = phase, now
 
-    def end(self) -> None:
-        """The rest is the last phase's."""
-        if self._now:
-            self(self._now, 1, 1)
+    def stop(self) -> None:
+        """Count the time since the last report to its phase."""
+        if self._phase:
+            self(self._phase, 1, 1)
 
 
 @app.command()
@@ -55,23 +54,26 @@ def prepare(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A source, as `cifar10`, `folder:PATH` or `parquet:s3://bucket/folder`; or an experiment's CONFIG.yaml.",
+            help="A data source, e.g. `cifar10`, `folder:PATH` or `parquet:s3://bucket/folder`; or an experiment's CONFIG.yaml.",
         ),
     ],
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="FILE.png", help="Where the samples go. Default: into the cache."),
+        typer.Option(
+            "--picture", metavar="FILE.png", help="Where to save a picture of samples. Default: in the cache."
+        ),
     ] = None,
     set_: Set = None,
 ) -> None:
-    """Decode, split and preprocess real data into the cache, where every run with the same settings finds them.
+    """Decode, split and preprocess a dataset into the cache, for all runs with the same settings.
 
-    `--set data.preprocessing=zca`, `data.image_size=32`, `data.classes=[cat,dog]` and the like are those of a run.
+    The settings are those of a run: `--set data.preprocessing=zca`, `--set data.image_size=32`, `--set
+    data.classes=[cat,dog]`, ...
     """
-    with exit_codes("what was finished is kept"):
+    with exit_codes("finished files stay in the cache"):
         request = _request(source, set_ or [])
         if picture is not None:
-            check_picture(picture, "--picture")
+            check_new_png(picture, "--picture")
         _prepare(request, picture)
 
 
@@ -87,46 +89,46 @@ def _prepare(request: Config | DataRequest, picture: Path | None) -> None:
     from ray_distill.data.splits import prepare_development
     from ray_distill.utils.progress import percent
 
-    spec, phases, began = data_spec(request), _Phases(), time.monotonic()
+    spec, timer, started = data_spec(request), _PhaseTimer(), time.monotonic()
     with bar("real images", 100) as update:
         show = percent(update)
 
-        def progress(what: str, done: int, total: int) -> None:
-            phases(what, done, total)
-            show(what, done, total)
+        def progress(phase: str, done: int, total: int) -> None:
+            timer(phase, done, total)
+            show(phase, done, total)
 
         data = prepare_development(spec, None, progress)
         test, paths = _prepare_test(spec, data, progress)
-    phases.end()
-    took_s = time.monotonic() - began
+    timer.stop()
+    total_s = time.monotonic() - started
     images = open_images(data.handle.pixels_path)
     target = picture or images.path.with_suffix(".png")
     if not target.exists():
         _samples(images, data).save(target)
     lines = [
         *_contents(spec.source, data, test),
-        _seconds(phases.seconds, took_s),
+        _times(timer.seconds, total_s),
         *_files([*data.files, *paths]),
         f"  {'samples':<15}{target}",
     ]
-    stdout.print("\n".join(lines), markup=False, highlight=False)
+    print_lines(*lines)
 
 
 def _prepare_test(spec: Any, data: "DevelopmentData", progress: Any) -> tuple[str, list[Path]]:
-    """What is to be said of the test split, and its files."""
+    """A description of the test split, and its files."""
     from ray_distill.data.labelled_images import DataError
     from ray_distill.data.splits import create_handle
     from ray_distill.data.test_split import check_test, load_test
 
-    def of_test(what: str, done: int, total: int) -> None:
-        progress(f"{what} test", done, total)
+    def test_progress(phase: str, done: int, total: int) -> None:
+        progress(f"{phase} test", done, total)
 
     try:
         check_test(spec)
     except DataError as e:
         return f"none: {e}", []
-    test = load_test(spec, of_test)
-    handle, _ = create_handle(spec, test, data.preprocessing, of_test)
+    test = load_test(spec, test_progress)
+    handle, _ = create_handle(spec, test, data.preprocessing, test_progress)
     return f"{len(test):,}", [handle.pixels_path, handle.images_path]
 
 
@@ -144,25 +146,21 @@ def _contents(source: str, data: "DevelopmentData", test: str) -> list[str]:
         f"  {'preprocessing':<15}{data.preprocessing.describe()}",
     ]
     if data.broken:
-        lines.append(f"  {'left out':<15}{len(data.broken)} broken image(s): {'; '.join(data.broken[:3])}")
-    of_class = dict(zip(data.class_names, counts, strict=True))
+        lines.append(f"  {'skipped':<15}{len(data.broken)} broken image(s): {'; '.join(data.broken[:3])}")
+    by_class = dict(zip(data.class_names, counts, strict=True))
+    smallest, largest = min(by_class, key=by_class.__getitem__), max(by_class, key=by_class.__getitem__)
     if len(set(counts)) == 1:
-        lines.append(f"  {'of each class':<15}{counts[0]:,}")
-    elif len(counts) <= MOST_CLASSES_LISTED:
-        lines.append(
-            f"  {'of class':<15}{', '.join(f'{name} {count:,}' for name, count in of_class.items())}"
-        )
+        per_class = f"{counts[0]:,}"
+    elif len(counts) <= MAX_CLASSES_LISTED:
+        per_class = ", ".join(f"{name} {count:,}" for name, count in by_class.items())
     else:
-        few, many = min(of_class, key=of_class.__getitem__), max(of_class, key=of_class.__getitem__)
-        lines.append(f"  {'of class':<15}from {of_class[few]:,} ({few}) to {of_class[many]:,} ({many})")
-    return lines
+        per_class = f"{by_class[smallest]:,} ({smallest}) to {by_class[largest]:,} ({largest})"
+    return [*lines, f"  {'per class':<15}{per_class}"]
 
 
-def _seconds(phases: dict[str, float], took_s: float) -> str:
-    if not phases:
-        return f"  {'took':<15}{took_s:.1f} s: all of it was there"
-    parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in phases.items())
-    return f"  {'took':<15}{took_s:.1f} s: {parts}"
+def _times(phases: dict[str, float], total_s: float) -> str:
+    parts = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases.items())
+    return f"  {'time':<15}{total_s:.1f} s: {parts or 'everything was cached'}"
 
 
 def _files(paths: list[Path]) -> list[str]:
@@ -178,10 +176,9 @@ def _samples(images: "LabelledImages", data: "DevelopmentData") -> Any:
 
     from ray_distill.artifacts.contact_sheet import contact_sheet
 
-    shown = min(data.num_classes, MOST_CLASSES_SHOWN)
-    each = SAMPLES if shown <= MOST_CLASSES_LISTED else SAMPLES // 4
-    of = [(data.train.labels_N == k).nonzero().flatten()[:each] for k in range(shown)]
-    rows_N = torch.cat(of)
+    classes = min(data.num_classes, MAX_CLASSES_DRAWN)
+    each = SAMPLES_PER_CLASS if classes <= MAX_CLASSES_LISTED else SAMPLES_PER_CLASS // 4
+    rows_N = torch.cat([(data.train.labels_N == k).nonzero().flatten()[:each] for k in range(classes)])
     pixels = images.pixels(data.train.rows_N[rows_N])
     if pixels.shape[1] not in (1, 3):
         pixels = pixels.mean(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The verbs `import` and `export`: distilled sets of other methods as ours, and ours in the forms of others."""
+"""The verbs about one distilled set's file: `show`, `import` and `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,16 +6,47 @@ from typing import Annotated
 import typer
 
 from ray_distill.artifacts.types import Form, Space
-from ray_distill.cli.console import Set, bar, check_target, exit_codes, stdout
+from ray_distill.cli.console import (
+    NOTHING_WRITTEN,
+    bar,
+    check_new_file,
+    check_new_png,
+    exit_codes,
+    print_lines,
+)
 from ray_distill.cli.options import (
+    Artifact,
     ImagesKey,
     LabelsKey,
     LayoutOption,
     Like,
+    Set,
     SpaceOption,
-    external_set_options,
+    external_spec,
 )
 from ray_distill.errors import UserError
+
+
+def show(
+    artifact: Artifact,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.png", help="Where to save the contact sheet. Default: beside the artefact."
+        ),
+    ] = None,
+) -> None:
+    """Describe a distilled set and how to use it, and draw its contact sheet."""
+    with exit_codes(NOTHING_WRITTEN):
+        from ray_distill.artifacts.dataset import DistilledDataset
+        from ray_distill.pipeline import sheet_of
+
+        dataset = DistilledDataset.load(artifact)
+        target = out or artifact.with_suffix(".sheet.png")
+        check_new_png(target)
+        print_lines(dataset.describe())
+        sheet_of(dataset).save(target)
+        print_lines(f"contact sheet: {target}")
 
 
 def import_(
@@ -26,7 +57,7 @@ def import_(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE.parquet", help="Where the set goes, in our format.")
+        Path, typer.Option("--out", metavar="FILE.parquet", help="Where to save the imported set.")
     ],
     like: Like = None,
     space: SpaceOption = None,
@@ -35,55 +66,50 @@ def import_(
     labels: LabelsKey = None,
     set_: Set = None,
 ) -> None:
-    """Turn a distilled set that another method saved into a self-describing file of ours.
+    """Convert a distilled set of another method to a self-describing Parquet file.
 
-    What it does not say of itself is stated: `--like` and `--space`. What is still open is asked for, and what was
-    taken for what is said.
+    `--like` and `--space` supply what the file lacks. An ambiguous file is an error that names the option to add; the
+    description that is printed shows how the file was read.
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         if out.suffix != ".parquet":
-            raise UserError(f"--out {out}: the name of a set ends in .parquet")
-        check_target(out)
-        statement = external_set_options(like, space, layout, images, labels, set_ or [])
+            raise UserError(f"--out {out}: must end in .parquet")
+        check_new_file(out)
+        spec = external_spec(like, space, layout, images, labels, set_ or [])
         from ray_distill.artifacts.importer import is_ours, load_set
         from ray_distill.utils.progress import percent
 
         if is_ours(file):
-            raise UserError(f"{file} is a distilled set of ours already; use it as it is")
+            raise UserError(f"{file}: already in this format; use it as it is")
         with bar("real images", 100) as update:
-            dataset = load_set(file, statement, percent(update))
+            dataset = load_set(file, spec, percent(update))
         dataset.save(out)
-        lines = [
-            dataset.describe(),
-            f"written: {out}; to look at it: ray-distill show {out}",
-        ]
-        stdout.print("\n".join(lines), markup=False, highlight=False)
+        print_lines(dataset.describe(), f"written to {out}; draw it with: ray-distill show {out}")
 
 
 def export(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A distilled.parquet.")],
+    artifact: Artifact,
     to: Annotated[
         Form,
-        typer.Option("--to", help="Pictures in class folders, arrays, tensors, or the hubs' image layout."),
+        typer.Option(
+            "--to",
+            help="png: images in class folders; npz: arrays; pt: tensors; parquet: Hugging Face's image layout.",
+        ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="PATH", help="A file, or for png a folder, that is not there yet."),
-    ],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="A new file, or for png a new folder.")],
     space: Annotated[
         Space | None,
         typer.Option(
             "--space",
-            help="Values as networks train on them (whitened: the default of npz and pt), or pixels to look at (the "
-            "default of png and parquet).",
+            help="`whitened`: the values that networks train on (default of npz and pt). `pixels`: images to look at "
+            "(default of png and parquet).",
         ),
     ] = None,
 ) -> None:
-    """Write a distilled set in a form that other programs read."""
-    with exit_codes("nothing was written"):
+    """Export a distilled set to a format that other programs read."""
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.artifacts.dataset import DistilledDataset
         from ray_distill.artifacts.export import export as write
 
         exported = write(DistilledDataset.load(artifact), to, out, space)
-        lines = [*exported.said, "to load it:", *(f"  {line}" for line in exported.code)]
-        stdout.print("\n".join(lines), markup=False, highlight=False)
+        print_lines(*exported.said, "to load it:", *(f"  {line}" for line in exported.code))

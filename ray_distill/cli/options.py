@@ -1,4 +1,4 @@
-"""The options with which a user states what another method's file does not say, for all verbs that read one."""
+"""Options and arguments that several verbs share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,25 +12,54 @@ from ray_distill.errors import UserError
 if TYPE_CHECKING:
     from ray_distill.artifacts.importer import ExternalSpec
 
+Experiment = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment; see experiments/ for examples.")
+]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A distilled.parquet.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value of the configuration, e.g. `outer.lr=0.01`. Repeatable.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for all results, the MLflow store included. Default: runs/NAME, with one store in runs/ for all.",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume the run or search in the folder from its last checkpoints.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would run, and exit; write nothing.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the results to a new file, as JSON."),
+]
+
 Like = Annotated[
     Path | None,
     typer.Option(
         "--like",
         metavar="CONFIG.yaml",
-        help="For a set of another method: the source, preprocessing, network and training that go with it.",
+        help="For a set of another method: the experiment whose data source, preprocessing, network and training to use.",
     ),
 ]
 SpaceOption = Annotated[
     Space | None,
     typer.Option(
         "--space",
-        help="What the file's values are: already as `data.preprocessing` leaves images (whitened or normalised), or "
-        "pixels in 0..1 or 0..255, which are then preprocessed.",
+        help="The values in the file: `whitened`, if they are preprocessed as by `data.preprocessing`; or `pixels` in "
+        "0..1 or 0..255, which will be.",
     ),
 ]
 LayoutOption = Annotated[
     Layout | None,
-    typer.Option("--layout", help="The order of the images' axes, where their shape does not say it."),
+    typer.Option("--layout", help="The order of the image axes, if the shape is ambiguous."),
 ]
 ImagesKey = Annotated[
     str | None, typer.Option("--images", metavar="KEY", help="The images, in a file of several arrays.")
@@ -40,12 +69,12 @@ LabelsKey = Annotated[
     typer.Option(
         "--labels",
         metavar="KEY",
-        help="The labels, in a file of several arrays; or a file of their own; or `none`: images sorted by class.",
+        help="The labels: an array in the file, or a file of their own; `none` for images sorted by class.",
     ),
 ]
 
 
-def external_set_options(
+def external_spec(
     like: Path | None,
     space: Space | None,
     layout: Layout | None,
@@ -53,12 +82,12 @@ def external_set_options(
     labels: str | None,
     overrides: list[str],
 ) -> "ExternalSpec | None":
-    """What the options state; None for none of them.
+    """How to read a set of another method, from the options; None without `--like`.
 
     Args:
-        overrides: laid over the configuration of --like.
+        overrides: for the configuration of `--like`.
 
-    Raises: UserError for a part of the statement without the rest; ConfigError.
+    Raises: ConfigError, UserError for options that need `--like`, or `--like` without `--space`.
     """
     others = {"--space": space, "--layout": layout, "--images": images, "--labels": labels}
     if like is None:
@@ -69,8 +98,8 @@ def external_set_options(
         return None
     if space is None:
         raise UserError(
-            f"--like {like}: say with --space what the file's values are: whitened (already as data.preprocessing "
-            "leaves images) or pixels"
+            f"--like {like}: needs --space: whitened, if the file's values are preprocessed as by data.preprocessing, or "
+            "pixels"
         )
     config = load_config(like, overrides)
     from ray_distill.artifacts.importer import ExternalSpec

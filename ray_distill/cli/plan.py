@@ -1,13 +1,13 @@
-"""The verb `plan`: what a run takes, printed."""
+"""The verb `plan`: estimate a run's time and memory, and print it as a table."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from ray_distill.cli.console import Set, bar, check_target, exit_codes, stdout
+from ray_distill.cli.console import NOTHING_WRITTEN, bar, check_new_file, exit_codes, print_lines, stdout
+from ray_distill.cli.options import Experiment, JsonFile, Set
 from ray_distill.config.load import load_config
 
 if TYPE_CHECKING:
@@ -16,112 +16,109 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config_file: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="The experiment: see experiments/.")
-    ],
+    config_file: Experiment,
     memory: Annotated[
         float | None,
         typer.Option(
             "--memory",
             metavar="GIB",
             min=0.1,
-            help="What there is for the run: on the machine that has all workers, or on each GPU. Default: as here.",
+            help="Memory of the machine with all the workers, or of each GPU. Default: this machine's.",
         ),
     ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
-            help="Probe compiled step functions, as long runs have them; compiling takes minutes. Otherwise eager ones.",
+            help="Measure compiled step functions, which long runs use; compiling takes minutes. Default: eager ones.",
         ),
     ] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="Write all figures here. Never overwrites."),
-    ] = None,
+    json_file: JsonFile = None,
     set_: Set = None,
 ) -> None:
-    """Say what a run takes before it starts: seconds per outer step, hours, memory; with 1, 2, 4 and 8 workers.
+    """Estimate a run's time and memory with 1, 2, 4 and 8 workers, before it starts.
 
-    Measures a few steps on this machine, in about a minute; needs none of the data for datasets that it knows by
-    name. If the memory is not enough, it names the setting to lower, and to what.
+    Measures a few steps on this machine, in about a minute. Well-known datasets need not be downloaded. If the run needs
+    too much memory, suggests which setting to lower, and to what.
     """
-    with exit_codes("nothing was written"):
+    with exit_codes(NOTHING_WRITTEN):
         from ray_distill.planning.estimate import GIB, probe
         from ray_distill.planning.memory_fit import record, setting_to_lower
         from ray_distill.planning.probes import device_of
         from ray_distill.utils.atomic import write_json
         from ray_distill.utils.memory import memory_of
 
-        if json_file is not None:
-            check_target(json_file, "--json")
+        check_new_file(json_file, "--json")
         config = load_config(config_file, set_ or [])
         memory_bytes = int(memory * GIB) if memory else memory_of(device_of(config))
         probed = probe(config, memory_bytes=memory_bytes, compiled=compiled, bar=bar)
-        lever = setting_to_lower(probed)
+        suggestion = setting_to_lower(probed)
         if json_file is not None:
-            write_json(json_file, record(probed, lever))
-        _say(probed, lever)
+            write_json(json_file, record(probed, suggestion))
+        _print_plan(probed, suggestion)
 
 
-def _say(probed: "Probed", lever: "Suggestion | None") -> None:
+def _print_plan(probed: "Probed", suggestion: "Suggestion | None") -> None:
     from ray_distill.planning.estimate import rows
 
-    every = rows(probed)
-    stdout.print("\n".join(_measured(probed)), markup=False, highlight=False)
-    stdout.print(_table(probed, every))
-    own = next(row for row in every if row.workers == probed.config.cluster.num_workers)
-    lines = [*_limits(probed, every), *_memory(probed), *_notes(probed), _verdict(probed, own, lever)]
-    stdout.print("\n".join(lines), markup=False, highlight=False)
+    plan_rows = rows(probed)
+    print_lines(*_measurements(probed))
+    stdout.print(_table(probed, plan_rows))
+    configured = next(row for row in plan_rows if row.workers == probed.config.cluster.num_workers)
+    print_lines(
+        *_limits(probed, plan_rows),
+        _memory(probed),
+        *_notes(probed),
+        _verdict(probed, configured, suggestion),
+    )
 
 
-def _measured(probed: "Probed") -> list[str]:
-    """What was run here, and what it took."""
+def _measurements(probed: "Probed") -> list[str]:
+    """The data, and the seconds of each kind of step."""
     from ray_distill.utils.timing import device_name
 
     config, images, group = probed.config, probed.images, probed.groups[1]
     shape, batch = "x".join(map(str, images.shape)), config.outer.batch_size
-    where = device_name("cuda" if probed.on_gpu else "cpu")
-    threads = "" if probed.on_gpu else f", {config.cluster.cpus_per_worker} thread(s) a worker"
+    device = device_name("cuda" if probed.on_gpu else "cpu")
+    threads = "" if probed.on_gpu else f", {config.cluster.cpus_per_worker} thread(s) per worker"
     loss = group.seconds_of_loss(batch)
-    measured = "" if group.batch.images >= batch else f" (measured on {group.batch.images} of them)"
+    scaled = "" if group.batch.images >= batch else f" (measured with {group.batch.images} of them)"
     compiled = f"compiled in {group.steps.compile_s:.0f} s" if group.steps.compile_s else "not compiled"
+    replayed = f", {group.mean.replayed:.4g} of them twice" if group.mean.replayed else ""
     return [
-        f"{config.name}: {shape} images of {images.num_classes} classes, {images.num_train} to train on and "
-        f"{images.num_validation} held out ({images.known_by})",
-        f"probed on {where}{threads}, {compiled}: a burn-in step {_s(group.steps.burn_in_step_s)}, a window step "
-        f"{_s(group.steps.window_step_s)}, the outer loss of {batch} images {_s(loss)}{measured}",
-        f"an outer step of a replica: {group.mean.burn_in:.4g} burn-in and {group.mean.window:.4g} window steps in the "
-        f"mean{f', {group.mean.replayed:.4g} of them twice' if group.mean.replayed else ''}",
+        f"{config.name}: {shape} images of {images.num_classes} classes, {images.num_train} for training and "
+        f"{images.num_validation} for validation ({images.known_by})",
+        f"measured on {device}{threads}, {compiled}: burn-in step {_seconds(group.steps.burn_in_step_s)}, window step "
+        f"{_seconds(group.steps.window_step_s)}, outer loss of {batch} images {_seconds(loss)}{scaled}",
+        f"inner steps per outer step and replica, on average: {group.mean.burn_in:.4g} in the burn-in, "
+        f"{group.mean.window:.4g} in the window{replayed}",
     ]
 
 
-def _table(probed: "Probed", every: "list[PlanRow]") -> Table:
+def _table(probed: "Probed", plan_rows: "list[PlanRow]") -> Table:
     """A row for each number of workers."""
-    where = "GiB/GPU" if probed.on_gpu else "GiB in all"
-    heads = ("workers", "s/step", "s/validation", "hours", "device-hours", "GiB each", where)
-    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
-    for r in every:
+    total = "GiB/GPU" if probed.on_gpu else "GiB in total"
+    headings = ("workers", "s/step", "s/validation", "hours", "device-hours", "GiB/worker", total)
+    table = Table(*headings, box=None, padding=(0, 1, 0, 0))
+    for r in plan_rows:
         workers = f"{r.workers} ({r.idle} idle)" if r.idle else str(r.workers)
         times = (r.outer_step_s, r.validation_s, r.run_s / 3600, r.device_s / 3600)
-        sizes = (_gib(r.worker_bytes), _gib(r.needed_bytes))
-        table.add_row(workers, *(_number(value) for value in times), *sizes)
+        table.add_row(workers, *map(_number, times), _gib(r.worker_bytes), _gib(r.needed_bytes))
     return table
 
 
-def _limits(probed: "Probed", every: "list[PlanRow]") -> list[str]:
-    """Which rows are no good."""
-    cores = os.cpu_count() or 1
+def _limits(probed: "Probed", plan_rows: "list[PlanRow]") -> list[str]:
+    """Which rows cannot be run, and why."""
+    cores, cpus = os.cpu_count() or 1, probed.config.cluster.cpus_per_worker
     lines = []
-    if idle := [r.workers for r in every if r.idle]:
+    if idle := [r.workers for r in plan_rows if r.idle]:
         lines.append(
-            f"with {_list(idle)} workers some have none of the {len(probed.sizes)} group(s) of replicas, which is refused"
+            f"{_list(idle)} workers: not allowed, more than the {len(probed.sizes)} group(s) of replicas"
         )
-    each = probed.config.cluster.cpus_per_worker
-    if large := [r.workers for r in every if not probed.on_gpu and (r.workers - r.idle) * each > cores]:
-        lines.append(f"{_list(large)} workers need more cores than the {cores} of this machine")
-    if heavy := [r.workers for r in every if not r.fits]:
-        lines.append(f"with {_list(heavy)} workers on one machine or GPU like this one: too much memory")
+    if large := [r.workers for r in plan_rows if not probed.on_gpu and (r.workers - r.idle) * cpus > cores]:
+        lines.append(f"{_list(large)} workers: need more than this machine's {cores} cores")
+    if heavy := [r.workers for r in plan_rows if not r.fits]:
+        lines.append(f"{_list(heavy)} workers: do not fit in the memory of one such machine or GPU")
     return lines
 
 
@@ -129,43 +126,39 @@ def _list(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _memory(probed: "Probed") -> list[str]:
-    """The parts of a worker's memory."""
+def _memory(probed: "Probed") -> str:
+    """A worker's memory by what it is for."""
     memory = probed.memory
-    parts = {
+    sizes = {
         "libraries": memory.libraries,
         "real images": memory.data,
         "states of a window": memory.states,
-        "activations of a pass": memory.passes,
+        "activations of a microbatch": memory.passes,
         "real batch": memory.batch_held,
-        "drawing it": memory.batch_drawn,
-        "scoring in validation": memory.scoring,
+        "drawing the real batch": memory.batch_drawn,
+        "validation": memory.scoring,
     }
-    said = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
-    shared = f"; on the machine once: {_gib(probed.shared_bytes())}" if probed.shared_bytes() else ""
-    mapped = (
-        "" if memory.data else f"; beside it, mapped from a file, the real images: {_gib(probed.data_bytes)}"
-    )
-    return [f"GiB of a worker, not all at one time: {said}{shared}{mapped}"]
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items() if size)
+    shared = f"; shared by all workers: {_gib(probed.shared_bytes())}" if probed.shared_bytes() else ""
+    mapped = "" if memory.data else f"; real images, mapped from a file: {_gib(probed.data_bytes)}"
+    return f"GiB per worker, not all at the same time: {parts}{shared}{mapped}"
 
 
 def _notes(probed: "Probed") -> list[str]:
-    """What these figures are not."""
+    """What the estimate leaves out or assumes."""
     steps = probed.groups[1].steps
     notes = [
-        "each worker on a device like this one; hours: from the first outer step to the last, without Ray's start and the "
-        "evaluation"
+        "hours: the outer loop alone, without starting Ray and without the evaluation, on devices like this one"
     ]
     if steps.compile_failed:
-        notes.append(f"could not be compiled ({steps.compile_failed}); probed without")
+        notes.append(f"compiling failed ({steps.compile_failed}); measured without")
     elif not steps.compile_s and _would_compile(probed):
         notes.append(
-            "a run of this length compiles its step functions first, which this probe did not: expect less time (--compile "
-            "measures it)"
+            "a run of this length compiles its step functions and will be faster; --compile measures it"
         )
     if getattr(probed.config.truncation, "patience", None):
         notes.append(
-            "where a forward curriculum's window stands is not known beforehand: counted as half-way"
+            "a forward curriculum's window moves as the loss falls; assumed to be half-way on average"
         )
     return notes
 
@@ -180,23 +173,23 @@ def _would_compile(probed: "Probed") -> bool:
     ).inner.functions.compiled
 
 
-def _verdict(probed: "Probed", own: "PlanRow", lever: "Suggestion | None") -> str:
-    there = f"of {_gib(probed.memory_bytes)} GiB"
-    if own.fits:
-        return f"with {own.workers} worker(s), as configured: fits, {_gib(own.needed_bytes)} {there}"
-    said = f"with {own.workers} worker(s), as configured: does NOT fit, {_gib(own.needed_bytes)} {there}; "
-    if lever is None:
+def _verdict(probed: "Probed", row: "PlanRow", suggestion: "Suggestion | None") -> str:
+    """Whether the configured number of workers fits, and what to lower if not."""
+    fits = "fits" if row.fits else "does NOT fit"
+    verdict = f"{row.workers} worker(s), as configured: {fits}, {_gib(row.needed_bytes)} of {_gib(probed.memory_bytes)} GiB"
+    if row.fits:
+        return verdict
+    if suggestion is None:
         return (
-            said
-            + "no one setting is enough to lower; lower network.width, or take a machine with more memory"
+            f"{verdict}; no single setting is enough: lower network.width, or use a machine with more memory"
         )
     return (
-        said
-        + f"lower {lever.key} from {lever.now:g} to {lever.to:g} ({lever.part}: {_gib(lever.part_bytes)} GiB)"
+        f"{verdict}; lower {suggestion.key} from {suggestion.now:g} to {suggestion.to:g} ({suggestion.part}: "
+        f"{_gib(suggestion.part_bytes)} GiB)"
     )
 
 
-def _s(seconds: float) -> str:
+def _seconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 

@@ -1,4 +1,4 @@
-"""The verb `search`: which window, which unroll, which learning rates for these data."""
+"""The verb `search`: find the window, the unroll and the learning rates for a dataset."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ray_distill.cli.console import (
-    BEGAN,
-    Out,
-    Set,
-    bar,
-    exit_codes,
-    stderr,
-    stdout,
-)
+from ray_distill.cli.console import STARTED, bar, exit_codes, fields, print_lines, stdout, warn
+from ray_distill.cli.options import DryRun, Out, Resume, Set
 from ray_distill.search.config import SearchConfig, load_search
 
 if TYPE_CHECKING:
@@ -27,37 +20,30 @@ WIDE = 500
 
 def search(
     search_file: Annotated[
-        Path, typer.Argument(metavar="SEARCH.yaml", help="The search: see experiments/search_*.yaml.")
+        Path,
+        typer.Argument(metavar="SEARCH.yaml", help="The search; see experiments/search_*.yaml for examples."),
     ],
     out: Out = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the search in the folder: trials that have ended stay, others go on from their last "
-            "checkpoint. With more budget.trials it is extended.",
-        ),
-    ] = False,
+    resume: Resume = False,
     finalise: Annotated[
         bool,
         typer.Option(
             "--finalise",
-            help="Distil with the best configuration for all the base's outer steps, and evaluate the result.",
+            help="Then distil with the best configuration for all outer steps of the base, and evaluate the result.",
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the search and its trials and stop; nothing is written.")
-    ] = False,
+    dry_run: DryRun = False,
     set_: Set = None,
 ) -> None:
-    """Search for a configuration: many short distillations, compared on validation, the bad ones stopped early.
+    """Search for a configuration: short distillations, compared on the validation split, bad ones stopped early.
 
-    Leaves a leaderboard, the best distilled set, and best.yaml, which is ready for `distill`.
+    Writes a leaderboard, the best distilled set, and best.yaml, a configuration for `distill`. With `--resume`, finished
+    trials are kept and the others continue; a larger `budget.trials` extends the search.
     """
-    with exit_codes("`ray-distill search SEARCH.yaml --out DIR --resume` goes on with all trials"):
+    with exit_codes("resume with: ray-distill search SEARCH.yaml --out DIR --resume"):
         settings = load_search(search_file, set_ or [])
         if dry_run:
-            _say_search(settings)
+            _print_trials(settings)
             return
         _run(settings, out, resume=resume, finalise=finalise)
 
@@ -73,24 +59,24 @@ def _run(settings: SearchConfig, out: Path | None, *, resume: bool, finalise: bo
     )
     from ray_distill.search.run import run_search
 
-    advice = "Use --resume to go on with the search in it, or another --out."
+    advice = "Use --resume to continue the search in it, or another --out."
     folder, uri = open_search_folder(settings, out, resume=resume, advice=advice)
-    _say_plan(settings, folder.path)
+    print_lines(describe(settings, folder.path))
     if note := local_store_warning(folder.storage, uri, "search"):
-        stderr.print(f"note: {note}", markup=False, highlight=False)
+        warn(note, "note")
     get = prepare if finalise else prepare_development
     dashboard = settings.workers > 1
-    with ray_while_preparing(lambda: get(settings.config, uri, bar), dashboard=dashboard) as real:
-        found = run_search(settings, real, folder, uri, bar, resume=resume, began=BEGAN)
-        _say_found(found, folder)
+    with ray_while_preparing(lambda: get(settings.config, uri, bar), dashboard=dashboard) as data:
+        result = run_search(settings, data, folder, uri, bar, resume=resume, began=STARTED)
+        _print_result(result, folder)
         if finalise:
-            place, _ = finalise_search(found, real, folder, uri, bar)
-            stdout.print(f"evaluated: {place.summary}", markup=False, highlight=False)
+            run_folder, _ = finalise_search(result, data, folder, uri, bar)
+            print_lines(*fields({"final run": run_folder.summary}))
 
 
-def _say_search(settings: SearchConfig) -> None:
-    print(settings.to_yaml(), end="")
-    print(f"# hash {settings.hash}")
+def _print_trials(settings: SearchConfig) -> None:
+    """The search as YAML, and its trials, as far as they are known before it runs, as comments."""
+    print(f"{settings.to_yaml()}# hash {settings.hash}")
     if settings.algorithm != "optuna":
         from ray_distill.search.sampler import planned_values, trial_name
 
@@ -98,33 +84,31 @@ def _say_search(settings: SearchConfig) -> None:
             print(f"# {trial_name(number)}: {', '.join(f'{k}={v}' for k, v in values.items())}")
 
 
-def _say_plan(settings: SearchConfig, folder: Path) -> None:
-    stdout.print(
-        f"{settings.name}: {settings.num_trials} trials of {settings.outer_steps} outer steps around "
-        f"{settings.config.name}, by {settings.algorithm} over {', '.join(settings.space)}, scheduler "
-        f"{settings.scheduler.name}; results in {folder}"
-        f"{f', kept in {storage}' if (storage := settings.config.cluster.storage) else ''}",
-        markup=False,
-        highlight=False,
+def describe(settings: SearchConfig, folder: Path) -> str:
+    """A search in one line."""
+    storage = settings.config.cluster.storage
+    return (
+        f"{settings.name}: {settings.num_trials} trials of {settings.outer_steps} outer steps of "
+        f"{settings.config.name}; {settings.algorithm} over {', '.join(settings.space)}; scheduler "
+        f"{settings.scheduler.name}; results in {folder}{f', stored in {storage}' if storage else ''}"
     )
 
 
-def _say_found(found: "SearchResult", folder: "SearchDir") -> None:
+def _print_result(result: "SearchResult", folder: "SearchDir") -> None:
     from ray_distill.search.results import terminal_table
     from ray_distill.tracking.uri import ui_command
 
-    # Where there is no terminal Rich takes 80 columns, too few for the searched keys, and cuts off what is in them.
-    (stdout if stdout.is_terminal else Console(width=WIDE)).print(terminal_table(found.rows))
-    stdout.print(str(found.time), markup=False, highlight=False)
-    for warning in found.warnings:
-        stderr.print(f"warning: {warning}", markup=False, highlight=False)
-    files: dict[str, object] = {
-        "best": folder.best,
-        "its set": folder.artifact,
+    # Off a terminal Rich assumes 80 columns, and would truncate the cells.
+    (stdout if stdout.is_terminal else Console(width=WIDE)).print(terminal_table(result.rows))
+    print_lines(str(result.time))
+    for warning in result.warnings:
+        warn(warning)
+    results: dict[str, object] = {
+        "best config": folder.best,
+        "distilled set": folder.artifact,
         "leaderboard": folder.path / "leaderboard.md",
     }
     if folder.storage:
-        files["kept in"] = folder.storage
-    files["MLflow"] = ui_command(found.tracker.uri)
-    lines = [f"  {what:<14}{path}" for what, path in files.items()]
-    stdout.print("\n".join(lines), markup=False, highlight=False)
+        results["stored in"] = folder.storage
+    results["MLflow"] = ui_command(result.tracker.uri)
+    print_lines(*fields(results))

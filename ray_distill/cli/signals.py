@@ -1,7 +1,7 @@
-"""A command that something else starts and stops: `ray job submit`, Slurm, Kubernetes.
+"""SIGTERM, by which `ray job stop`, Slurm and Kubernetes ask a command to stop.
 
-Such a thing asks a command to stop by SIGTERM, and kills it some seconds later: Ray after 3 (or
-RAY_JOB_STOP_WAIT_TIME_S in the job's environment), Slurm and Kubernetes after 30.
+Some seconds later they kill it: Ray after 3 (or RAY_JOB_STOP_WAIT_TIME_S in the job's environment), Slurm and Kubernetes
+after 30.
 """
 
 import signal
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as what Ctrl-C raises: whoever cleans up after the one cleans up after the other."""
+    """SIGTERM as an exception: a KeyboardInterrupt, so that the same code cleans up after both."""
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        # A second one must not cut short the cleaning up that the first one began.
+        # A second SIGTERM must not interrupt the clean-up after the first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 

@@ -42,7 +42,7 @@ def test_it_says_what_the_data_are_and_where_they_lie(cache: Path) -> None:
     (sheet,) = cache.glob("digits-development-*.png")
     assert str(sheet) in said
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert "all of it was there" in prepared("digits", "--set", "data.preprocessing=zca")
+    assert "everything was cached" in prepared("digits", "--set", "data.preprocessing=zca")
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
 
 
@@ -89,5 +89,5 @@ def test_many_classes_and_channels_are_summed_up(cache: Path, tmp_path: Path) ->
     np.savez(tmp_path / "set.npz", images=images, labels=labels)
     said = prepared(f"npz:{tmp_path}/set.npz")
     assert "61 development images of 5x4x4, 30 classes" in said
-    assert "of class       from 2 (0) to 3 (7)" in said
+    assert "per class      2 (0) to 3 (7)" in said
     assert len(list(cache.glob("*.png"))) == 1

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import ray_distill
 from ray_distill.artifacts.dataset import DistilledDataset
-from ray_distill.cli.main import app, demo_config
+from ray_distill.cli.distill import demo_config
+from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
 from ray_distill.config.load import load_config, parse_config
 from ray_distill.storage.run_dir import RunDir
@@ -102,16 +103,16 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_show_says_how_to_use_a_set_and_draws_it_once(artifact: Path, tmp_path: Path) -> None:
+def test_show_describes_a_set_and_draws_it_once(artifact: Path, tmp_path: Path) -> None:
     target = tmp_path / "sheet.png"
     result = runner.invoke(app, ["show", str(artifact), "--out", str(target)])
     assert result.exit_code == 0, result.output
     assert "none: pixels in [0, 1]" in result.output
     assert target.exists()
     for out, says in (
-        (target, "exists"),
+        (target, "already exists"),
         (tmp_path / "x.foo", ".png"),
-        (tmp_path / "no" / "x.png", "no folder"),
+        (tmp_path / "no" / "x.png", "does not exist"),
     ):
         result = runner.invoke(app, ["show", str(artifact), "--out", str(out)])
         assert (result.exit_code, says in result.stderr) == (2, True), result.output
@@ -149,11 +150,11 @@ def test_what_a_set_brings_along_for_baselines_is_dropped_with_them(artifact: Pa
     assert (first.seed, second.seed) == (0, 3)
 
 
-def test_sets_are_named_so_that_they_can_be_told_apart() -> None:
-    from ray_distill.cli.evaluate import _named
+def test_sets_get_distinct_names() -> None:
+    from ray_distill.cli.evaluate import set_names
 
     def names(*paths: str) -> list[str]:
-        return list(_named([Path(path) for path in paths]))
+        return list(set_names([Path(path) for path in paths]))
 
     assert names("runs/a/distilled.parquet") == ["distilled"]
     assert names("a/x.parquet", "a/y.parquet") == ["x", "y"]
@@ -161,7 +162,7 @@ def test_sets_are_named_so_that_they_can_be_told_apart() -> None:
     assert names("a/x.parquet", "a/y.parquet", "b/x.parquet") == ["a/x", "a/y", "b/x"]
 
 
-def test_an_artefact_tells_neither_machines_nor_stores() -> None:
+def test_an_artefact_contains_neither_machines_nor_stores() -> None:
     """What is shared with the set: the experiment."""
     shared = demo_config(["tracking.uri=http://mine"]).experiment()
     assert "tracking" not in shared

@@ -56,7 +56,7 @@ def test_what_is_refused_before_anything_starts(
     assert not folder.path.exists()
     folder.claim(tiny_search(), Tracker("sqlite:////there/mlflow.db", "abc"))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
-    assert "Use --resume to go on with the search in it" in told()
+    assert "Use --resume to continue the search in it" in told()
     assert "holds a search of another configuration" in told("--resume", "--set", "seed=1")
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "optuna, which is not installed; `pip install optuna`" in told("--set", "algorithm=optuna")

@@ -50,7 +50,7 @@ def test_a_signal_is_an_exit_code_and_an_advice(
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == code == 128 + number
-    assert capsys.readouterr().err == "stopped; go on like this\n"
+    assert capsys.readouterr().err == "interrupted; go on like this\n"
 
 
 def unpacked(tmp_path: Path) -> Path:

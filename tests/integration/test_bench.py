@@ -80,7 +80,7 @@ def test_a_command_that_ends_early_leaves_no_processes(tmp_path: Path, sent: sig
     _, err = process.communicate(timeout=120)
     if sent == signal.SIGINT:
         assert process.returncode == 130
-        assert "stopped; nothing was written" in err
+        assert "interrupted; nothing was written" in err
         assert "Traceback" not in err
         assert left_behind() <= before
     deadline = time.monotonic() + 60

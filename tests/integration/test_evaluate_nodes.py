@@ -149,5 +149,5 @@ def test_a_node_is_lost(head: Nodes, table: list[Number], tmp_path: Path) -> Non
         os.kill(actor, signal.SIGSTOP)
         head.remove(node)
         losing.ends()
-    assert "1 begun again after a loss" in losing.said
+    assert "1 retried after losing an actor" in losing.said
     assert numbers(losing) == table

@@ -389,6 +389,6 @@ def test_the_driver_is_killed_and_in_the_end_an_evaluation_actor(
     assert process.returncode == 0, out + err
     assert "Traceback" not in err
     assert steps_shown(out)[0] >= at, "it began anew"
-    assert "1 begun again after a loss" in out
+    assert "1 retried after losing an actor" in out
     undisturbed.check(folder, store)
     undisturbed.check_evaluation(folder, store, config)

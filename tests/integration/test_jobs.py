@@ -118,7 +118,7 @@ def test_a_job_that_is_stopped_goes_on_when_it_is_submitted_again(
     ray_job(nodes, "stop", "first")
     assert about(nodes, "first")["status"] == "STOPPED"
     *progress, advice = logs(nodes, "first")
-    assert advice.startswith("stopped; ")
+    assert advice.startswith("interrupted; ")
     assert "--resume" in advice
     assert any(line.startswith("distilling ") for line in progress)
     assert status(folder) == "KILLED"
@@ -158,7 +158,7 @@ def test_a_search_that_is_stopped_goes_on_when_it_is_submitted_again(nodes: Node
     ray_job(nodes, "stop", "search")
     assert about(nodes, "search")["status"] == "STOPPED"
     *_, advice = logs(nodes, "search")
-    assert advice.startswith("stopped; ")
+    assert advice.startswith("interrupted; ")
     assert "--resume" in advice
     interrupted = Interrupted(folder)
     ended = {

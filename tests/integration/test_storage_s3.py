@@ -161,7 +161,7 @@ def test_a_run_resumes_in_another_folder_from_the_storage_alone(endpoint: str, t
     made = prepared.files()
     environment["RAY_DISTILL_CACHE"] = str(tmp_path / "other")
     out, err = start(tmp_path, environment, "--out", "there", "--resume", *kept).communicate(timeout=280)
-    assert f"kept in       {place.uri}" in out, out + err
+    assert f"stored in     {place.uri}" in out, out + err
     assert "Traceback" not in err
     folder = tmp_path / "there"
     Undisturbed(config).check(folder, store)
@@ -221,7 +221,7 @@ def test_a_search_resumes_in_another_folder_from_the_storage_alone(endpoint: str
     second = start(tmp_path, environment, "--out", "there", "--resume", *kept_in, verb="search")
     out, err = second.communicate(timeout=400)
     assert second.returncode == 0, out + err
-    assert f"kept in       {place.uri}" in out
+    assert f"stored in     {place.uri}" in out
     assert "Traceback" not in err
     assert there.identity.read_bytes() == identity
     interrupted.check_resumed(planned_values(search), there)

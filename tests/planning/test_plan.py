@@ -347,6 +347,6 @@ def test_what_does_not_go_is_said() -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("os.cpu_count", lambda: 2)
         idle, cores, memory = _limits(p, rows(p))
-    assert idle.startswith("with 4, 8 workers some have none of the 3 group(s)")
-    assert cores.startswith("4, 8 workers need more cores than the 2")
-    assert memory.startswith("with 2, 4, 8 workers on one machine")
+    assert idle.startswith("4, 8 workers: not allowed, more than the 3 group(s)")
+    assert cores.startswith("4, 8 workers: need more than this machine's 2 cores")
+    assert memory.startswith("2, 4, 8 workers: do not fit in the memory")
