@@ -37,9 +37,7 @@ def distill(
     resume: Resume = False,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", help="Delete the run in the folder, with its checkpoints and results, first."
-        ),
+        typer.Option("--force", help="First delete the run in the folder, with its checkpoints and results."),
     ] = False,
     dry_run: DryRun = False,
     set_: Set = None,

@@ -33,7 +33,7 @@ RERUN = "run the same command again for what is missing"
 Sets = Annotated[
     list[Path],
     typer.Argument(
-        metavar="SET...", help="Files distilled.parquet; with --like, also sets of other methods."
+        metavar="SET...", help="Distilled sets (distilled.parquet); with --like, also those of other methods."
     ),
 ]
 Networks = Annotated[

@@ -41,28 +41,41 @@ JsonFile = Annotated[
     typer.Option("--json", metavar="FILE", help="Also write the results to a new file, as JSON."),
 ]
 
+EXTERNAL_PANEL = "Sets of other methods"
 Like = Annotated[
     Path | None,
     typer.Option(
         "--like",
         metavar="CONFIG.yaml",
-        help="For a set of another method: the experiment whose data source, preprocessing, network and training to use.",
+        help="The experiment whose data source, preprocessing, network and training to use.",
+        rich_help_panel=EXTERNAL_PANEL,
     ),
 ]
 SpaceOption = Annotated[
     Space | None,
     typer.Option(
         "--space",
-        help="The values in the file: `whitened`, if they are preprocessed as by `data.preprocessing`; or `pixels` in "
-        "0..1 or 0..255, which will be.",
+        help="`whitened`: values already preprocessed as by `data.preprocessing`. `pixels`: values in 0..1 or 0..255, "
+        "to be preprocessed.",
+        rich_help_panel=EXTERNAL_PANEL,
     ),
 ]
 LayoutOption = Annotated[
     Layout | None,
-    typer.Option("--layout", help="The order of the image axes, if the shape is ambiguous."),
+    typer.Option(
+        "--layout",
+        help="The order of the image axes, if the shape is ambiguous.",
+        rich_help_panel=EXTERNAL_PANEL,
+    ),
 ]
 ImagesKey = Annotated[
-    str | None, typer.Option("--images", metavar="KEY", help="The images, in a file of several arrays.")
+    str | None,
+    typer.Option(
+        "--images",
+        metavar="KEY",
+        help="The images, in a file of several arrays.",
+        rich_help_panel=EXTERNAL_PANEL,
+    ),
 ]
 LabelsKey = Annotated[
     str | None,
@@ -70,6 +83,7 @@ LabelsKey = Annotated[
         "--labels",
         metavar="KEY",
         help="The labels: an array in the file, or a file of their own; `none` for images sorted by class.",
+        rich_help_panel=EXTERNAL_PANEL,
     ),
 ]
 

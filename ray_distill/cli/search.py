@@ -29,7 +29,7 @@ def search(
         bool,
         typer.Option(
             "--finalise",
-            help="Then distil with the best configuration for all outer steps of the base, and evaluate the result.",
+            help="Afterwards, distil with the best configuration for all outer steps of the base, and evaluate the result.",
         ),
     ] = False,
     dry_run: DryRun = False,

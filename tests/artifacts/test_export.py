@@ -251,7 +251,13 @@ def test_import_then_export_on_the_command_line(worlds: dict[str, World], folder
     arguments = ["--like", "like.yaml", "--space", "whitened", "--layout", "channels-first"]
     result = runner.invoke(app, ["import", "flat.npz", *arguments, "--out", "set.parquet"])
     assert result.exit_code == 0, result.output
-    for part in ("6 images of 3x4x6", "cat, dog, owl", "channels-first", "mean norm", "written: set.parquet"):
+    for part in (
+        "6 images of 3x4x6",
+        "cat, dog, owl",
+        "channels-first",
+        "mean norm",
+        "written to set.parquet",
+    ):
         assert part in result.stdout, part
     dataset = DistilledDataset.load(folder / "set.parquet")
     assert torch.equal(dataset.images_NCHW, worlds["zca"].whitened_NCHW)
