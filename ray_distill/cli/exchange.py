@@ -39,13 +39,13 @@ def show(
     """Describe a distilled set and how to use it, and draw its contact sheet."""
     with exit_codes(NOTHING_WRITTEN):
         from ray_distill.artifacts.dataset import DistilledDataset
-        from ray_distill.pipeline import sheet_of
+        from ray_distill.distillation.outputs import contact_sheet_of
 
         dataset = DistilledDataset.load(artifact)
         target = out or artifact.with_suffix(".sheet.png")
         check_new_png(target)
         print_lines(dataset.describe())
-        sheet_of(dataset).save(target)
+        contact_sheet_of(dataset).save(target)
         print_lines(f"contact sheet: {target}")
 
 
