@@ -14,6 +14,7 @@ from ray_distill.config.load import load_config, read_yaml
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
 from ray_distill.planning.images import named
+from ray_distill.search.config import SearchConfig
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "experiments" / "README.md"
@@ -155,3 +156,14 @@ def test_the_guide_lists_every_source_of_data() -> None:
     firsts = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
     named = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", firsts)}
     assert named == set(READERS)
+
+
+def test_the_configuration_reference_is_up_to_date() -> None:
+    """It is the one that the script makes of the fields, and names every key of every section."""
+    reference = (ROOT / "experiments" / "configuration.md").read_text()
+    assert script().configuration() == reference, "run `uv run python experiments/readme_table.py`"
+    schemas = [Config.model_json_schema(), SearchConfig.model_json_schema()]
+    sections = [schema for root in schemas for schema in (root, *root["$defs"].values())]
+    described = {key for s in sections for key, field in s["properties"].items() if "description" in field}
+    assert len(described) > 80
+    assert [key for key in described - {"fraction_of"} if f"| `{key}` |" not in reference] == []
