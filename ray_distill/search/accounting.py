@@ -1,18 +1,18 @@
-"""What a search's time went into: trials' outer loops, or all that is around them, the orchestration.
+"""Where a search's time went: the trials' outer loops, or the orchestration around them.
 
-All of it is in the search's journal (`search_journal`), whose lines say when they were written. An attempt is one command
-on the search, from where that began (Ray's start and the real images included) until the results lie in the folder; if it
-was killed or failed, until the last line that it wrote. Between attempts nothing runs, and that is not time of the search.
+All of it is computed from the search's journal, whose lines have their times. An attempt is one command on the search, from
+its start (Ray's start and loading the real images included) until the results are in the folder; if it was killed or failed,
+until the last line it wrote. Nothing runs between attempts, and that is not time of the search.
 
-In an attempt some trials, its places, may run side by side: as many as the cluster has cores for, and no more than were
-left to do. Its wall seconds x places x cores of each trial are the core seconds that trials could have used. They are
+In an attempt some trials may run in parallel, each in a place: as many as the cluster has cores for, and no more than were
+pending. Its wall seconds x places x cores of a trial are the core seconds available to trials. They are
 
     in loops    trials computed: outer steps and validations, as their processes measured them, x cores of each
     start       before the first outer step of any trial, on all places
-    end         for each place, after the last report of the last trial on it; if the attempt came to its end
-    between     the rest: processes of later trials, checkpoints, the scheduler's decisions, what a kill undid
+    end         for each place, after the last report of the last trial on it; if the attempt was completed
+    between     the rest: starts of later trials, checkpoints, the scheduler's decisions, work lost by a kill
 
-Orchestration is all but the first. The GPU of a trial is taken to be as busy as its cores.
+Orchestration is all but the first. A trial's GPU is assumed to be as busy as its cores.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,14 +22,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SearchTime:
-    """What all attempts of a search took."""
+    """The time of all attempts of a search."""
 
     attempts: int
     wall_s: float
     core_s: float
-    """That trials could have used."""
+    """Available to trials."""
     loop_core_s: float
-    """That they used, in their outer loops."""
+    """Used by them, in their outer loops."""
     start_core_s: float
     end_core_s: float
 
@@ -40,29 +40,20 @@ class SearchTime:
 
     @property
     def orchestration(self) -> float:
-        """The part of the core seconds that was not spent in outer loops: a fraction; 0 if there were none."""
-        return self._part(self.core_s - self.loop_core_s)
+        """The fraction of the core seconds that was not spent in outer loops; 0 if there were none."""
+        return self._fraction(self.core_s - self.loop_core_s)
 
-    def _part(self, core_s: float) -> float:
+    def _fraction(self, core_s: float) -> float:
         return core_s / self.core_s if self.core_s else 0.0
 
-    def flat(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """For programs."""
-        return {
-            "attempts": self.attempts,
-            "wall_s": self.wall_s,
-            "core_s": self.core_s,
-            "loop_core_s": self.loop_core_s,
-            "start_core_s": self.start_core_s,
-            "end_core_s": self.end_core_s,
-            "between_core_s": self.between_core_s,
-            "orchestration": self.orchestration,
-        }
+        return {**vars(self), "between_core_s": self.between_core_s, "orchestration": self.orchestration}
 
     def __str__(self) -> str:
         """For people."""
-        of = (self.start_core_s, self.between_core_s, self.end_core_s)
-        start, between, end = (f"{100 * self._part(core_s):.0f}%" for core_s in of)
+        parts = (self.start_core_s, self.between_core_s, self.end_core_s)
+        start, between, end = (f"{100 * self._fraction(core_s):.0f}%" for core_s in parts)
         commands = f", in {self.attempts} commands" if self.attempts > 1 else ""
         return (
             f"took {self.wall_s:.0f} s{commands}; {100 * (1 - self.orchestration):.0f}% of the core time in outer "
@@ -73,10 +64,9 @@ class SearchTime:
 
 @dataclass
 class _Attempt:
-    """What happened in one."""
+    """One attempt; times are Unix seconds."""
 
     began: float
-    """Times are seconds since 1970."""
     places: int
     cores: float
     """Of each trial."""
@@ -84,12 +74,12 @@ class _Attempt:
     done: bool = False
     loop_s: float = 0.0
     first: float | None = None
-    """When the first outer step began."""
+    """When the first outer step started."""
     last: dict[str, float] = field(default_factory=dict)
-    """When each trial last said something of its outer loop."""
+    """When each trial last reported on its outer loop."""
 
     def computed(self, trial: str, loop_s: float, now: float) -> None:
-        """A trial spent so many seconds more in its outer loop, until now."""
+        """Add seconds that a trial spent in its outer loop, until now."""
         self.loop_s += loop_s
         self.first = min(now - loop_s, self.first or now)
         self.last[trial] = now
@@ -106,17 +96,16 @@ class _Attempt:
     def end_core_s(self) -> float:
         if not self.done or self.first is None:
             return 0.0
-        # A place that no trial came to was idle from the first outer step on.
+        # A place without a trial was idle from the first outer step on.
         free = sorted([*self.last.values(), *[self.first] * self.places])[-self.places :]
         return sum(self.ended - since for since in free) * self.cores
 
 
 def time_spent(events: Iterable[Mapping[str, Any]]) -> SearchTime:
-    """What a search took, from the events of its journal in their order.
+    """The time of a search, from the events of its journal in order.
 
-    A trial reports the seconds of the outer loops that led to its state, over all processes; those of a clone are its
-    parent's. So what it computed since is the difference from the state that it went on from, and what is computed
-    again after a kill counts as often as it was computed.
+    A trial reports the seconds of all outer loops that led to its state, a clone those of its parent. What it computed since
+    is the difference from the state it continued from, so what is repeated after a kill counts as often as it was computed.
     """
     attempts: list[_Attempt] = []
     seconds: dict[str, float] = {}
@@ -129,12 +118,12 @@ def time_spent(events: Iterable[Mapping[str, Any]]) -> SearchTime:
             for clone in event["clones"]:
                 seconds[clone["trial"]] = seconds.get(clone["parent"], 0.0)
         elif kind == "goes_on":
-            # An older state than its last, where that was damaged.
+            # Its state may be older than its last, if that was damaged.
             seconds[trial] = event.get("seconds", seconds.get(trial, 0.0))
         elif event.get("seconds") is not None:
             loop_s = event["seconds"] - seconds.get(trial, 0.0)
             seconds[trial] = event["seconds"]
-            # None: a member that was taken up has said its last report again.
+            # 0 if a resumed member repeats its last report.
             if attempts and loop_s > 0:
                 attempts[-1].computed(trial, loop_s, event["unix_s"])
         if attempts:

@@ -1,109 +1,111 @@
-"""Who writes down what happens in a search, as Tune tells it: in the journal, and to whoever else listens."""
+"""The Tune callback that records a search: each event for MLflow, and then in the journal.
+
+MLflow comes first, through its outbox, which neither blocks nor raises: what a kill in between keeps out of the journal
+happens again in the resumed search, and is logged once.
+"""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from ray import tune
 
 from ray_distill.core.metrics import StepMetrics
 from ray_distill.search.config import SearchConfig
-from ray_distill.search.domains import Value
 from ray_distill.search.journal import SearchJournal
 from ray_distill.search.population import Exchange
+from ray_distill.search.results import leaderboard, ranked
+from ray_distill.search.sampler import trial_number
 from ray_distill.search.search_dir import TUNE
+from ray_distill.search.tracking import SearchTracking, TrialEnd
+from ray_distill.utils.progress import Update
 
-TrialEnd = Literal["finished", "stopped", "failed"]
 
-
-class SearchObserver(Protocol):
-    """Who is told what happens, before the journal notes it, as far as it would not be told again after a kill in
-    between; it neither blocks nor raises."""
-
-    def begin(self, trial: str, values: Mapping[str, Value]) -> None:
-        """A trial begins, or goes on, with these values."""
-
-    def add_points(self, trial: str, points: Sequence[StepMetrics], held: Mapping[str, Value] | None) -> None:
-        """Measurements of its outer steps, and the values that held, where they may change."""
-
-    def clone(self, trial: str, parent: str, outer_step: int) -> None:
-        """A member of a population goes on from another's state at this outer step, which both have come to."""
-
-    def damaged(self, trial: str, said: str) -> None:
-        """It goes on from an older checkpoint than its last."""
-
-    def end(self, trial: str, status: TrialEnd, reason: str | None) -> None:
-        """It is over."""
-
-    def show(self) -> None:
-        """The journal knows of one more that is over."""
+def end_trial(
+    journal: SearchJournal,
+    tracking: SearchTracking,
+    name: str,
+    status: TrialEnd,
+    reason: str | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Record that a trial has ended, and the new leaderboard."""
+    tracking.end_trial(name, status, reason)
+    journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
+    tracking.log_leaderboard(leaderboard(list(journal.trials.values())))
 
 
 class JournalCallback(tune.Callback):
-    """Writes what happens into the journal, and tells the bystander; runs in the driver."""
+    """Records what Tune's trials do, and shows the progress; runs in the driver."""
 
     def __init__(
         self,
         search: SearchConfig,
         journal: SearchJournal,
+        tracking: SearchTracking,
+        update: Update,
         attempt: str,
         deadline: float,
-        bystander: SearchObserver,
-        take_exchange: Callable[[], Exchange | None] | None,
+        pop_exchange: Callable[[], Exchange | None] | None,
     ) -> None:
-        """`take_exchange`: a population's."""
-        self._journal, self._attempt, self._last = journal, attempt, search.outer_steps
-        self._deadline, self._bystander = deadline, bystander
-        self._take_exchange = take_exchange
+        """`pop_exchange`: a population's; else None."""
+        self._journal, self._tracking, self._update = journal, tracking, update
+        self._attempt, self._last_step, self._deadline = attempt, search.outer_steps, deadline
+        self._pop_exchange = pop_exchange
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A validation, or that a trial cannot go on."""
-        name, points = trial.trial_id, [StepMetrics(*p) for p in result["points"]]
+        """A validation, or that a trial cannot continue."""
+        name, steps = trial.trial_id, [StepMetrics(*step) for step in result["points"]]
         if "damaged" in result:
-            self._bystander.damaged(name, result["damaged"])
-        self._bystander.add_points(name, points, result.get("values") if self._take_exchange else None)
+            self._tracking.log_damaged(name, result["damaged"])
+        self._tracking.log_steps(name, steps, result.get("values") if self._pop_exchange else None)
         if "reason" in result:
-            self._end(name, "failed", result["reason"], result["seconds"])
-            self._note_exchange()
-            return
-        kept = result["checkpoint_dir_name"]
-        self._journal.write(
-            "report",
-            trial=name,
-            outer_step=result["outer_step"],
-            seconds=result["seconds"],
-            validation_accuracy=result["validation_accuracy"],
-            checkpoint=kept and f"{TUNE}/{self._attempt}/{name}/{kept}",
-        )
-        self._note_exchange()
+            end_trial(self._journal, self._tracking, name, "failed", result["reason"], result["seconds"])
+        else:
+            checkpoint = result["checkpoint_dir_name"]
+            self._journal.write(
+                "report",
+                trial=name,
+                outer_step=result["outer_step"],
+                seconds=result["seconds"],
+                validation_accuracy=result["validation_accuracy"],
+                checkpoint=checkpoint and f"{TUNE}/{self._attempt}/{name}/{checkpoint}",
+            )
+        self._record_exchange()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial that ran to its end, was stopped by the scheduler, or is left where it is since time is up."""
+        """A trial that reached its last step, was stopped by the scheduler, or is left where it is as time is up."""
         log = self._journal.trials[trial.trial_id]
-        done = bool(log.curve) and log.curve[-1].outer_step >= self._last
-        if log.status == "running" and (done or time.monotonic() < self._deadline):
-            self._end(trial.trial_id, "finished" if done else "stopped", None)
+        finished = log.outer_steps >= self._last_step
+        if log.status == "running" and (finished or time.monotonic() < self._deadline):
+            end_trial(self._journal, self._tracking, log.name, "finished" if finished else "stopped")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial whose process raised or died more often than is borne."""
+        """A trial whose process raised, or died more often than is allowed."""
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
-        self._end(trial.trial_id, "failed", lines[-1] if lines else "its process died")
-        self._note_exchange()
+        reason = lines[-1] if lines else "its process died"
+        end_trial(self._journal, self._tracking, trial.trial_id, "failed", reason)
+        self._record_exchange()
 
-    def _note_exchange(self) -> None:
-        """Write a population's exchange, if what has just been written was what it waited for."""
-        exchange = self._take_exchange and self._take_exchange()
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Show how many trials have ended, and the best of all once one has."""
+        logs = ranked(list(self._journal.trials.values()))
+        num_ended = sum(log.status != "running" for log in logs)
+        text = f"{len(logs) - num_ended} running"
+        # Without a terminal, each new text before the first trial has ended gets a line.
+        if num_ended and (best := logs[0].best) is not None:
+            text += f"  best validation {100 * best.validation_accuracy:.1f}% ({logs[0].name})"
+        self._update(num_ended, text)
+
+    def _record_exchange(self) -> None:
+        """Record a population's exchange, if the event just recorded completed it."""
+        exchange = self._pop_exchange and self._pop_exchange()
         if not exchange:
             return
         for clone in exchange.clones:
-            self._bystander.clone(clone.trial, clone.parent, exchange.outer_step)
+            self._tracking.log_clone(clone.trial, trial_number(clone.parent), exchange.outer_step)
         clones = [clone._asdict() for clone in exchange.clones]
         self._journal.write("barrier", outer_step=exchange.outer_step, clones=clones)
-
-    def _end(self, name: str, status: TrialEnd, reason: str | None, seconds: float | None = None) -> None:
-        self._bystander.end(name, status, reason)
-        self._journal.write("end", trial=name, status=status, reason=reason, seconds=seconds)
-        self._bystander.show()

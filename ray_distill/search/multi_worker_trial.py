@@ -1,13 +1,11 @@
 """A trial with several workers: Ray Train inside a Tune trial.
 
-Tune's own callback for Ray Train hands it no checkpoints, without which a population cannot clone. So Train's
-controller puts each report and its checkpoint into a queue, and the trial, which waits at its other end, tells Tune.
-Each start is a Train run with a name of its own: under an old name Train would go on from its own last checkpoint, and
-not from the one that Tune gives.
+Tune's own callback for Ray Train does not pass on checkpoints, without which a population cannot clone. So Train's controller
+puts each report with its checkpoint into a queue, from which the trial reports to Tune. Each start is a Train run with a name
+of its own: under an old name Train would resume from its own last checkpoint instead of Tune's.
 
-A trial that Tune stops takes Train's controller with it. What that had reserved is given back by Train's cleaner, a detached
-actor of each run that asks Ray's state API for the controller, and ends when that is gone; it needs the dashboard. When a
-search has ended none of it is left: a test looks.
+A trial that Tune stops takes Train's controller with it. What that had reserved is released by Train's cleaner, a detached
+actor of each run, which asks Ray's state API for the controller and exits when that is gone; it needs the dashboard.
 """
 
 import threading
@@ -42,55 +40,62 @@ from ray_distill.search.trial import (
 
 
 def train_worker(setup: dict[str, Any]) -> None:
-    """What each Ray Train worker of a trial does.
+    """The function of each Ray Train worker of a trial.
 
     Args:
-        setup: the trial's `proposal` and `shared` (see `search_trial.trial`), and `checkpoint`, the one that Tune gave.
+        setup: `trial` and `shared` (see `search.trial.run_trial`), and `checkpoint`, Tune's.
     """
     quiet_reports()
     normal_priority()
-    proposal, shared = setup["proposal"], setup["shared"]
-    config = parse_config(proposal["config"])
+    trial, shared = setup["trial"], setup["shared"]
+    config = parse_config(trial["config"])
     fitted = shared["fitted"]
-    place = open_worker_context(config, shared["data"], lambda: ray.get(fitted[0]), worker_device(config))
-    world: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
-    # Train has its own after one of its workers was lost.
+    context = open_worker_context(config, shared["data"], lambda: ray.get(fitted[0]), worker_device(config))
+    communicator: Communicator = TorchDistributed() if dist.is_initialized() else SingleProcess()
+    # Train has newer ones of its own after it lost a worker.
     given = [] if setup["checkpoint"] is None else [setup["checkpoint"]]
-    kept, damaged = load_newest_on_all_ranks(
-        [*given, *listed_checkpoints()], place, world, shared["search_hash"]
+    saved, damaged = load_newest_on_all_ranks(
+        [*given, *listed_checkpoints()], context, communicator, shared["search_hash"]
     )
-    if damaged and kept is None and given:
+    if damaged and saved is None and given:
         raise NoValidCheckpointError(f"no checkpoint of this trial can be read: {damaged}")
-    state, about = resume_or_start(kept, place, proposal["values"])
+    state, meta = resume_or_start(saved, context, trial["values"])
 
-    def tell(said: dict[str, Any], checkpoint: Path | None) -> None:
-        # Every rank must report, and rank 0 alone has something to keep.
-        kept = checkpoint if world.rank == 0 else None
-        ray.train.report(said, checkpoint=kept and ray.train.Checkpoint.from_directory(kept))
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        # Every rank must report, but only rank 0 saves.
+        saved = checkpoint if communicator.rank == 0 else None
+        ray.train.report(metrics, checkpoint=saved and ray.train.Checkpoint.from_directory(saved))
 
-    train_trial(place, state, about, world, shared["search_hash"], tell, damaged)
+    train_trial(context, state, meta, communicator, shared["search_hash"], report, damaged)
 
 
 def load_newest_on_all_ranks(
-    checkpoints: Sequence[ray.train.Checkpoint], place: WorkerContext, world: Communicator, search_hash: str
+    checkpoints: Sequence[ray.train.Checkpoint],
+    context: WorkerContext,
+    communicator: Communicator,
+    search_hash: str,
 ) -> tuple[tuple[RunState, TrialMeta] | None, str]:
-    """What the last of these holds, the oldest first, that all ranks can read, which every one must ask; and what is wrong
-    with those after it, for people."""
-    kept, damaged = load_latest(
-        checkpoints, lambda folder: read_state(folder, search_hash, place.device), place.device, world
-    )
-    said = "; ".join(damaged)
-    return kept, said and f"{said}; the trial goes on from outer step {kept[0].outer_step if kept else 0}"
+    """Load the newest checkpoint that all ranks can read, given the oldest first; all ranks must call it.
+
+    Returns: state and metadata, None if there is none, and a message about damaged checkpoints.
+    """
+
+    def read(folder: Path) -> tuple[RunState, TrialMeta]:
+        return read_state(folder, search_hash, context.device)
+
+    saved, damaged = load_latest(checkpoints, read, context.device, communicator)
+    step = saved[0].outer_step if saved else 0
+    return saved, f"{'; '.join(damaged)}; the trial resumes from outer step {step}" if damaged else ""
 
 
-class _Bridge(ray.train.UserCallback):
-    """Puts what the workers report into a queue; runs in the trainer's controller."""
+class _QueueCallback(ray.train.UserCallback):
+    """Puts the workers' reports into a queue; runs in the trainer's controller."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """One report of all ranks; rank 0 speaks for all."""
+        """One report of all ranks, of which rank 0's counts."""
         self._queue.put((metrics[0], checkpoint and checkpoint.path))
 
 
@@ -101,10 +106,10 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
         torch_config=GroupConfig(),
         scaling_config=scaling_config(config),
         run_config=ray.train.RunConfig(
-            name=f"{setup['proposal']['name']}-{uuid.uuid4().hex[:8]}",
+            name=f"{setup['trial']['name']}-{uuid.uuid4().hex[:8]}",
             storage_path=setup["shared"]["train"],
             storage_filesystem=setup["shared"]["filesystem"],
-            callbacks=[_Bridge(queue)],
+            callbacks=[_QueueCallback(queue)],
             failure_config=ray.train.FailureConfig(
                 max_failures=config.cluster.max_failures, controller_failure_limit=5
             ),
@@ -114,17 +119,17 @@ def _trainer(config: Config, setup: dict[str, Any], queue: Queue) -> TorchTraine
     )
 
 
-def run_multi_worker_trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
-    """What the process of a trial with several workers does: Ray Train, whose reports it passes on to Tune.
+def run_multi_worker_trial(trial: dict[str, Any], shared: dict[str, Any]) -> None:
+    """The function of the process of a trial with several workers: Ray Train, whose reports it passes on to Tune.
 
-    Args: as `search_trial.trial`; `shared` also has `train`, the place for Train's own files, in Tune's storage.
+    Args: as `search.trial.run_trial`; `shared` also has `train`, the folder of Train's own files in Tune's storage.
     """
-    kept = starting_checkpoint(proposal, shared)
-    if kept is not None and proposal["again"]:
-        repeat_report(kept)
+    checkpoint = starting_checkpoint(trial, shared)
+    if checkpoint is not None and trial["repeat_report"]:
+        repeat_report(checkpoint)
     queue = Queue(actor_options={"num_cpus": 0})
-    setup = {"proposal": proposal, "shared": shared, "checkpoint": kept}
-    trainer = _trainer(parse_config(proposal["config"]), setup, queue)
+    setup = {"trial": trial, "shared": shared, "checkpoint": checkpoint}
+    trainer = _trainer(parse_config(trial["config"]), setup, queue)
     raised: list[BaseException] = []
 
     def fit() -> None:
@@ -137,10 +142,10 @@ def run_multi_worker_trial(proposal: dict[str, Any], shared: dict[str, Any]) -> 
     thread.start()
     while thread.is_alive() or not queue.empty():
         try:
-            said, checkpoint = queue.get(timeout=0.5)
+            metrics, saved = queue.get(timeout=0.5)
         except Empty:
             continue
-        tune.report(said, checkpoint=checkpoint and tune.Checkpoint(checkpoint, shared["filesystem"]))
+        tune.report(metrics, checkpoint=saved and tune.Checkpoint(saved, shared["filesystem"]))
     queue.shutdown()
     if raised:
         raise raised[0]

@@ -1,7 +1,5 @@
-"""Which trials a search has, and in which order they run: what Tune asks for its next trial.
-
-Values are drawn here and not by Tune's generators, so that trial n is a function of the search file and n: resumed,
-extended or run side by side, a search has the same trials. Tune sees a queue of trials with names of ours.
+"""The queue of trials from which Ray Tune takes its next one: interrupted trials first, each from its newest valid
+checkpoint, and then new ones.
 """
 
 from collections import deque
@@ -14,69 +12,59 @@ from ray.tune.experiment import Trial
 from ray.tune.search import SearchAlgorithm
 
 from ray_distill.distillation.checkpoint import CheckpointError
-from ray_distill.search.callback import SearchObserver
+from ray_distill.search.callback import end_trial
 from ray_distill.search.config import PbtScheduler, SearchConfig
 from ray_distill.search.domains import Value
 from ray_distill.search.journal import SearchJournal, TrialCheckpoint, TrialLog
-from ray_distill.search.sampler import OptunaSampler, SampledValues, planned_values, trial_name
+from ray_distill.search.sampler import SampledValues, make_sampler, trial_name
 from ray_distill.search.search_dir import SearchDir
+from ray_distill.search.tracking import SearchTracking
 from ray_distill.search.trial import read_state
 
 
 @dataclass(frozen=True)
 class QueuedTrial:
-    """A trial that is to run, or to go on."""
+    """A trial to start or to resume."""
 
     name: str
     values: dict[str, Value]
     checkpoint: str | None = None
-    """Where the state is to go on from, in Tune's storage."""
-    again: bool = False
-    """Whether to begin with the checkpoint's own report."""
+    """The checkpoint to resume from, in Tune's storage."""
+    repeat_report: bool = False
+    """Whether to repeat the checkpoint's report first."""
 
 
 class TrialQueue(SearchAlgorithm):
-    """The queue that Tune takes its trials from."""
+    """The search algorithm for Tune: hands out the trials of a queue, under our names."""
 
     def __init__(
-        self,
-        search: SearchConfig,
-        proposals: Iterable[Callable[[], QueuedTrial]],
-        at_once: int,
+        self, search: SearchConfig, pending: Iterable[Callable[[], QueuedTrial]], max_concurrent: int
     ) -> None:
         """
         Args:
-            proposals: what draws each; asked when there is room for it, so that it can know of those before.
-            at_once: how many may be under way.
+            pending: makers of trials, each called when Tune can start another, so that a sampler knows the trials before.
         """
-        self._space, self._at_once = search.search_space, at_once
-        self._waiting = deque(proposals)
-        self._live: set[str] = set()
+        self._space, self._max_concurrent = search.search_space, max_concurrent
+        self._pending = deque(pending)
+        self._running: set[str] = set()
         self._spec: dict[str, Any] = {}
 
     def add_configurations(self, experiments: Any) -> None:
-        """Tune's experiment, whose settings all trials have."""
+        """Tune's experiment, whose settings all trials share."""
         (experiment,) = experiments
         self._spec = experiment.spec
 
     def next_trial(self) -> Trial | None:
-        """The next trial; None if as many as may are under way, or none is left."""
-        if len(self._live) >= self._at_once or not self._waiting:
+        """The next trial; None if enough are running, or none is left."""
+        if len(self._running) >= self._max_concurrent or not self._pending:
             return None
-        proposal = self._waiting.popleft()()
-        self._live.add(proposal.name)
-        values = proposal.values
+        queued = self._pending.popleft()()
+        self._running.add(queued.name)
         return Trial(
             self._spec["run"],
-            config={
-                "name": proposal.name,
-                "values": values,
-                "config": self._space.config_dict(values),
-                "checkpoint": proposal.checkpoint,
-                "again": proposal.again,
-            },
-            trial_id=proposal.name,
-            experiment_tag=proposal.name,
+            config={**vars(queued), "config": self._space.config_dict(queued.values)},
+            trial_id=queued.name,
+            experiment_tag=queued.name,
             storage=self._spec["storage"],
             stopping_criterion=self._spec.get("stop", {}),
             checkpoint_config=self._spec.get("checkpoint_config"),
@@ -88,81 +76,72 @@ class TrialQueue(SearchAlgorithm):
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """A trial has ended."""
-        self._live.discard(trial_id)
+        self._running.discard(trial_id)
 
     def is_finished(self) -> bool:
-        """Whether no trial is left to be asked for."""
+        """Whether no trial is left."""
         # Tune sets the first when time is up.
-        return bool(self._finished) or not self._waiting
+        return bool(self._finished) or not self._pending
 
 
 def pending_trials(
-    search: SearchConfig, folder: SearchDir, journal: SearchJournal, bystander: SearchObserver
+    search: SearchConfig, folder: SearchDir, journal: SearchJournal, tracking: SearchTracking
 ) -> Iterator[Callable[[], QueuedTrial]]:
-    """The trials that are to go on, and then those that have not begun; the journal says where each goes on."""
+    """The trials to resume, and then those that have not started. The journal gets the step from which each is resumed."""
     for log in list(journal.trials.values()):
         if log.status == "running":
-            kept, damaged = newest_valid_checkpoint(log, folder, search.hash)
-            step = kept.outer_step if kept else 0
+            saved, damaged = newest_valid_checkpoint(log, folder, search.hash)
+            step = saved.outer_step if saved else 0
             if damaged:
-                bystander.begin(log.name, log.values)
-                bystander.damaged(log.name, damaged)
+                tracking.begin_trial(log.name, log.values)
+                tracking.log_damaged(log.name, damaged)
             elif step >= search.outer_steps:
-                bystander.begin(log.name, log.values)
-                bystander.end(log.name, "finished", None)
-                journal.write("end", trial=log.name, status="finished", reason=None)
-                bystander.show()
+                tracking.begin_trial(log.name, log.values)
+                end_trial(journal, tracking, log.name, "finished")
                 continue
-            seconds = kept.seconds if kept else 0.0
+            seconds = saved.seconds if saved else 0.0
             journal.write("goes_on", trial=log.name, outer_step=step, seconds=seconds)
-            yield partial(_go_on, search, folder, journal, log, bystander)
-    sampler = OptunaSampler(search, journal) if search.algorithm == "optuna" else None
-    values = [] if sampler else planned_values(search)
+            yield partial(_resumed, search, folder, journal, log, tracking)
+    sample = make_sampler(search, journal)
     for number in range(len(journal.trials), search.num_trials):
-        draw = partial(sampler.draw, number) if sampler else partial(_known, values, number)
-        yield partial(_begin, journal, number, draw, bystander)
+        yield partial(_started, journal, number, sample, tracking)
 
 
 def newest_valid_checkpoint(
     log: TrialLog, folder: SearchDir, search_hash: str
 ) -> tuple[TrialCheckpoint | None, str]:
-    """The newest checkpoint of a trial that can be read, None for its start; and what is wrong with those after it."""
+    """The newest checkpoint of a trial that can be read, None for its start; and a message about damaged newer ones."""
     damaged: list[str] = []
-    found = None
-    for kept in reversed(log.checkpoints):
-        with folder.open_checkpoint(kept.checkpoint) as path:
+    newest = None
+    for saved in reversed(log.checkpoints):
+        with folder.open_checkpoint(saved.checkpoint) as path:
             try:
                 read_state(path, search_hash)
             except CheckpointError as e:
-                # Older ones that are not there were deleted, as they should be.
+                # Older ones that do not exist were deleted by Tune.
                 if not damaged or not isinstance(e.__cause__, FileNotFoundError):
-                    damaged.append(str(e).replace(str(path), folder.describe_checkpoint(kept.checkpoint)))
+                    damaged.append(str(e).replace(str(path), folder.describe_checkpoint(saved.checkpoint)))
                 continue
-        found = kept
+        newest = saved
         break
-    where = f"goes on from outer step {found.outer_step}" if found else "begins anew"
-    return found, f"{'; '.join(damaged)}; the trial {where}" if damaged else ""
+    action = f"resumes from outer step {newest.outer_step}" if newest else "restarts"
+    return newest, f"{'; '.join(damaged)}; the trial {action}" if damaged else ""
 
 
-def _known(values: list[dict[str, Value]], number: int) -> SampledValues:
-    return SampledValues(values[number], None)
-
-
-def _go_on(
-    search: SearchConfig, folder: SearchDir, journal: SearchJournal, log: TrialLog, bystander: SearchObserver
+def _resumed(
+    search: SearchConfig, folder: SearchDir, journal: SearchJournal, log: TrialLog, tracking: SearchTracking
 ) -> QueuedTrial:
-    kept = None if log.checkpoint is None else folder.checkpoint_path(log.checkpoint)
-    # Members that wait for the others' report at an exchange say theirs again.
-    again = isinstance(search.scheduler, PbtScheduler) and log.checkpoint_step > journal.last_exchange
-    bystander.begin(log.name, log.values)
-    return QueuedTrial(log.name, log.current_values, kept, again)
+    checkpoint = None if log.checkpoint is None else folder.checkpoint_path(log.checkpoint)
+    # Members that waited for the others at an exchange report again.
+    repeat = isinstance(search.scheduler, PbtScheduler) and log.checkpoint_step > journal.last_exchange
+    tracking.begin_trial(log.name, log.values)
+    return QueuedTrial(log.name, log.current_values, checkpoint, repeat)
 
 
-def _begin(
-    journal: SearchJournal, number: int, draw: Callable[[], SampledValues], bystander: SearchObserver
+def _started(
+    journal: SearchJournal, number: int, sample: Callable[[int], SampledValues], tracking: SearchTracking
 ) -> QueuedTrial:
-    drawn = draw()
-    proposal = QueuedTrial(trial_name(number), drawn.values)
-    journal.write("trial", trial=proposal.name, values=drawn.values, numbers=drawn.numbers)
-    bystander.begin(proposal.name, proposal.values)
-    return proposal
+    name, (values, numbers) = trial_name(number), sample(number)
+    journal.write("trial", trial=name, values=values, numbers=numbers)
+    tracking.begin_trial(name, values)
+    return QueuedTrial(name, values)

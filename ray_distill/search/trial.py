@@ -1,8 +1,8 @@
-"""A trial in a process of its own: the outer loop, told to Tune at every validation, with a checkpoint.
+"""A trial in a process of its own: the outer loop, with a report to Tune and a checkpoint at every validation.
 
-Starting Ray Train's workers takes half a minute on a small machine, so a distillation with one worker runs here, in
-the process of Tune's trial. A checkpoint holds the run's state and, beside it, how the trial came there: its lineage,
-the values that held from which outer step on, those of the members of a population that it was cloned from included.
+Starting Ray Train's workers takes half a minute on a small machine, so a distillation with one worker runs here, in the
+process of Tune's trial. A checkpoint has the run's state and, beside it, the trial's lineage: which values were used from
+which outer step on, including those of the members of a population that it was cloned from.
 """
 
 import json
@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,7 +36,7 @@ STATE = "state.arrow"
 META = "trial.json"
 
 Lineage = list[tuple[int, dict[str, Value]]]
-"""From which outer step on which values held; the first from 0."""
+"""(outer step, the values used from there on); the first from 0."""
 
 
 @dataclass
@@ -45,209 +45,212 @@ class TrialMeta:
 
     lineage: Lineage
     seconds: float = 0.0
-    """Of the outer loop up to here, in all processes that took part, pauses left out."""
-    told: dict[str, Any] | None = None
-    """The report that the checkpoint was kept with."""
+    """In the outer loop until here, in all processes that took part, without pauses."""
+    report: dict[str, Any] | None = None
+    """The report that the checkpoint was saved with."""
 
     @classmethod
-    def load(cls, path: Path) -> "TrialMeta":
+    def load(cls, folder: Path) -> "TrialMeta":
         """From a checkpoint's folder. Raises: CheckpointError."""
-        file = path / META
+        file = folder / META
         try:
-            values = json.loads(file.read_text())
-            lineage = [(int(step), dict(of)) for step, of in values["lineage"]]
-            seconds, told = float(values["seconds"]), values["told"]
-            if not lineage or not math.isfinite(seconds) or not isinstance(told, dict | None):
-                raise ValueError("other values")
+            record = json.loads(file.read_text())
+            lineage = [(int(step), dict(values)) for step, values in record["lineage"]]
+            seconds, report = float(record["seconds"]), record["told"]
+            if not lineage or not math.isfinite(seconds) or not isinstance(report, dict | None):
+                raise ValueError("unexpected values")
         except OSError as e:
             raise CheckpointError(f"{file} cannot be read: {e}") from e
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
-            raise CheckpointError(f"{file} was cut or altered after it was written: {e}") from e
-        return cls(lineage, seconds, told)
+            raise CheckpointError(f"{file} is truncated or corrupt: {e}") from e
+        return cls(lineage, seconds, report)
+
+    def save(self, folder: Path) -> None:
+        """Into a checkpoint's folder."""
+        record = {"lineage": self.lineage, "seconds": self.seconds, "told": self.report}
+        write_json(folder / META, record)
 
 
-def with_values(about: TrialMeta, state: RunState, values: dict[str, Value]) -> RunState:
-    """Take a state up with these values, noted in its lineage.
+def with_values(meta: TrialMeta, state: RunState, values: dict[str, Value]) -> RunState:
+    """The state to continue with these values, which are added to the lineage.
 
-    Sets are judged by networks that are trained with the inner step size. Where that changes, accuracies from before
-    cannot be compared with those that come, so the best set is looked for anew.
+    Sets are evaluated by networks that are trained with the inner step size. If that changes, accuracies from before cannot
+    be compared with later ones, so the state loses its best set.
     """
-    before = about.lineage[-1][1] if about.lineage else None
-    if before != values:
-        about.lineage.append((state.outer_step, values))
-        if before is not None and before.get(EVALUATION_KEY) != values.get(EVALUATION_KEY):
+    previous = meta.lineage[-1][1] if meta.lineage else None
+    if previous != values:
+        meta.lineage.append((state.outer_step, values))
+        if previous is not None and previous.get(EVALUATION_KEY) != values.get(EVALUATION_KEY):
             return state._replace(best=None)
     return state
 
 
 def reporting_each_validation(experiment: Experiment) -> Experiment:
-    """With a report and a checkpoint at every validation and no others: what a search compares."""
+    """The experiment with a report and a checkpoint at every validation, and no others."""
     every = experiment.cadence.validate_every
-    return replace(
-        experiment, cadence=Cadence(report_every=every, validate_every=every, checkpoint_every=every)
-    )
+    cadence = Cadence(report_every=every, validate_every=every, checkpoint_every=every)
+    return replace(experiment, cadence=cadence)
 
 
 ReportFn = Callable[[dict[str, Any], Path | None], None]
-"""Says something to Tune, with the folder of a checkpoint, if there is one."""
+"""Reports metrics to Tune, with the folder of a checkpoint, if there is one."""
 
 
-def report_to_tune(said: dict[str, Any], checkpoint: Path | None) -> None:
-    """From the trial's own process, which waits in it for Tune's decision: that may be to end it."""
-    tune.report(said, checkpoint=checkpoint and tune.Checkpoint.from_directory(checkpoint))
+def report_to_tune(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    """From the trial's own process, which blocks until Tune has decided whether it continues."""
+    tune.report(metrics, checkpoint=checkpoint and tune.Checkpoint.from_directory(checkpoint))
 
 
 class TuneReporter:
-    """What the outer loop's reports become: reports to Tune, with checkpoints."""
+    """Turns the outer loop's reports into reports to Tune, with checkpoints."""
 
     def __init__(
-        self, about: TrialMeta, search_hash: str, validate_every: int, tell: ReportFn, damaged: str
+        self, meta: TrialMeta, search_hash: str, validate_every: int, report: ReportFn, damaged: str
     ) -> None:
-        self._about, self._hash, self._every, self._tell = about, search_hash, validate_every, tell
-        self._also = {"damaged": damaged} if damaged else dict[str, Any]()
-        self._waiting: list[StepMetrics] = []
+        self._meta, self._hash, self._every, self._report = meta, search_hash, validate_every, report
+        self._extra = {"damaged": damaged} if damaged else dict[str, Any]()
+        self._steps: list[StepMetrics] = []
         self._since = time.perf_counter()
 
     def __call__(self, report: Report) -> None:
-        """ReportFn Tune of a validation."""
-        self._about.seconds += time.perf_counter() - self._since
-        self._waiting += report.points
+        """Report a validation, with all steps since the last."""
+        self._meta.seconds += time.perf_counter() - self._since
+        self._steps += report.points
         if report.checkpoint:
-            self._about.told = self._told(report.points[-1])
+            self._meta.report = self._metrics(report.points[-1])
             with tempfile.TemporaryDirectory() as folder:
                 save_state(Path(folder) / STATE, self._hash, report.state, [])
-                write_json(Path(folder) / META, asdict(self._about))
-                points, self._waiting = self._waiting, []
-                said = self._about.told | self._also | {"points": [tuple(p) for p in points]}
-                self._also = {}
-                self._tell(said, Path(folder))
+                self._meta.save(Path(folder))
+                metrics = self._meta.report | self._extra | {"points": [tuple(s) for s in self._steps]}
+                self._steps, self._extra = [], {}
+                self._report(metrics, Path(folder))
         self._since = time.perf_counter()
 
-    def _told(self, point: StepMetrics) -> dict[str, Any]:
-        _, values = self._about.lineage[-1]
+    def _metrics(self, step: StepMetrics) -> dict[str, Any]:
+        _, values = self._meta.lineage[-1]
         return {
-            "outer_step": point.outer_step,
-            "validations": -(-point.outer_step // self._every),
-            "validation_accuracy": point.values["validation_accuracy"],
-            "best_validation_accuracy": point.values["best_validation_accuracy"],
-            "seconds": self._about.seconds,
+            "outer_step": step.outer_step,
+            "validations": -(-step.outer_step // self._every),
+            "validation_accuracy": step.values["validation_accuracy"],
+            "best_validation_accuracy": step.values["best_validation_accuracy"],
+            "seconds": self._meta.seconds,
             "values": values,
         }
 
-    def failed(self, reason: str) -> None:
-        """ReportFn Tune that the trial cannot go on."""
-        told = self._about.told or {"outer_step": 0, "validations": 0}
-        nothing = {"validation_accuracy": 0.0, "best_validation_accuracy": 0.0}
-        points = [tuple(p) for p in self._waiting]
-        seconds = self._about.seconds + time.perf_counter() - self._since
-        self._tell({**nothing, **told, "seconds": seconds, "points": points, "reason": reason}, None)
+    def fail(self, reason: str) -> None:
+        """Report that the trial cannot continue."""
+        last = self._meta.report or {"outer_step": 0, "validations": 0}
+        defaults = {"validation_accuracy": 0.0, "best_validation_accuracy": 0.0}
+        seconds = self._meta.seconds + time.perf_counter() - self._since
+        steps = [tuple(step) for step in self._steps]
+        self._report({**defaults, **last, "seconds": seconds, "points": steps, "reason": reason}, None)
 
 
 def read_state(
     checkpoint: Path, search_hash: str, device: torch.device | None = None
 ) -> tuple[RunState, TrialMeta]:
-    """What a checkpoint's folder holds. Raises: CheckpointError for a damaged one, or one of another search."""
+    """Read a checkpoint's folder. Raises: CheckpointError if it is damaged, or of another search."""
     return load_state(checkpoint / STATE, search_hash, device).state, TrialMeta.load(checkpoint)
 
 
 def resume_or_start(
-    kept: tuple[RunState, TrialMeta] | None, place: WorkerContext, values: dict[str, Value]
+    saved: tuple[RunState, TrialMeta] | None, context: WorkerContext, values: dict[str, Value]
 ) -> tuple[RunState, TrialMeta]:
-    """What a checkpoint held, or the state before the first outer step, with these values from now on."""
-    state, about = kept or (place.start, TrialMeta([]))
-    return with_values(about, state, values), about
+    """A checkpoint's state, or the initial one, to continue with these values."""
+    state, meta = saved or (context.start, TrialMeta([]))
+    return with_values(meta, state, values), meta
 
 
 def train_trial(
-    place: WorkerContext,
+    context: WorkerContext,
     state: RunState,
-    about: TrialMeta,
-    world: Communicator,
+    meta: TrialMeta,
+    communicator: Communicator,
     search_hash: str,
-    tell: ReportFn,
+    report: ReportFn,
     damaged: str = "",
 ) -> None:
-    """The outer loop from a state to the end; `damaged`: what is wrong with newer ones, told with the first report."""
-    if place.compiles:
-        place.compile(state, world)
-    experiment = reporting_each_validation(place.experiment)
-    teller = TuneReporter(about, search_hash, experiment.cadence.validate_every, tell, damaged)
+    """The outer loop from a state to its end; `damaged`: a message about newer checkpoints, for the first report."""
+    if context.compiles:
+        context.compile(state, communicator)
+    experiment = reporting_each_validation(context.experiment)
+    reporter = TuneReporter(meta, search_hash, experiment.cadence.validate_every, report, damaged)
     try:
-        outer_loop(experiment, place.train, place.validation, state, world, teller)
+        outer_loop(experiment, context.train, context.validation, state, communicator, reporter)
     except NonFiniteError as e:
-        # Raised, it would make Tune start the trial again, to fail the same way.
-        teller.failed(str(e))
+        # If it were raised, Tune would restart the trial, to fail again.
+        reporter.fail(str(e))
 
 
-def run_trial(proposal: dict[str, Any], shared: dict[str, Any]) -> None:
-    """What the process of each trial does: the outer loop from its checkpoint, or from the start.
+def run_trial(trial: dict[str, Any], shared: dict[str, Any]) -> None:
+    """The function of each trial's process: the outer loop from its checkpoint, or from the start.
 
     Args:
-        proposal: `config` (plain data), `values` (of the searched keys), `checkpoint` (where in Tune's storage to go on
-            from, or None) and `again` (whether to begin by telling Tune once more what the checkpoint was kept with).
+        trial: `config` (plain data), `values` (of the searched keys), `checkpoint` (to resume from, in Tune's storage, or
+            None) and `repeat_report` (whether to report first what the checkpoint was saved with).
         shared: `data` (the handle of the real images), `fitted` (a list of one reference to their preprocessing),
             `search_hash` and `filesystem` (pyarrow's, of Tune's storage; None for this machine's).
     """
-    config = parse_config(proposal["config"])
-    place = open_worker_context(
+    config = parse_config(trial["config"])
+    context = open_worker_context(
         config, shared["data"], lambda: ray.get(shared["fitted"][0]), settings.device_for(config)
     )
-    given, kept, damaged = starting_checkpoint(proposal, shared), None, ""
-    if given is not None:
-        kept, damaged = load_newest(given, proposal["values"], shared["search_hash"], place.device)
-        if proposal["again"] and not damaged:
-            repeat_report(given)
-    state, about = resume_or_start(kept, place, proposal["values"])
-    train_trial(place, state, about, SingleProcess(), shared["search_hash"], report_to_tune, damaged)
+    checkpoint, saved, damaged = starting_checkpoint(trial, shared), None, ""
+    if checkpoint is not None:
+        saved, damaged = load_newest(checkpoint, trial["values"], shared["search_hash"], context.device)
+        if trial["repeat_report"] and not damaged:
+            repeat_report(checkpoint)
+    state, meta = resume_or_start(saved, context, trial["values"])
+    train_trial(context, state, meta, SingleProcess(), shared["search_hash"], report_to_tune, damaged)
 
 
-def starting_checkpoint(proposal: dict[str, Any], shared: dict[str, Any]) -> tune.Checkpoint | None:
-    """The one that a trial is to go on from: Tune's, once it has one, before that the proposal's."""
-    given: tune.Checkpoint | None = tune.get_checkpoint()
-    if given is None and proposal["checkpoint"] is not None:
-        return tune.Checkpoint(proposal["checkpoint"], shared["filesystem"])
-    return given
+def starting_checkpoint(trial: dict[str, Any], shared: dict[str, Any]) -> tune.Checkpoint | None:
+    """The checkpoint to resume from: Tune's, once it has one, before that the queue's."""
+    checkpoint: tune.Checkpoint | None = tune.get_checkpoint()
+    if checkpoint is None and trial["checkpoint"] is not None:
+        return tune.Checkpoint(trial["checkpoint"], shared["filesystem"])
+    return checkpoint
 
 
 def load_newest(
-    given: tune.Checkpoint, values: dict[str, Value], search_hash: str, device: torch.device
+    checkpoint: tune.Checkpoint, values: dict[str, Value], search_hash: str, device: torch.device
 ) -> tuple[tuple[RunState, TrialMeta], str]:
-    """What the checkpoint holds that a trial was given; if it is damaged, the newest whole one before it that was kept with
-    these values, and what is wrong with those after that.
+    """Load a checkpoint, or, if it is damaged, the newest valid one before it that was saved with these values.
 
-    A state from before an exchange led there by other values. Raises: NoValidCheckpointError.
+    A state from before an exchange was reached with other values. Returns: state and metadata, and a message about damaged
+    checkpoints. Raises: NoValidCheckpointError.
     """
 
     def read(folder: Path) -> tuple[RunState, TrialMeta]:
         return read_state(folder, search_hash, device)
 
     def read_same(folder: Path) -> tuple[RunState, TrialMeta]:
-        state, about = read(folder)
-        if about.lineage[-1][1] != values:
-            raise CheckpointError("was kept with other values")
-        return state, about
+        state, meta = read(folder)
+        if meta.lineage[-1][1] != values:
+            raise CheckpointError("was saved with other values")
+        return state, meta
 
-    found, damaged = load_latest([given], read, device, SingleProcess())
-    if found is None:
-        found, more = load_latest(_before(given), read_same, device, SingleProcess())
+    saved, damaged = load_latest([checkpoint], read, device, SingleProcess())
+    if saved is None:
+        saved, more = load_latest(_older(checkpoint), read_same, device, SingleProcess())
         damaged += more
-    said = "; ".join(damaged)
-    if found is None:
-        raise NoValidCheckpointError(f"no checkpoint of this trial can be read: {said}")
-    return found, said and f"{said}; the trial goes on from outer step {found[0].outer_step}"
+    message = "; ".join(damaged)
+    if saved is None:
+        raise NoValidCheckpointError(f"no checkpoint of this trial can be read: {message}")
+    return saved, message and f"{message}; the trial resumes from outer step {saved[0].outer_step}"
 
 
-def _before(given: tune.Checkpoint) -> list[tune.Checkpoint]:
-    """Those that lie beside a checkpoint and are older, the oldest first."""
-    path = PurePosixPath(given.path)
-    beside = given.filesystem.get_file_info(FileSelector(str(path.parent), allow_not_found=True))
-    names = sorted(info.base_name for info in beside if not info.is_file and info.base_name < path.name)
-    return [tune.Checkpoint(f"{path.parent}/{name}", given.filesystem) for name in names]
+def _older(checkpoint: tune.Checkpoint) -> list[tune.Checkpoint]:
+    """The older checkpoints in the same folder, the oldest first."""
+    path = PurePosixPath(checkpoint.path)
+    infos = checkpoint.filesystem.get_file_info(FileSelector(str(path.parent), allow_not_found=True))
+    names = sorted(info.base_name for info in infos if not info.is_file and info.base_name < path.name)
+    return [tune.Checkpoint(f"{path.parent}/{name}", checkpoint.filesystem) for name in names]
 
 
 def repeat_report(checkpoint: tune.Checkpoint) -> None:
-    """ReportFn Tune what a checkpoint was kept with."""
+    """Report to Tune again what a checkpoint was saved with."""
     with checkpoint.as_directory() as folder:
-        told = TrialMeta.load(Path(folder)).told
-        if told is not None:
-            tune.report({**told, "points": []}, checkpoint=tune.Checkpoint.from_directory(folder))
+        report = TrialMeta.load(Path(folder)).report
+        if report is not None:
+            tune.report({**report, "points": []}, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -1,9 +1,9 @@
 """A search by Ray Tune: trials that distil, a scheduler that stops or clones them, a journal to resume from.
 
-Tune runs the trials, places them, and asks its scheduler at every validation whether one goes on. What it does not
-do: draw the values (`search_proposals`), remember (`search_journal`, which says why), record. Every invocation is a new
-Tune experiment with the trials that are left; the scheduler of successive halving is first told what the journal
-knows of the others, so that a trial of an extended search is compared with all that came before it.
+Tune places and runs the trials, and asks its scheduler at every validation whether one continues. It does not draw values
+(`search.sampler`), persist the search (`search.journal`, which says why) or log it. Every invocation is a new Tune experiment
+with the pending trials; the scheduler of successive halving first gets the journal's validations of the others, so that a
+trial of an extended search is compared with all before it.
 """
 
 import logging
@@ -18,33 +18,35 @@ from ray_distill.cluster.connection import check_resources, environment
 from ray_distill.config.config import ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import RunError
-from ray_distill.search.callback import JournalCallback, SearchObserver
+from ray_distill.search.callback import JournalCallback
 from ray_distill.search.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.population import Population
 from ray_distill.search.queue import TrialQueue, pending_trials
 from ray_distill.search.search_dir import TUNE, SearchDir
+from ray_distill.search.tracking import SearchTracking
 from ray_distill.search.trial import run_trial
 from ray_distill.storage.run_dir import TRAIN
+from ray_distill.utils.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 
 METRIC = "best_validation_accuracy"
-"""What trials are compared by, with population-based training excepted."""
+"""What trials are compared by, except in population-based training."""
 
 
 class SearchError(RunError):
-    """A search that could not be brought to its end."""
+    """A search that failed."""
 
 
 def make_scheduler(search: SearchConfig, journal: SearchJournal) -> TrialScheduler:
-    """The search's scheduler, which knows of the trials in the journal what it must."""
+    """The search's scheduler, with the state it needs from the journal."""
     chosen, steps = search.scheduler, search.outer_steps
     match chosen:
         case AshaScheduler():
-            # Tune stops what reaches max_t; a trial ends by itself, so that its end can be told from a stop.
+            # Tune stops what reaches max_t; a trial ends by itself, so that its end differs from an early stop.
             asha = ASHAScheduler(
                 time_attr="outer_step",
                 metric=METRIC,
@@ -54,7 +56,7 @@ def make_scheduler(search: SearchConfig, journal: SearchJournal) -> TrialSchedul
                 reduction_factor=chosen.reduction,
             )
             for log in journal.trials.values():
-                _tell_again(asha, log)
+                _replay(asha, log)
             return asha
         case HyperbandScheduler():
             validations = math.ceil(steps / search.config.validation.every)
@@ -71,28 +73,27 @@ def make_scheduler(search: SearchConfig, journal: SearchJournal) -> TrialSchedul
     return FIFOScheduler()
 
 
-def _tell_again(scheduler: TrialScheduler, log: TrialLog) -> None:
-    """Let a scheduler see a trial's validations once more; what it would do is over."""
-    stand_in, best = SimpleNamespace(trial_id=log.name), 0.0
-    scheduler.on_trial_add(None, stand_in)
-    for measured in log.curve:
-        best = max(best, measured.validation_accuracy)
-        result = {"outer_step": measured.outer_step, METRIC: best}
-        scheduler.on_trial_result(None, stand_in, result)
+def _replay(scheduler: TrialScheduler, log: TrialLog) -> None:
+    """Pass a trial's earlier validations to a scheduler; its decisions about them are ignored."""
+    trial, best = SimpleNamespace(trial_id=log.name), 0.0
+    scheduler.on_trial_add(None, trial)
+    for validation in log.curve:
+        best = max(best, validation.validation_accuracy)
+        scheduler.on_trial_result(None, trial, {"outer_step": validation.outer_step, METRIC: best})
 
 
 def is_synchronous(search: SearchConfig) -> bool:
-    """Whether trials wait for each other, so that all must have begun; Tune has them take turns on the cores."""
+    """Whether trials wait for each other, so that all must have started; Tune lets them take turns on the cores."""
     return isinstance(search.scheduler, PbtScheduler | HyperbandScheduler)
 
 
 def cores_per_trial(search: SearchConfig) -> int:
-    """Cores that a trial computes on."""
+    """CPU cores of one trial."""
     return search.workers * search.config.cluster.cpus_per_worker
 
 
 def num_parallel_trials(search: SearchConfig) -> int:
-    """How many trials the connected cluster can compute at once. Raises: ConfigError if not even one."""
+    """How many trials the connected cluster can compute in parallel. Raises: ConfigError if not even one."""
     cluster = search.config.cluster
     gpus = 1.0 if cluster.use_gpu else 0.0
     check_resources("num_workers", search.workers, cluster.cpus_per_worker, gpus)
@@ -102,38 +103,38 @@ def num_parallel_trials(search: SearchConfig) -> int:
 
 
 def max_concurrent_trials(search: SearchConfig) -> int:
-    """How many trials may be under way on the connected cluster: where they wait for each other, all of them.
+    """How many trials may have started and not ended: all of them where they wait for each other.
 
-    Raises: ConfigError if it has no room for one, or for Ray Train's workers of all where they wait.
+    Raises: ConfigError if the cluster is too small for one, or for the Ray Train workers of all where they wait.
     """
     fits = num_parallel_trials(search)
     if not is_synchronous(search):
         return fits
     if search.workers > 1 and search.num_trials > fits:
         raise ConfigError(
-            f"workers: with scheduler {search.scheduler.name} all {search.num_trials} trials are under way together, "
-            f"and the cluster has room for {fits} with {search.workers} workers each; set workers to 1"
+            f"workers: with scheduler {search.scheduler.name} all {search.num_trials} trials run together, and the "
+            f"cluster is large enough for {fits} with {search.workers} workers each; set workers to 1"
         )
     return search.num_trials
 
 
 def _trainable(search: SearchConfig, shared: dict[str, Any]) -> Any:
-    """What Tune runs for each trial, with what it reserves for it."""
+    """The function that Tune runs for each trial, with the resources it reserves."""
     cluster = search.config.cluster
     if search.workers > 1:
         from ray_distill.search.multi_worker_trial import run_multi_worker_trial
 
-        # The workers are placed by Ray Train, beside the trial: that itself takes next to nothing.
+        # Ray Train places the workers; the trial itself needs next to nothing.
         return tune.with_resources(tune.with_parameters(run_multi_worker_trial, shared=shared), {"memory": 1})
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if cluster.use_gpu else {})
     return tune.with_resources(tune.with_parameters(run_trial, shared=shared), resources)
 
 
 @contextmanager
-def _quiet_tune(at_once: int) -> Iterator[None]:
-    """Tune without prints and files that nobody reads; Ctrl-C is the caller's. It takes this from the environment."""
+def _quiet_tune(max_concurrent: int) -> Iterator[None]:
+    """Tune without its output and log files, with Ctrl-C left to the caller, by environment variables."""
     values = {
-        "TUNE_MAX_PENDING_TRIALS_PG": str(at_once),
+        "TUNE_MAX_PENDING_TRIALS_PG": str(max_concurrent),
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -148,15 +149,16 @@ def run_trials(
     data: DevelopmentData,
     folder: SearchDir,
     journal: SearchJournal,
-    bystander: SearchObserver,
+    tracking: SearchTracking,
+    update: Update,
 ) -> None:
-    """Run the trials that are left, on the connected cluster, until all have ended or time is up.
+    """Run the pending trials on the connected cluster, until all have ended or time is up.
 
-    Raises: ConfigError if a trial could never be placed; SearchError; LostLeaseError or StorageUnavailableError for a storage that
-    does not take what is to be kept.
+    Raises: ConfigError if a trial could never be placed; SearchError; LostLeaseError or StorageUnavailableError if the journals
+    cannot be stored.
     """
-    left = list(pending_trials(search, folder, journal, bystander))
-    if not left:
+    pending = list(pending_trials(search, folder, journal, tracking))
+    if not pending:
         return
     attempt = folder.new_attempt()
     storage_path, filesystem = folder.ray_storage()
@@ -167,29 +169,23 @@ def run_trials(
         "filesystem": filesystem,
         "train": f"{storage_path}/{attempt}/{TRAIN}",
     }
-    at_once = max_concurrent_trials(search)
+    max_concurrent = max_concurrent_trials(search)
     seconds = None if search.budget.hours is None else 3600 * search.budget.hours
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     scheduler = make_scheduler(search, journal)
-    clerk = JournalCallback(
-        search,
-        journal,
-        attempt,
-        deadline,
-        bystander,
-        scheduler.take_exchange if isinstance(search.scheduler, PbtScheduler) else None,
-    )
+    pop_exchange = scheduler.pop_exchange if isinstance(scheduler, Population) else None
+    callback = JournalCallback(search, journal, tracking, update, attempt, deadline, pop_exchange)
     try:
-        with _quiet_tune(at_once):
-            # Not a Tuner: that begins by pickling itself, and what it drives here is not to be pickled.
+        with _quiet_tune(max_concurrent):
+            # Not a Tuner, which pickles itself at its start: our callback cannot be pickled.
             tune.run(
                 _trainable(search, shared),
                 name=attempt,
                 storage_path=storage_path,
                 storage_filesystem=filesystem,
-                search_alg=TrialQueue(search, left, at_once),
+                search_alg=TrialQueue(search, pending, max_concurrent),
                 scheduler=scheduler,
-                callbacks=[clerk],
+                callbacks=[callback],
                 time_budget_s=seconds,
                 **_settings(search),
             )
@@ -197,20 +193,20 @@ def run_trials(
         raise journal.sync_error or SearchError(str(e)) from e
     finally:
         if search.workers > 1:
-            # Ray Train's own files; Tune has copies of the checkpoints that count.
+            # Ray Train's own files; Tune has copies of the checkpoints.
             folder.delete(f"{TUNE}/{attempt}/{TRAIN}")
 
 
 def _settings(search: SearchConfig) -> dict[str, Any]:
-    """How Tune is to run trials, whichever they are."""
+    """Tune's settings for all trials."""
     chosen, config = search.scheduler, search.config
-    # A clone's parent may be an exchange ahead of it.
+    # A clone's parent may be an exchange ahead.
     keep = 2 + (chosen.every // config.validation.every if isinstance(chosen, PbtScheduler) else 0)
     return {
         "checkpoint_config": tune.CheckpointConfig(num_to_keep=keep),
         "max_failures": config.cluster.max_failures,
         "raise_on_failed_trial": False,
-        # A process with Ray Train's controller in it must end with its trial.
+        # A process that hosts Ray Train's controller must end with its trial.
         "reuse_actors": search.workers == 1,
         "verbose": 0,
     }

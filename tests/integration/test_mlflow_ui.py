@@ -44,7 +44,7 @@ def record_trial(tracking: SearchTracking, name: str) -> TrialLog:
     """A trial that is validated every 5 outer steps, the better the shorter its window."""
     window, unroll, status, steps = TRIALS[name]
     values: dict[str, Value] = {"truncation.window_length": window, "truncation.unroll_length": unroll}
-    tracking.begin(name, values)
+    tracking.begin_trial(name, values)
     curve = []
     for step in range(1, steps + 1):
         measured = {"seconds_per_outer_step": 0.1, "outer_loss": 2.3 * math.exp(-step / 20)}
@@ -52,8 +52,8 @@ def record_trial(tracking: SearchTracking, name: str) -> TrialLog:
             accuracy = 0.9 - 0.01 * window - 0.5 * math.exp(-step / 10)
             measured |= {"validation_accuracy": accuracy}
             curve.append(ValidationResult(step, 0.2 * step, accuracy))
-        tracking.add_points(name, [StepMetrics(step, measured, 1.7e9 + step)])
-    tracking.end(name, status)  # type: ignore[arg-type]
+        tracking.log_steps(name, [StepMetrics(step, measured, 1.7e9 + step)])
+    tracking.end_trial(name, status)  # type: ignore[arg-type]
     return TrialLog(name, values, status=status, curve=curve)  # type: ignore[arg-type]
 
 
@@ -69,7 +69,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         warnings: list[str] = []
         with tracked_search(parent, folder, warnings) as tracking:
             trials = [record_trial(tracking, name) for name in TRIALS]
-            tracking.show(leaderboard(trials), save_figures(trials, folder))
+            tracking.log_leaderboard(leaderboard(trials), save_figures(trials, folder))
         assert warnings == []
         experiment = parent.client.get_run(parent.run_id).info.experiment_id
         nested = parent.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")

@@ -43,22 +43,22 @@ def test_a_server_that_crashes_loses_and_doubles_nothing(server: MlflowServer, t
     parent = create_run(server.uri, "tests", "search", {}, {})
     tracking = SearchTracking(parent, tmp_path)
     for name in ("a", "b"):
-        tracking.begin(name, {"inner.lr": 0.1})
+        tracking.begin_trial(name, {"inner.lr": 0.1})
     for step in range(1, 31):
         for name in ("a", "b"):
-            tracking.add_points(name, points(step, step))
-    eventually(lambda: tracking.num_waiting < 30, "the first points")
-    assert tracking.num_waiting > 0, "the server was not killed in mid-run"
+            tracking.log_steps(name, points(step, step))
+    eventually(lambda: tracking.queue.num_pending < 30, "the first points")
+    assert tracking.queue.num_pending > 0, "the server was not killed in mid-run"
     server.stop()
-    tracking.add_points("a", points(31, 40))
-    tracking.end("a", "stopped")
-    tracking.begin("c", {"inner.lr": 0.3})
-    tracking.add_points("c", points(1, 5))
-    eventually(lambda: tracking.trouble, "the news that the server is away")
+    tracking.log_steps("a", points(31, 40))
+    tracking.end_trial("a", "stopped")
+    tracking.begin_trial("c", {"inner.lr": 0.3})
+    tracking.log_steps("c", points(1, 5))
+    eventually(lambda: tracking.queue.last_error, "the news that the server is away")
     server.start()
-    tracking.add_points("b", points(31, 35))
+    tracking.log_steps("b", points(31, 35))
     for name in ("b", "c"):
-        tracking.end(name, "finished")
+        tracking.end_trial(name, "finished")
     assert tracking.close("FINISHED") == []
     runs = children(parent)
     assert {name: run.info.status for name, run in runs.items()} == {

@@ -67,7 +67,7 @@ class Tune:
         self.members[number].status = "ERROR"
 
     def exchanged(self) -> tuple[int, list[tuple[str, str]]] | None:
-        exchange = self.population.take_exchange()
+        exchange = self.population.pop_exchange()
         return exchange and (exchange.outer_step, [(clone.trial, clone.parent) for clone in exchange.clones])
 
     def next_one(self) -> Member | None:
@@ -81,7 +81,7 @@ def test_the_last_to_report_completes_an_exchange() -> None:
     tune.report(2, 5, 0.6)
     assert (tune.exchanged(), tune.next_one()) == (None, tune.members[1])
     tune.report(1, 5, 0.7)
-    exchange = tune.population.take_exchange()
+    exchange = tune.population.pop_exchange()
     assert exchange is not None
     (clone,) = exchange.clones
     assert (exchange.outer_step, clone.trial, clone.parent) == (5, "trial-000", "trial-001")

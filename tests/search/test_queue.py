@@ -1,6 +1,5 @@
 """From which checkpoint each trial of a resumed search goes on, when some are damaged."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from ray_distill.search.config import SearchConfig
 from ray_distill.search.journal import SearchJournal, TrialLog
 from ray_distill.search.queue import QueuedTrial, pending_trials
 from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.trial import META, STATE, TrialMeta
+from ray_distill.search.trial import STATE, TrialMeta
 from ray_distill.storage.remote import Storage
-from ray_distill.utils.atomic import write_json
 from tests.helpers.tiny_search import tiny_search
 
 LR = "outer.lr"
@@ -27,16 +25,16 @@ NAME = "trial-000"
 
 
 class Listener:
-    """A bystander that notes what it is told of damage and ends."""
+    """Stands for the search's tracking; collects what it is told of damage and ends."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, str]] = []
+        self.messages: list[tuple[str, str]] = []
 
-    def damaged(self, trial: str, said: str) -> None:
-        self.said.append((trial, said))
+    def log_damaged(self, trial: str, message: str) -> None:
+        self.messages.append((trial, message))
 
-    def end(self, trial: str, status: str, reason: str | None) -> None:
-        self.said.append((trial, status))
+    def end_trial(self, trial: str, status: str, reason: str | None) -> None:
+        self.messages.append((trial, status))
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
@@ -51,7 +49,7 @@ def checkpoint(folder: SearchDir, search: SearchConfig, trial: str, step: int) -
         DistilledData(torch.rand(2, 1, 2, 2), torch.eye(2)), OuterOptimizer(lr=Constant(1.0))
     )
     save_state(path / STATE, search.hash, start._replace(outer_step=step), [])
-    write_json(path / META, asdict(TrialMeta([(0, {LR: 0.1})], 2.0 * step)))
+    TrialMeta([(0, {LR: 0.1})], 2.0 * step).save(path)
     return name
 
 
@@ -109,23 +107,23 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     """Whole: it goes on from 15, and nothing is said. Cut: from 10, and its curve ends there. That one gone too: from 5, and
     then from the start; what was damaged is named."""
     (proposal,), logs, listener = resumed(search, folder)
-    assert (logs[NAME].checkpoint_step, listener.said) == (15, [])
+    assert (logs[NAME].checkpoint_step, listener.messages) == (15, [])
     assert proposal.checkpoint == str(state(folder, NAME, 15).parent)
     for damage, step in ((lambda: cut(state(folder, NAME, 15)), 10), (state(folder, NAME, 10).unlink, 5)):
         damage()
         (proposal,), logs, listener = resumed(search, folder)
         assert proposal.checkpoint == str(state(folder, NAME, step).parent)
         assert [m.outer_step for m in logs[NAME].curve] == [5, 10, 15][: step // 5]
-        ((trial, said),) = listener.said
+        ((trial, said),) = listener.messages
         assert trial == NAME
-        assert said.endswith(f"; the trial goes on from outer step {step}")
+        assert said.endswith(f"; the trial resumes from outer step {step}")
     cut(state(folder, NAME, 5))
     (proposal,), logs, listener = resumed(search, folder)
     assert (proposal.checkpoint, proposal.values) == (None, {LR: 0.1})
     assert (logs[NAME].curve, logs[NAME].checkpoint_step, logs[NAME].status) == ([], 0, "running")
-    ((_, said),) = listener.said
+    ((_, said),) = listener.messages
     assert said.startswith(str(state(folder, NAME, 5)))
-    assert said.endswith("is truncated or corrupt: its digest does not match; the trial begins anew")
+    assert said.endswith("is truncated or corrupt: its digest does not match; the trial restarts")
 
 
 def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
@@ -139,7 +137,7 @@ def test_a_damaged_checkpoint_in_a_storage_is_told_by_its_place_there(
     cut(place / "checkpoint_000015" / STATE)
     (proposal,), logs, listener = resumed(search, stored)
     assert (proposal.checkpoint, logs[NAME].checkpoint_step) == (str(place / "checkpoint_000010"), 10)
-    assert listener.said[0][1].startswith(f"{place}/checkpoint_000015/{STATE} is truncated or corrupt")
+    assert listener.messages[0][1].startswith(f"{place}/checkpoint_000015/{STATE} is truncated or corrupt")
 
 
 def test_what_is_computed_again_counts_again(search: SearchConfig, folder: SearchDir) -> None:
@@ -161,14 +159,14 @@ def test_a_trial_whose_last_state_is_damaged_is_not_finished(search: SearchConfi
     report(SearchJournal(folder.journal), folder, search, NAME, 20)
     before = folder.journal.read_bytes()
     proposals, logs, listener = resumed(search, folder)
-    assert (proposals, logs[NAME].status, listener.said) == ([], "finished", [(NAME, "finished")])
+    assert (proposals, logs[NAME].status, listener.messages) == ([], "finished", [(NAME, "finished")])
     folder.journal.write_bytes(before)
     cut(state(folder, NAME, 20))
     state(folder, NAME, 15).unlink()
     (proposal,), logs, listener = resumed(search, folder)
     assert (logs[NAME].checkpoint_step, logs[NAME].status) == (10, "running")
     assert proposal.checkpoint == str(state(folder, NAME, 10).parent)
-    assert str(state(folder, NAME, 15)) not in listener.said[0][1]
+    assert str(state(folder, NAME, 15)) not in listener.messages[0][1]
 
 
 def test_a_clone_whose_state_is_damaged_goes_back_on_its_parents_way(

@@ -32,7 +32,7 @@ def proposals(path: Path, status_of_early: str, seeds: range = range(1)) -> list
                 report = {"outer_step": step, "seconds": 1.0, "validation_accuracy": accuracy}
                 journal.write("report", trial=name, checkpoint=None, **report)
             journal.write("end", trial=name, status=status_of_early if early else "finished", reason=None)
-        found.append(float(str(OptunaSampler(search, journal).draw(18).values[LR])))
+        found.append(float(str(OptunaSampler(search, journal).sample(18).values[LR])))
     return found
 
 

@@ -82,7 +82,7 @@ def tried(search: SearchConfig, path: Path, count: int) -> list[dict[str, Any]]:
     found = []
     for number in range(count):
         journal = SearchJournal(path)
-        drawn = OptunaSampler(search, journal).draw(number)
+        drawn = OptunaSampler(search, journal).sample(number)
         found.append(drawn.values)
         name = trial_name(number)
         journal.write("trial", trial=name, values=drawn.values, numbers=drawn.numbers)

@@ -54,15 +54,15 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
     with tracked_search(parent, tmp_path, warnings) as tracking:
         names = ["a", "b", "c", "d"]
         for i, name in enumerate(names):
-            tracking.begin(name, {LR: 0.1 * (i + 1), "truncation.rule": "bptt"})
+            tracking.begin_trial(name, {LR: 0.1 * (i + 1), "truncation.rule": "bptt"})
         for step in (1, 2, 3):
             for i, name in enumerate(names):
-                tracking.add_points(name, [point(step, 0.1 * i + 0.01 * step)])
-        tracking.end("a", "finished")
-        tracking.end("b", "stopped")
-        tracking.end("c", "failed", "outer step 3: not finite")
-        tracking.show(leaderboard([record("a", 0.1), record("d", 0.4)]))
-        tracking.show(
+                tracking.log_steps(name, [point(step, 0.1 * i + 0.01 * step)])
+        tracking.end_trial("a", "finished")
+        tracking.end_trial("b", "stopped")
+        tracking.end_trial("c", "failed", "outer step 3: not finite")
+        tracking.log_leaderboard(leaderboard([record("a", 0.1), record("d", 0.4)]))
+        tracking.log_leaderboard(
             leaderboard([record("a", 0.1), record("b", 0.2), record("d", 0.4)]),
             [tmp_path / "picture.png"],
             SearchTime(1, 50, 100, 75, 20, 5),
@@ -98,22 +98,22 @@ def test_a_resumed_search_goes_on_in_the_same_runs(parent: Tracker, tmp_path: Pa
     """The first was stopped, as was a trial: both runs go on. Steps that were taken again are there
     once, a value that has changed since leaves the parameter alone and is a metric over steps."""
     first = SearchTracking(parent, tmp_path)
-    first.begin("a", {LR: 0.1})
-    first.add_points("a", [point(1), point(2)])
+    first.begin_trial("a", {LR: 0.1})
+    first.log_steps("a", [point(1), point(2)])
     assert first.close("KILLED") == []
     ids = {name: run.info.run_id for name, run in children(parent).items()}
     second = SearchTracking(parent, tmp_path)
     assert second.num_recovered == 0
     assert parent.client.get_run(parent.run_id).info.status == "KILLED"
-    second.go_on()
-    second.begin("a", {LR: 0.3})
-    assert second._recording.flush(60)
+    second.resume()
+    second.begin_trial("a", {LR: 0.3})
+    assert second.queue.flush(60)
     assert parent.client.get_run(parent.run_id).info.status == "RUNNING"
     assert children(parent)["a"].info.status == "RUNNING"
-    second.begin("b", {LR: 0.2})
+    second.begin_trial("b", {LR: 0.2})
     again = point(2)._replace(unix_s=2e9)
-    second.add_points("a", [again, point(3)], held={LR: 0.3, "truncation.rule": "bptt"})
-    second.end("a", "finished")
+    second.log_steps("a", [again, point(3)], values={LR: 0.3, "truncation.rule": "bptt"})
+    second.end_trial("a", "finished")
     assert second.close("FINISHED") == []
     runs = children(parent)
     assert runs["a"].info.run_id == ids["a"]
@@ -130,7 +130,7 @@ def test_the_search_ends_as_its_block_did(
 ) -> None:
     def search() -> None:
         with tracked_search(parent, tmp_path, []) as tracking:
-            tracking.begin("a", {LR: 0.1})
+            tracking.begin_trial("a", {LR: 0.1})
             raise error
 
     with pytest.raises(error):
@@ -150,16 +150,16 @@ def test_a_locked_store_gets_everything_from_the_next_process(parent: Tracker, t
     """The store is locked when a trial begins and until the search has ended: the end says what is missing
     and how it gets there; the resumed search says it, at the times when it happened."""
     first = SearchTracking(parent, tmp_path)
-    first.begin("a", {LR: 0.1})
-    assert first._recording.flush(60)
+    first.begin_trial("a", {LR: 0.1})
+    assert first.queue.flush(60)
     lock = locked(parent)
-    first.add_points("a", [point(1), point(2)])
-    first.begin("b", {LR: 0.2})
-    first.add_points("b", [point(1, 0.25)])
-    first.end("b", "stopped")
-    (warning,) = first.close("FINISHED", within_s=0.1)
+    first.log_steps("a", [point(1), point(2)])
+    first.begin_trial("b", {LR: 0.2})
+    first.log_steps("b", [point(1, 0.25)])
+    first.end_trial("b", "stopped")
+    (warning,) = first.close("FINISHED", timeout_s=0.1)
     assert "6 entries of " in warning
-    assert "--resume says them" in warning
+    assert "--resume sends them" in warning
     second = SearchTracking(parent, tmp_path)
     assert second.num_recovered == 6
     lock.close()
@@ -177,17 +177,17 @@ def test_a_locked_store_gets_everything_from_the_next_process(parent: Tracker, t
 def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path) -> None:
     """The process was killed between MLflow's answer and the mark that it is said."""
     first = SearchTracking(parent, tmp_path)
-    first.begin("a", {LR: 0.1})
-    first.add_points("a", [point(1), point(2)])
-    first.clone("a", 3, 2)
-    first.end("a", "failed", "why")
-    first.show(leaderboard([record("a", 0.4)]))
+    first.begin_trial("a", {LR: 0.1})
+    first.log_steps("a", [point(1), point(2)])
+    first.log_clone("a", 3, 2)
+    first.end_trial("a", "failed", "why")
+    first.log_leaderboard(leaderboard([record("a", 0.4)]))
     assert first.close("FINISHED") == []
     before = parent.client.get_run(parent.run_id).data.to_dictionary()
     (tmp_path / "mlflow_journal.jsonl.said").unlink()
     second = SearchTracking(parent, tmp_path)
     assert second.num_recovered == 6
-    second.clone("a", 3, 2)
+    second.log_clone("a", 3, 2)
     assert second.close("FINISHED") == []
     (run,) = children(parent).values()
     assert run.info.status == "FAILED"
@@ -200,13 +200,13 @@ def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path
 
 def test_a_run_that_somebody_deleted_does_not_stop_the_rest(parent: Tracker, tmp_path: Path) -> None:
     tracking = SearchTracking(parent, tmp_path)
-    tracking.begin("a", {LR: 0.1})
-    tracking.begin("b", {LR: 0.2})
-    assert tracking._recording.flush(60)
+    tracking.begin_trial("a", {LR: 0.1})
+    tracking.begin_trial("b", {LR: 0.2})
+    assert tracking.queue.flush(60)
     parent.client.delete_run(children(parent)["a"].info.run_id)
-    tracking.add_points("a", [point(1)])
-    tracking.add_points("b", [point(1)])
-    tracking.end("b", "finished")
+    tracking.log_steps("a", [point(1)])
+    tracking.log_steps("b", [point(1)])
+    tracking.end_trial("b", "finished")
     assert any("active" in warning for warning in tracking.close("FINISHED"))
     (run,) = children(parent).values()
     assert (run.info.run_name, run.info.status, steps(parent, run)) == ("b", "FINISHED", [1])
@@ -223,11 +223,11 @@ def test_the_driver_never_waits_for_the_store(parent: Tracker, tmp_path: Path) -
         return Tracker.open_trial_run(parent, "a", {}, 0.0)
 
     object.__setattr__(parent, "open_trial_run", open_trial_run)
-    tracking.begin("a", {LR: 0.1})
+    tracking.begin_trial("a", {LR: 0.1})
     assert held.wait(60)
     for step in range(1, 101):
-        tracking.add_points("a", [point(step)])
-    assert tracking.num_waiting == 101
+        tracking.log_steps("a", [point(step)])
+    assert tracking.queue.num_pending == 101
     free.set()
     assert tracking.close("FINISHED") == []
     assert steps(parent, children(parent)["a"]) == list(range(1, 101))

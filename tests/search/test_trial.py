@@ -71,9 +71,9 @@ def told(
 ) -> Told:
     """A trial from a checkpoint or the start, to its end or a stop."""
     place, listener = place_of(config), Told(folder, stop_at)
-    state, about = resume_or_start(since and read_state(since, "hash"), place, values)
+    state, meta = resume_or_start(since and read_state(since, "hash"), place, values)
     try:
-        train_trial(place, state, about, SingleProcess(), "hash", listener, damaged)
+        train_trial(place, state, meta, SingleProcess(), "hash", listener, damaged)
     except StoppedError:
         assert stop_at is not None
     return listener
@@ -100,11 +100,11 @@ def test_a_trial_tells_of_each_validation_and_goes_on_bit_for_bit(tmp_path: Path
     b = Bench(config)
     start = RunState.start(b.initial, b.experiment.outer)
     bare = outer_loop(b.experiment, b.train, b.validation, start, SingleProcess(), lambda _: None)
-    state, about = resume_or_start(read_state(second.at(20), "hash"), place_of(config), VALUES)
+    state, meta = resume_or_start(read_state(second.at(20), "hash"), place_of(config), VALUES)
     assert torch.equal(state.data.images_NCHW, bare.data.images_NCHW)
     assert to_record(state)[1] == to_record(bare)[1]
-    assert about.lineage == [(0, VALUES)]
-    assert about.told == {key: value for key, value in second.said[-1].items() if key != "points"}
+    assert meta.lineage == [(0, VALUES)]
+    assert meta.report == {key: value for key, value in second.said[-1].items() if key != "points"}
 
 
 @pytest.mark.parametrize("key", ["outer.lr", "inner.lr"])
@@ -113,8 +113,8 @@ def test_a_changed_value_is_in_the_lineage(tmp_path: Path, key: str) -> None:
     are trained otherwise now."""
     config, changed = tiny_config(), VALUES | {key: 2e-3}
     first = told(config, tmp_path, stop_at=5)
-    state, about = resume_or_start(read_state(first.at(5), "hash"), place_of(config), changed)
-    assert about.lineage == [(0, VALUES), (5, changed)]
+    state, meta = resume_or_start(read_state(first.at(5), "hash"), place_of(config), changed)
+    assert meta.lineage == [(0, VALUES), (5, changed)]
     assert (state.best is None) == (key == "inner.lr")
     assert TrialMeta.load(first.at(5)).lineage == [(0, VALUES)]
 
@@ -135,7 +135,7 @@ def test_what_was_passed_over_is_told_once(tmp_path: Path) -> None:
     """With the first report after it, and not kept in a checkpoint."""
     found = told(tiny_config(outer={"steps": 10}), tmp_path, damaged="step 15 was cut")
     assert [said.get("damaged") for said in found.said] == ["step 15 was cut", None]
-    assert TrialMeta.load(found.at(5)).told == {
+    assert TrialMeta.load(found.at(5)).report == {
         key: value for key, value in found.said[0].items() if key not in ("points", "damaged")
     }
 
@@ -161,16 +161,16 @@ def test_workers_go_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) 
     step, said = newest()
     assert step == 10
     assert said.startswith(f"15: {first.at(15) / STATE} is truncated or corrupt")
-    assert said.endswith("the trial goes on from outer step 10")
+    assert said.endswith("the trial resumes from outer step 10")
     cut(first.at(10) / META)
     step, said = newest()
     assert step == 5
     assert "15: " in said
-    assert f"10: {first.at(10) / META} was cut or altered" in said
+    assert f"10: {first.at(10) / META} is truncated or corrupt" in said
     (first.at(5) / META).unlink()
     step, said = newest()
     assert (step, said.count("; ")) == (0, 3)
-    assert said.endswith("the trial goes on from outer step 0")
+    assert said.endswith("the trial resumes from outer step 0")
 
 
 def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_values(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_trials_process_goes_on_from_the_newest_whole_checkpoint_with_its_valu
     assert state.outer_step == 10
     assert said.startswith("checkpoint_000002: ")
     assert said.count("checkpoint_") == 2, said
-    assert said.endswith("the trial goes on from outer step 10")
+    assert said.endswith("the trial resumes from outer step 10")
     with pytest.raises(
-        NoValidCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was kept with other"
+        NoValidCheckpointError, match=r"checkpoint_000002: .*checkpoint_000000: was saved with other"
     ):
         load_newest(given, other, "hash", CPU)
