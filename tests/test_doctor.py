@@ -1,4 +1,4 @@
-"""`doctor`: each check finds what is there and what is not, and none stops the others."""
+"""`doctor`: each check reports what is there and what is not, and none stops the others."""
 
 import http.server
 import io
@@ -23,7 +23,7 @@ def checked(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings}
 
 
-def test_all_is_looked_at_and_told(
+def test_every_check_is_run_and_reported(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a real Ray cluster and a real MLflow store, which has no run afterwards; nor has the folder a file."""
@@ -47,7 +47,7 @@ def test_all_is_looked_at_and_told(
     assert client.search_runs([client.get_experiment_by_name("ray_distill-doctor").experiment_id]) == []
 
 
-def test_what_is_missing_is_named_and_the_rest_is_told(
+def test_what_is_missing_is_named_and_the_rest_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store of no kind, a place that cannot be written to, no compiler, no cluster: exit code 1, and all of it said."""
@@ -63,29 +63,31 @@ def test_what_is_missing_is_named_and_the_rest_is_told(
     for part in (
         "no-such-compiler",
         "install g++",
-        "mend MLFLOW_TRACKING_URI",
-        "mend RAY_ADDRESS",
+        "fix MLFLOW_TRACKING_URI",
+        "fix RAY_ADDRESS",
         "Connection refused",
     ):
         assert part in " ".join(result.stdout.split()), part
     assert "geheim" not in result.output
 
 
-def test_a_place_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_storage_is_left_as_it_was(tmp_path: Path) -> None:
     """A folder that is there or not, by its path or as a URI."""
     for storage in (tmp_path, f"file://{tmp_path}", tmp_path / "new"):
-        assert checked(doctor.stored(str(storage)))["storage"].state == "good"
+        assert checked(doctor.check_storage(str(storage)))["storage"].state == "good"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_check_that_does_not_end_is_not_waited_for() -> None:
-    (found,) = doctor._safe("MLflow", lambda: call_with_timeout(lambda: threading.Event().wait() or [], 0.05))
+def test_a_check_that_hangs_times_out() -> None:
+    (found,) = doctor._catch(
+        "MLflow", lambda: call_with_timeout(lambda: threading.Event().wait() or [], 0.05)
+    )
     assert (found.state, found.found) == ("bad", "no answer in 0.05 s")
 
 
 @pytest.fixture
-def server_of_yesterday() -> Iterator[str]:
-    """An HTTP server that lets nobody in, with a clock 100 s slow."""
+def server_with_a_slow_clock() -> Iterator[str]:
+    """An HTTP server that refuses access, with a clock 100 s slow."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -101,18 +103,18 @@ def server_of_yesterday() -> Iterator[str]:
         server.shutdown()
 
 
-def test_clocks_that_are_apart_are_told(server_of_yesterday: str) -> None:
-    """The server says whole seconds: -100 to -99 s, and the middle of that is what is taken."""
-    ahead_s = doctor._server_ahead_s(server_of_yesterday)
-    assert ahead_s == pytest.approx(-100, abs=1.5)
-    found = doctor._skew("clock", ahead_s, 1.0)
-    assert (found.state, "apart from this machine's, by -" in found.found) == ("note", True)
-    assert doctor._skew("clock", 2.9, 1.0).state == "good"
+def test_clock_skew_is_reported(server_with_a_slow_clock: str) -> None:
+    """The server sends whole seconds: -100 to -99 s, of which the middle is taken."""
+    offset_s = doctor._server_clock_offset_s(server_with_a_slow_clock)
+    assert offset_s == pytest.approx(-100, abs=1.5)
+    found = doctor._clock_skew("clock", offset_s, 1.0)
+    assert (found.state, "differs from this machine's by -" in found.found) == ("note", True)
+    assert doctor._clock_skew("clock", 2.9, 1.0).state == "good"
 
 
-def test_the_table_shows_what_to_do_where_something_is_wrong() -> None:
-    """Ticks on a terminal, words elsewhere; brackets in what was found are no markup."""
-    findings = [Finding("a", "good", "[red]x", "p"), Finding("b", "bad", "y", "q", "mend it")]
+def test_the_table_shows_advice_where_something_is_wrong() -> None:
+    """Ticks on a terminal, words elsewhere; brackets in a result are not markup."""
+    findings = [Finding("a", "good", "[red]x", "p"), Finding("b", "bad", "y", "q", "fix it")]
     said = {}
     for terminal in (True, False):
         console = Console(width=80, force_terminal=terminal, file=io.StringIO())
@@ -123,5 +125,5 @@ def test_the_table_shows_what_to_do_where_something_is_wrong() -> None:
     assert "✗" in said[True]
     assert said[False].isascii()
     assert "[red]x" in said[False]
-    assert "-> mend it" in said[False]
+    assert "-> fix it" in said[False]
     assert said[False].count("->") == 1

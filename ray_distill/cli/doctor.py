@@ -38,11 +38,11 @@ def doctor(
     """
     with exit_codes(NOTHING_WRITTEN):
         check_new_file(json_file, "--json")
-        from ray_distill.doctor import examine
+        from ray_distill.doctor import run_checks
         from ray_distill.utils.atomic import write_json
 
         with stdout.status("checking") as status:
-            findings = list(examine(out, lambda name: status.update(f"checking {name}")))
+            findings = list(run_checks(out, lambda name: status.update(f"checking {name}")))
         if json_file is not None:
             write_json(json_file, [finding._asdict() for finding in findings])
         stdout.print(table(findings, terminal=stdout.is_terminal))
@@ -61,6 +61,6 @@ def table(findings: "list[Finding]", *, terminal: bool) -> Table:
         # Folded, not truncated: paths must stay whole.
         rows.add_column(heading, overflow="fold")
     for f in findings:
-        result = f.found if f.state == "good" else f"{f.found}\n-> {f.advice}"
+        result = f.found if f.state == "good" or not f.advice else f"{f.found}\n-> {f.advice}"
         rows.add_row(SYMBOLS[f.state][0 if terminal else 1], Text(f.check), Text(f.purpose), Text(result))
     return rows
