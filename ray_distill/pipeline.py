@@ -207,7 +207,7 @@ def open_run_dir(
 
 
 def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: bool) -> Tracker:
-    """Claim a folder that is held, and open the MLflow run; or take both up again."""
+    """Claim a locked folder, and open the MLflow run; or take both up again."""
     if resume:
         tracker = folder.tracker_to_resume(config)
         if not tracker.exists_in_store():
