@@ -77,7 +77,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """For a notebook: the images and the table of the evaluation."""
-        return f"{_picture_html(self.dataset)}{self.evaluation.to_pandas().to_html(index=False)}"
+        return f"{_picture_html(self.dataset)}{self.evaluation._repr_html_()}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +201,6 @@ def evaluate(
 
     Raises: UserError, RunError.
     """
-    from ray_distill.cluster.connection import connect
     from ray_distill.evaluation.run import evaluate_sets
 
     if networks is not None:
@@ -213,10 +212,9 @@ def evaluate(
         name: one if isinstance(one, DistilledDataset) else DistilledDataset.load(one)
         for name, one in named.items()
     }
-    connect()
     return evaluate_sets(
         loaded,
-        folder=None if out is None else Path(out),
+        out=out,
         uri=tracking_uri,
         overrides=overrides,
         bar=_bar(progress),

@@ -25,9 +25,8 @@ from ray_distill.evaluation.run import (
     evaluate,
     metric_name,
     warn_on_failure,
-    with_test_images,
 )
-from ray_distill.evaluation.worker import check_test_source
+from ray_distill.evaluation.worker import check_test_source, load_evaluation_set
 from ray_distill.search.config import SearchConfig, check_installed
 from ray_distill.search.run import SearchResult
 from ray_distill.search.search_dir import SearchDir
@@ -263,9 +262,9 @@ def run_experiment(
         warn_on_failure(
             warnings, lambda: _log_files(tracker, folder.config, folder.artifact, folder.contact_sheet)
         )
-        judged = with_test_images(DISTILLED, dataset, config, data, bar)
+        evaluation_set = load_evaluation_set(DISTILLED, dataset, config, data, bar)
         with folder.mirror_evaluation():
-            evaluation = evaluate([judged], bar, folder.evaluation, (tracker.uri, tracker.run_id))
+            evaluation = evaluate([evaluation_set], bar, folder.evaluation, (tracker.uri, tracker.run_id))
         rows, wall_s = at_last_horizon(evaluation.rows), time.monotonic() - began
         write_json(folder.summary, summary(config, rows, wall_s))
         # The summary comes last: with it the run is at its end.

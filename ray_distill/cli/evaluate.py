@@ -119,13 +119,13 @@ def evaluate(
     `--set` then overrides the configuration of `--like`.
     """
     with exit_codes(RERUN):
-        from ray_distill.evaluation.journal import check_claimable
+        from ray_distill.evaluation.journal import check_folder
         from ray_distill.storage.run_dir import evaluation_folder
 
         overrides = set_ or []
         folder = out or evaluation_folder(sets[0])
         refuse_job_scratch(folder, "--out")
-        check_claimable(folder)
+        check_folder(folder)
         section = {
             "networks": None if networks is None else networks.split(","),
             "seeds": seeds,
@@ -191,9 +191,9 @@ def _run(options: EvaluateOptions) -> "Evaluation":
     from ray_distill.cluster.connection import ray_while_preparing
 
     with ray_while_preparing(prepare) as prepared:
-        from ray_distill.evaluation.run import evaluate, parent_of
+        from ray_distill.evaluation.run import evaluate, parent_run
 
-        return evaluate(prepared, bar, options.folder, (uri, parent_of(datasets.values(), uri)))
+        return evaluate(prepared, bar, options.folder, (uri, parent_run(datasets.values(), uri)))
 
 
 def _load_sets(paths: dict[str, Path], external: "ExternalSpec | None") -> "dict[str, DistilledDataset]":

@@ -24,13 +24,13 @@ def print_evaluation(evaluation: "Evaluation") -> None:
             stderr.print(message, markup=False, highlight=False)
     for scores in evaluation.robustness:
         print_lines(scores.describe())
-    if evaluation.report is not None:
-        print_lines(_pool_usage(evaluation.report))
+    if evaluation.pool_stats is not None:
+        print_lines(_pool_usage(evaluation.pool_stats))
 
 
 def _print_table(evaluation: "Evaluation", rows: "list[ResultRow]") -> None:
     """With a column `lr` if learning rates were tuned."""
-    tuned = {_key(spec.retraining(0)): (spec, lr) for spec, lr in evaluation.lrs.items() if spec.grid}
+    tuned = {_key(spec.retraining(0)): (spec, lr) for spec, lr in evaluation.lrs.items() if spec.lr_grid}
     headings = (
         "trained on",
         "network",
@@ -44,7 +44,7 @@ def _print_table(evaluation: "Evaluation", rows: "list[ResultRow]") -> None:
     any_at_end = False
     for row in rows:
         spec, lr = tuned.get(_key(row), (None, 0.0))
-        at_end = spec is not None and len(spec.grid) > 1 and lr in (spec.grid[0], spec.grid[-1])
+        at_end = spec is not None and len(spec.lr_grid) > 1 and lr in (spec.lr_grid[0], spec.lr_grid[-1])
         any_at_end |= at_end
         lr_cell = [f"{lr:g}{' *' if at_end else ''}" if spec else ""] if tuned else []
         table.add_row(*_cells(row), *lr_cell)

@@ -24,10 +24,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from ray_distill.errors import RunError
-
-import ray  # isort: skip  (its environment is set by whoever connects to a cluster)
+import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from ray_distill.errors import RunError
 
 MAX_ATTEMPTS = 3
 """Of a job, before it fails; and of starting an actor."""

@@ -1,7 +1,7 @@
-"""From distilled sets to a table: their real data, the evaluation, its folder, and its record in MLflow.
+"""From distilled sets to a table: their real data, the evaluation, its folder and its MLflow run.
 
-The command `retrain_on_pool`, the last stage of `distill` and `evaluate_sets`, for those who call from Python, all end here.
-Results go to disk first and then to MLflow: a store that is away costs a warning, never a result.
+The command `evaluate`, the last stage of `distill` and `evaluate_sets`, for use from Python, share this. Results go to disk
+first and then to MLflow: if the tracking server is down there is a warning, and no result is lost.
 """
 
 import re
@@ -9,33 +9,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.checks import check_evaluation_networks
 from ray_distill.builders.experiment import load_development_data
 from ray_distill.cluster.actor_pool import PoolStats
-from ray_distill.config.config import Config
+from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.evaluation.baselines import check_budget
-from ray_distill.evaluation.figures import write_pictures
-from ray_distill.evaluation.jobs import TableRowSpec, baselines_beside, lines_of
+from ray_distill.evaluation.figures import write_figures
+from ray_distill.evaluation.jobs import RetrainingSpec, baseline_names, specs_for
 from ray_distill.evaluation.journal import (
     RECORDS,
     ResultsLog,
     cache_whole_train,
-    claim,
     identity,
+    open_folder,
     restore_whole_train,
     save_mlflow_run,
 )
-from ray_distill.evaluation.overrides import evaluation_configs
-from ray_distill.evaluation.report import write_results
-from ray_distill.evaluation.results import Failure, Record, ResultRow, rows_of
-from ray_distill.evaluation.robustness import Robustness, robustness_of
+from ray_distill.evaluation.overrides import EvaluationOptions, evaluation_configs
+from ray_distill.evaluation.report import overview, write_results
+from ray_distill.evaluation.results import Failure, Record, ResultRow, result_rows
+from ray_distill.evaluation.robustness import Robustness, robustness_scores
 from ray_distill.evaluation.subjects import EvaluationSet
-from ray_distill.evaluation.worker import check_gpus, check_test_source, evaluation_set, retrain_on_pool
+from ray_distill.evaluation.worker import (
+    check_gpus,
+    check_test_source,
+    load_evaluation_set,
+    retrain_on_pool,
+)
 from ray_distill.tracking.store import TrackingError, open_store
 from ray_distill.tracking.tracker import PARENT_TAG, Tracker, create_run, tracked_run
 from ray_distill.tracking.uri import StoreError
@@ -48,55 +53,67 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation came to."""
+    """The results of an evaluation. A notebook shows it as a table."""
 
     records: list[Record]
+    """An accuracy for each retrained network and horizon."""
     failures: list[Failure]
-    lrs: dict[TableRowSpec, float]
-    """The lr of each line of this evaluation, chosen or its own."""
-    report: PoolStats | None
-    """How the pool has used its time; None if nothing was missing."""
-    folder: Path | None
-    tracker: Tracker | None
-    warnings: list[str] = field(default_factory=list)
-    """What MLflow did not take, or the cache."""
-
-    robustness: list[Robustness] = field(default_factory=list)
+    """Retrainings that failed; the same evaluation again, in the same folder, tries only them."""
+    robustness: list[Robustness]
     """DD-Ranking's scores, if they were asked for."""
+    lrs: dict[RetrainingSpec, float]
+    """Of each row of this evaluation, tuned or the protocol's."""
+    pool_stats: PoolStats | None
+    """None if nothing had to be computed."""
+    folder: Path | None
+    """With the results and figures; None if they are only in memory."""
+    tracker: Tracker | None
+    """The MLflow run."""
+    warnings: list[str] = field(default_factory=list)
+    """Of MLflow and the cache."""
 
     @property
     def rows(self) -> list[ResultRow]:
-        """Mean, deviation and interval of each line at each horizon."""
-        return rows_of(self.records, self.failures)
+        """Mean, standard deviation and 95% interval of each row of the table, at each horizon."""
+        return result_rows(self.records, self.failures)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files in the folder, by name: `table.md`, `evaluation.json`, `records.parquet`, figures."""
+        return {path.name: path for path in sorted(self.folder.iterdir())} if self.folder else {}
 
     def to_pandas(self) -> "pd.DataFrame":
-        """The rows as a table, a column for each of their fields."""
+        """The rows; `ci` is half of the 95% interval. Accuracies are fractions, NaN where all retrainings failed."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(row) for row in self.rows])
+        names = {"subject": "set", "inner_steps": "horizon", "half_width": "ci"}
+        columns = ["set", "kind", "num_images", "network", "treatment", "horizon", "mean", "std", "n", "ci"]
+        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=list(ResultRow.__annotations__))
+        frame = frame.rename(columns=names)[[*columns, "num_failed", "reason"]]
+        measured = dict.fromkeys(("mean", "std", "ci"), "float64")
+        return frame.astype(measured | {"horizon": "Int64"})
+
+    def _repr_html_(self) -> str:
+        """The last horizon, in percent: a row for each thing trained on, a column for each network."""
+        import pandas as pd
+
+        heads, *lines = overview(self.rows)
+        return str(pd.DataFrame(lines, columns=heads).to_html(index=False))
 
 
 def check_evaluation(config: Config, data: DevelopmentData) -> None:
-    """Raises: ConfigError, DataError for what does not fit the data, and would only be noticed later."""
+    """Raises: ConfigError, DataError for networks or baselines that do not fit the data."""
     check_evaluation_networks(config, data)
     if {"random_real", "herding", "k_means"} & set(config.evaluation.baselines):
         check_budget(data.train, config.distilled.ipc)
 
 
-def with_test_images(
-    name: str, dataset: DistilledDataset, config: Config, data: DevelopmentData, bar: Bar
-) -> EvaluationSet:
-    """A set to judge, and its test images. Raises: DataError."""
-    with bar("test images", 100) as update:
-        return evaluation_set(name, dataset, config, data, percent(update))
-
-
 def prepare_sets(
     sets: Mapping[str, DistilledDataset], configs: Sequence[Config], bar: Bar
 ) -> list[EvaluationSet]:
-    """Sets with the real images that they are judged with.
+    """Sets with their real images.
 
-    Raises: ConfigError, DataError for all that can be known before anything is trained.
+    Raises: ConfigError, DataError for everything that can be checked before training.
     """
     prepared = []
     for (name, dataset), config in zip(sets.items(), configs, strict=True):
@@ -107,14 +124,14 @@ def prepare_sets(
         if data.image_shape != shape or data.class_names != dataset.class_names:
             raise DataError(
                 f"{config.data.source} has {data.image_shape} images of {data.num_classes} classes; the set {name} "
-                f"has {shape} images of {len(dataset.class_names)} classes, or they have other names"
+                f"has {shape} images of {len(dataset.class_names)} classes, or the classes have other names"
             )
         check_evaluation(config, data)
-        prepared.append(with_test_images(name, dataset, config, data, bar))
-    if len({judged.tickets.test.pixels_digest for judged in prepared}) > 1:
+        prepared.append(load_evaluation_set(name, dataset, config, data, bar))
+    if len({each.test.pixels_digest for each in prepared}) > 1:
         raise DataError(
-            f"{', '.join(sets)} have other test images each, so their accuracies cannot be compared; evaluate "
-            "them one by one"
+            f"{', '.join(sets)} have different test images, so their accuracies cannot be compared; evaluate them one "
+            "by one"
         )
     return prepared
 
@@ -125,101 +142,92 @@ def evaluate(
     folder: Path | None = None,
     store: tuple[str, str | None] | None = None,
 ) -> Evaluation:
-    """Evaluate sets on the connected Ray cluster, or go on with what the folder has of it.
+    """Evaluate sets on the connected Ray cluster, or resume the evaluation in the folder.
 
     Args:
-        folder: where results are kept as they arrive; None keeps them in memory.
-        store: MLflow's URI, and the run that the evaluation's run is a child of.
+        folder: where results are saved as they arrive; None keeps them in memory.
+        store: MLflow's URI, and the parent of the evaluation's run.
 
-    Raises: ConfigError for a folder that holds something else, or GPUs that are not there; PoolError.
+    Raises: ConfigError if the folder has another evaluation, or the cluster no GPUs; PoolError.
     """
     check_gpus(sets[0].config)
-    lines, of, cache = lines_of(sets), identity(sets), sets[0].tickets.train.spec.cache
-    known = claim(folder, of) if folder else {}
-    journal = ResultsLog(folder / RECORDS if folder else None)
+    specs, content, cache = specs_for(sets), identity(sets), sets[0].train.spec.cache
+    mlflow_run = open_folder(folder, content) if folder else {}
+    log = ResultsLog(folder / RECORDS if folder else None)
     tracker, warnings = None, list[str]()
     if store is not None:
         try:
-            tracker = _tracker(sets, known, *store)
+            tracker = _tracker(sets, mlflow_run, *store)
         except StoreError as e:
             warnings.append(str(e))
     if folder and tracker:
-        save_mlflow_run(folder, of, {"uri": redact(tracker.uri), "run_id": tracker.run_id})
+        save_mlflow_run(folder, content, {"uri": redact(tracker.uri), "run_id": tracker.run_id})
     with tracked_run(tracker) if tracker else nullcontext():
-        restore_whole_train(cache, lines, journal)
-        with bar("evaluating", sum(line.num_trainings for line in lines)) as update:
-            course, report = retrain_on_pool(sets, lines, journal, update)
+        restore_whole_train(cache, specs, log)
+        with bar("evaluating", sum(spec.num_trainings for spec in specs)) as update:
+            scheduler, stats = retrain_on_pool(sets, specs, log, update)
         try:
-            cache_whole_train(cache, lines, journal)
+            cache_whole_train(cache, specs, log)
         except OSError as e:
-            warnings.append(f"what the whole training set gives is not kept for other evaluations: {e}")
-        found = (course.records(), course.failures)
-        robustness = _robustness(sets, lines, *found)
-        done = Evaluation(*found, course.lrs, report, folder, tracker, warnings, robustness)
-        files = _write(folder, done) if folder else []
+            warnings.append(
+                f"the results on the whole training set are not cached for other evaluations: {e}"
+            )
+        records, failures = scheduler.records(), scheduler.failures
+        robustness = []
+        if sets[0].config.evaluation.robustness:
+            robustness = robustness_scores(result_rows(records, failures), baseline_names(sets, specs))
+        evaluation = Evaluation(
+            records, failures, robustness, scheduler.lrs, stats, folder, tracker, warnings
+        )
+        files = []
+        if folder:
+            files = write_results(folder, records, failures, robustness)
+            files += write_figures(folder, evaluation.rows)
         if tracker:
-            warn_on_failure(warnings, lambda: _log(tracker, done, files))
-    return done
-
-
-def _robustness(
-    sets: Sequence[EvaluationSet],
-    lines: Sequence[TableRowSpec],
-    records: Sequence[Record],
-    failures: Sequence[Failure],
-) -> list[Robustness]:
-    if not sets[0].config.evaluation.robustness:
-        return []
-    return robustness_of(rows_of(records, failures), baselines_beside(sets, lines))
-
-
-def _write(folder: Path, done: Evaluation) -> list[Path]:
-    """All files but the journal, made anew of all that there is."""
-    return [
-        *write_results(folder, done.records, done.failures, done.robustness),
-        *write_pictures(folder, done.rows),
-    ]
+            warn_on_failure(warnings, lambda: _log_results(tracker, evaluation, files))
+    return evaluation
 
 
 def _tracker(
-    sets: Sequence[EvaluationSet], known: Mapping[str, str], uri: str, parent: str | None
+    sets: Sequence[EvaluationSet], mlflow_run: Mapping[str, str], uri: str, parent: str | None
 ) -> Tracker:
-    """The MLflow run of an evaluation: the one that its folder knows, or a new one."""
-    if known.get("uri") == redact(uri) and (tracker := Tracker(uri, known["run_id"])).exists_in_store():
-        tracker.reopen()
-        return tracker
+    """The MLflow run of the evaluation's folder, or a new one."""
+    if mlflow_run.get("uri") == redact(uri):
+        tracker = Tracker(uri, mlflow_run["run_id"])
+        if tracker.exists_in_store():
+            tracker.reopen()
+            return tracker
     config = sets[0].config
     tags = {"config_hash": sets[0].dataset.config_hash, "kind": "evaluate"}
     if parent is not None:
         tags[PARENT_TAG] = parent
-    params = config.experiment() | {"sets": ", ".join(judged.name for judged in sets)}
+    params = config.experiment() | {"sets": ", ".join(each.name for each in sets)}
     return create_run(uri, config.tracking.experiment, f"{config.name}-evaluation", params, tags)
 
 
 def metric_name(row: ResultRow) -> str:
-    """Of a row's accuracy in MLflow, which takes few characters in names."""
+    """Of a row's accuracy in MLflow."""
     label = row.subject if row.treatment == "own" else f"{row.subject} {row.treatment}"
     if row.kind == "subset":
         label = f"{label} {row.num_images}"
-    return metric_of("test_accuracy", label, row.network)
+    return _metric_name("test_accuracy", label, row.network)
 
 
-def metric_of(what: str, subject: str, network: str) -> str:
-    """A metric of a subject and a network in MLflow."""
-    return re.sub(r"[^\w\-./ :]", "_", f"{what}/{subject}/{network}")
+def _metric_name(quantity: str, subject: str, network: str) -> str:
+    """MLflow allows few characters in names."""
+    return re.sub(r"[^\w\-./ :]", "_", f"{quantity}/{subject}/{network}")
 
 
-def _log(tracker: Tracker, done: Evaluation, files: Iterable[Path]) -> None:
-    """The steps of an accuracy in MLflow are the inner steps: its charts show accuracy against steps."""
-    rows = done.rows
+def _log_results(tracker: Tracker, evaluation: Evaluation, files: Iterable[Path]) -> None:
+    """The steps of an accuracy in MLflow are inner steps, so that its charts show accuracy over them."""
+    rows = evaluation.rows
     tracker.log_metrics(
         (metric_name(row), row.inner_steps or 0, row.mean) for row in rows if row.mean is not None
     )
     tracker.log_metrics(
-        (metric_of(name, of.subject, of.network), of.inner_steps, value)
-        for of in done.robustness
-        for name, value in of.to_dict().items()
-        if isinstance(value, float)
+        (_metric_name(name, each.subject, each.network), each.inner_steps, score)
+        for each in evaluation.robustness
+        for name, score in each.scores.items()
     )
     tracker.log_table([asdict(row) for row in rows], "evaluation_table.json")
     for path in files:
@@ -227,15 +235,15 @@ def _log(tracker: Tracker, done: Evaluation, files: Iterable[Path]) -> None:
 
 
 def warn_on_failure(warnings: list[str], log: Callable[[], object]) -> None:
-    """Try to log; what the store does not take becomes a warning."""
+    """Call `log`; if MLflow fails, add a warning."""
     try:
         log()
     except TrackingError as e:
         warnings.append(str(e))
 
 
-def parent_of(sets: Iterable[DistilledDataset], uri: str) -> str | None:
-    """The run that made the sets, if it was one and the store knows it."""
+def parent_run(sets: Iterable[DistilledDataset], uri: str) -> str | None:
+    """The MLflow run that made the sets, if it is one and the store has it."""
     runs = {dataset.provenance.get("mlflow_run_id") for dataset in sets}
     run_id = runs.pop()
     return run_id if isinstance(run_id, str) and not runs and Tracker(uri, run_id).exists_in_store() else None
@@ -244,34 +252,39 @@ def parent_of(sets: Iterable[DistilledDataset], uri: str) -> str | None:
 def evaluate_sets(
     sets: Mapping[str, DistilledDataset],
     *,
-    folder: Path | None = None,
+    out: str | Path | None = None,
     uri: str | None = None,
     overrides: Iterable[str] = (),
     bar: Bar = silent,
-    **options: Any,
+    **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
-    """Retrain networks on distilled sets and on baselines, test them, and compare: for use from Python.
+    """Retrain networks on distilled sets and on baselines, test them, and compare.
 
         evaluation = evaluate_sets({"mine": DistilledDataset.load("distilled.parquet")}, networks=["mlp2"], seeds=4)
-        for row in evaluation.rows: print(row.label, row.network, row.mean, row.half_width)
+        evaluation.to_pandas()
 
-    Takes the Ray cluster that is connected, or this machine.
+    Uses the Ray cluster that the process is connected to; otherwise connects it (`cluster.connection.connect`), for later
+    calls too.
 
     Args:
-        folder: where results are kept as they arrive: called again, only what is missing is done.
-        uri: an MLflow store to record the evaluation in.
+        sets: by their names in the table.
+        out: a folder where results are saved as they arrive; the same call again computes only what is missing.
+        uri: an MLflow store to log the evaluation to.
         overrides: `key=value` as the command's `--set`.
-        options: of the section `evaluation`: networks, seeds, horizons, baselines, tune_lr, ...
+        options: keys of the section `evaluation`; by default those in the first set.
 
-    Raises: ConfigError, DataError, StoreError for what the caller can mend; ClusterError, PoolError.
+    Raises: ConfigError, DataError, StoreError for invalid arguments; ClusterError, PoolError. Retrainings that fail are
+    in `failures`.
     """
-    from ray_distill.cluster.connection import cluster
+    from ray_distill.cluster.connection import connect
 
+    if not sets:
+        raise ConfigError("evaluate: no sets; pass at least one, as {name: dataset}")
     configs = evaluation_configs([dataset.config for dataset in sets.values()], options, overrides)
     prepared = prepare_sets(sets, configs, bar)
     store = None
     if uri is not None:
         open_store(uri, configs[0].tracking.experiment)
-        store = (uri, parent_of(sets.values(), uri))
-    with cluster():
-        return evaluate(prepared, bar, folder, store)
+        store = (uri, parent_run(sets.values(), uri))
+    connect()
+    return evaluate(prepared, bar, None if out is None else Path(out), store)

@@ -1,15 +1,16 @@
-"""The course of an evaluation: which jobs are to be done next, and what becomes of their results.
+"""Decides which tasks of an evaluation are next, and handles their results. The pool's `JobHandler`.
 
-The customer of the pool. A line whose lr is still to be chosen begins with the jobs that choose it; the others begin
-with those for the table. What the journal has is not done again.
+A row whose lr is tuned begins with the jobs that tune it, the others with those for the table. What the log of results
+already has is not computed again. Herding and k-means take seconds to minutes, so each coreset is selected by a task of
+its own; the jobs that train on it wait for it, and fetch it once per node.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from ray_distill.evaluation.jobs import Job, LrCandidate, TableRowSpec, best_lr, jobs_for
+from ray_distill.evaluation.jobs import Job, LrCandidate, RetrainingSpec, best_lr, jobs_for
 from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.results import Failure, Kind, Record
 from ray_distill.evaluation.subjects import EvaluationSet
@@ -17,200 +18,180 @@ from ray_distill.utils.progress import Update
 
 
 class JobScheduler:
-    """One evaluation, from its first job to its last."""
+    """The jobs of one evaluation."""
 
-    def __init__(self, lines: Sequence[TableRowSpec], journal: ResultsLog, update: Update) -> None:
-        """`update` is told how many networks are trained, of all those of the lines."""
-        self._lines, self._journal, self._update = lines, journal, update
-        self._awaited = {line.fingerprint: 0 for line in lines}
+    def __init__(self, specs: Sequence[RetrainingSpec], results: ResultsLog, update: Update) -> None:
+        """`update` is called with the number of trained networks, of all those of the specs."""
+        self._specs, self._results, self._update = specs, results, update
+        self._num_pending = {spec.fingerprint: 0 for spec in specs}
+        """Jobs that tune the lr."""
         self._reasons: dict[str, str] = {}
         self._num_done = 0
         self.failures: list[Failure] = []
-        """What could not be done."""
-        self.lrs: dict[TableRowSpec, float] = {}
-        """The lr of each line, chosen or its own; absent if none could be chosen."""
+        self.lrs: dict[RetrainingSpec, float] = {}
+        """Of each row, tuned or the protocol's; absent if the tuning failed."""
 
     def jobs(self) -> list[Job]:
-        """Those to begin with."""
-        first = [job for line in self._lines for job in self._first(line)]
+        """The first ones."""
+        jobs = [job for spec in self._specs for job in self._first_jobs(spec)]
         if self._num_done:
-            self.log("kept from before")
-        return first
+            self.log("from earlier results")
+        return jobs
 
     def records(self) -> list[Record]:
-        """All that the journal has."""
-        return self._journal.records(self._lines)
+        """All that the log has."""
+        return self._results.records(self._specs)
 
-    def _first(self, line: TableRowSpec) -> list[Job]:
+    def _first_jobs(self, spec: RetrainingSpec) -> list[Job]:
+        indices = range(spec.num_lr_networks)
         missing = {
-            lr: [i for i in range(line.num_choosing) if self._journal.trial(line, i, lr) is None]
-            for lr in line.grid
+            lr: [i for i in indices if self._results.lr_candidate(spec, i, lr) is None] for lr in spec.lr_grid
         }
-        jobs = [job for lr, of in missing.items() for job in jobs_for(line, of, lr, choosing=True)]
-        self._num_done += len(line.grid) * line.num_choosing - sum(len(of) for of in missing.values())
-        self._awaited[line.fingerprint] = len(jobs)
-        return jobs or self._with_lr(line)
+        jobs = [job for lr, those in missing.items() for job in jobs_for(spec, those, lr, tunes_lr=True)]
+        self._num_done += len(spec.lr_grid) * len(indices) - sum(map(len, missing.values()))
+        self._num_pending[spec.fingerprint] = len(jobs)
+        return jobs or self._table_jobs(spec)
 
-    def _with_lr(self, line: TableRowSpec) -> list[Job]:
-        """The jobs for the table, once all is known that is needed to choose the lr."""
+    def _table_jobs(self, spec: RetrainingSpec) -> list[Job]:
+        """Once all jobs that tune the lr have ended."""
         accuracies: dict[float, list[float]] = {}
-        for lr in line.grid:
-            trials = [self._journal.trial(line, i, lr) for i in range(line.num_choosing)]
-            if of_lr := [trial.validation_accuracy for trial in trials if trial is not None]:
-                accuracies[lr] = of_lr
-        if line.grid and not accuracies:
-            reason = f"no lr could be chosen: {self._reasons[line.fingerprint]}"
-            self._fail(line, range(line.num_networks), reason)
+        for lr in spec.lr_grid:
+            for i in range(spec.num_lr_networks):
+                if (candidate := self._results.lr_candidate(spec, i, lr)) is not None:
+                    accuracies.setdefault(lr, []).append(candidate.validation_accuracy)
+        if spec.lr_grid and not accuracies:
+            reason = f"the lr could not be tuned: {self._reasons[spec.fingerprint]}"
+            self._fail(spec, range(spec.num_networks), reason)
             return []
-        lr = best_lr(line.own_lr, accuracies) if accuracies else line.own_lr
-        self.lrs[line] = lr
-        missing = [i for i in range(line.num_networks) if not self._journal.has(line, i, lr)]
-        self._num_done += line.num_networks - len(missing)
-        return jobs_for(line, missing, lr)
+        lr = best_lr(spec.protocol_lr, accuracies) if accuracies else spec.protocol_lr
+        self.lrs[spec] = lr
+        missing = [i for i in range(spec.num_networks) if not self._results.has(spec, i, lr)]
+        self._num_done += spec.num_networks - len(missing)
+        return jobs_for(spec, missing, lr)
 
-    def _fail(self, line: TableRowSpec, indices: Iterable[int], reason: str) -> None:
-        new = [Failure(line.retraining(index), reason) for index in indices]
-        self.failures += new
-        self._num_done += len(new)
+    def _fail(self, spec: RetrainingSpec, indices: Sequence[int], reason: str) -> None:
+        self.failures += [Failure(spec.retraining(index), reason) for index in indices]
+        self._num_done += len(indices)
 
-    def on_result(self, job: Job, result: Sequence[Record] | Sequence[LrCandidate]) -> Iterable[Job]:
-        """Keep the results."""
-        line = job.line
-        self._journal.add(line, result)
+    def on_result(self, job: Job, result: Sequence[Record] | Sequence[LrCandidate]) -> list[Job]:
+        """Save the results. Returns: the jobs for the table, if these were the last ones needed to choose the lr."""
+        self._results.add(job.spec, result)
         self._num_done += len(job.indices)
-        found = result[-1]
-        accuracy = found.test_accuracy if isinstance(found, Record) else found.validation_accuracy
-        of = f"lr {job.lr:g}, validation " if job.choosing else ""
-        more = self._settled(job)
-        self.log(f"{line.network} on {line.subject.name}: {of}{100 * accuracy:.1f}%")
-        return more
+        last = result[-1]
+        accuracy = last.test_accuracy if isinstance(last, Record) else last.validation_accuracy
+        tuning = f"lr {job.lr:g}, validation " if job.tunes_lr else ""
+        return self._next_jobs(job, f": {tuning}{100 * accuracy:.1f}%")
 
-    def on_failure(self, job: Job, reason: str) -> Iterable[Job]:
-        """Note the reason."""
-        if job.choosing:
-            self._reasons[job.line.fingerprint] = reason
+    def on_failure(self, job: Job, reason: str) -> list[Job]:
+        """Keep the reason. Returns: as `on_result`."""
+        if job.tunes_lr:
+            self._reasons[job.spec.fingerprint] = reason
             self._num_done += len(job.indices)
         else:
-            self._fail(job.line, job.indices, reason)
-        more = self._settled(job)
-        self.log(f"{job.line.network} on {job.line.subject.name} failed: {reason}")
-        return more
+            self._fail(job.spec, job.indices, reason)
+        return self._next_jobs(job, f" failed: {reason}")
 
-    def _settled(self, job: Job) -> list[Job]:
-        if not job.choosing:
-            return []
-        self._awaited[job.line.fingerprint] -= 1
-        return [] if self._awaited[job.line.fingerprint] else self._with_lr(job.line)
+    def _next_jobs(self, job: Job, outcome: str) -> list[Job]:
+        spec, jobs = job.spec, list[Job]()
+        if job.tunes_lr:
+            self._num_pending[spec.fingerprint] -= 1
+            if not self._num_pending[spec.fingerprint]:
+                jobs = self._table_jobs(spec)
+        self.log(f"{spec.network} on {spec.subject.name}{outcome}")
+        return jobs
 
     def log(self, message: str) -> None:
-        """Pass on what is worth knowing while one waits."""
+        """Show a message beside the progress."""
         self._update(self._num_done, message)
 
 
-CHOSEN: tuple[Kind, ...] = ("herding", "k_means")
-"""What networks are trained on that takes long to choose."""
+CORESETS: tuple[Kind, ...] = ("herding", "k_means")
+"""Baselines whose images are selected once for all networks."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """To choose ipc images of each class, of the training images that a set goes with."""
+class CoresetSelection:
+    """A task: to select ipc training images of each class."""
 
     kind: Kind
     ipc: int
-    of_set: str
+    set_name: str
+    """A set with these training images."""
     cost: float = math.inf
-    """Others wait for it."""
+    """Other jobs wait for it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CoresetChoice:
-    """A job, and where what it trains on can be fetched."""
-
-    job: Job
-    at: Any
-    """As `ship` has returned it."""
-
-    @property
-    def cost(self) -> float:
-        """Of the job."""
-        return self.job.cost
+Task: TypeAlias = Job | CoresetSelection
 
 
-Order: TypeAlias = Job | Choice | CoresetChoice
-"""What an actor is asked to do."""
-_Which = tuple[Any, ...]
+class CoresetScheduler:
+    """A scheduler's jobs, each after the selection of the coreset that it trains on.
 
+    If the selection fails, so do the jobs that train on it.
+    """
 
-class Choices:
-    """The customer of the pool: has each choice made when the first job needs it, and passes on all else."""
+    def __init__(self, jobs: JobScheduler, sets: Iterable[EvaluationSet], put: Callable[[Any], Any]) -> None:
+        """`put` stores selected images where actors can fetch them, and returns a reference."""
+        self._scheduler, self._put = jobs, put
+        self._sets = {each.name: each for each in sets}
+        self._waiting: dict[tuple[Any, ...], list[Job]] = {}
+        self._coresets: dict[tuple[Any, ...], Any] = {}
 
-    def __init__(
-        self, course: JobScheduler, sets: Iterable[EvaluationSet], ship: Callable[[Any], Any]
-    ) -> None:
-        """`ship` is given what was chosen, and returns what actors fetch it by."""
-        self._course, self._ship = course, ship
-        self._sets = {judged.name: judged for judged in sets}
-        self._waiting: dict[_Which, list[Job]] = {}
-        self._made: dict[_Which, Any] = {}
+    def tasks(self) -> list[Task]:
+        """The first ones."""
+        return self._tasks(self._scheduler.jobs())
 
-    def jobs(self) -> list[Order]:
-        """Those to begin with."""
-        return self._orders(self._course.jobs())
-
-    def _orders(self, jobs: Iterable[Job]) -> list[Order]:
-        orders: list[Order] = []
+    def _tasks(self, jobs: Iterable[Job]) -> list[Task]:
+        tasks: list[Task] = []
         for job in jobs:
-            if job.line.subject.kind not in CHOSEN:
-                orders.append(job)
+            subject = job.spec.subject
+            if subject.kind not in CORESETS:
+                tasks.append(job)
                 continue
-            choice = self._choice(job)
-            which = self._which(choice)
-            if which in self._made:
-                orders.append(CoresetChoice(job=job, at=self._made[which]))
-            elif which in self._waiting:
-                self._waiting[which].append(job)
+            ipc = subject.num_images // self._sets[subject.set_name].num_classes
+            selection = CoresetSelection(subject.kind, ipc, subject.set_name)
+            key = self._key(selection)
+            if key in self._coresets:
+                tasks.append(replace(job, coreset=self._coresets[key]))
+            elif key in self._waiting:
+                self._waiting[key].append(job)
             else:
-                self._waiting[which] = [job]
-                orders.append(choice)
-        return orders
+                self._waiting[key] = [job]
+                tasks.append(selection)
+        return tasks
 
-    def _choice(self, job: Job) -> Choice:
-        subject = job.line.subject
-        ipc = subject.num_images // self._sets[subject.of_set].num_classes
-        return Choice(subject.kind, ipc, subject.of_set)
+    def _key(self, selection: CoresetSelection) -> tuple[Any, ...]:
+        """What determines the images: sets with different protocols may share them."""
+        each = self._sets[selection.set_name]
+        config = each.config
+        return (
+            selection.kind,
+            selection.ipc,
+            each.train.pixels_digest,
+            each.preprocessing_digest,
+            config.data.validation_fraction,
+            config.seed,
+            config.precision,
+        )
 
-    def _which(self, choice: Choice) -> _Which:
-        """What determines the images: sets with protocols of their own may share them."""
-        judged = self._sets[choice.of_set]
-        config, of = judged.config, (judged.tickets.train.pixels_digest, judged.preprocessing_digest)
-        split = (config.data.validation_fraction, config.seed, config.precision)
-        return choice.kind, choice.ipc, *of, *split
+    def on_result(self, task: Task, result: Any) -> list[Task]:
+        """Pass on a job's result; a selected coreset releases the jobs that wait for it."""
+        if isinstance(task, Job):
+            return self._tasks(self._scheduler.on_result(task, result))
+        key = self._key(task)
+        self._coresets[key] = self._put(result)
+        self.log(f"{task.kind}: images selected")
+        return self._tasks(self._waiting.pop(key))
 
-    def on_result(self, order: Order, result: Any) -> Iterable[Order]:
-        """Results of the course's jobs go there; with a choice, those that wait for it can begin."""
-        match order:
-            case Choice():
-                which = self._which(order)
-                self._made[which] = self._ship(result)
-                self.log(f"{order.kind}: images are chosen")
-                return self._orders(self._waiting.pop(which))
-            case CoresetChoice():
-                return self._orders(self._course.on_result(order.job, result))
-            case _:
-                return self._orders(self._course.on_result(order, result))
-
-    def on_failure(self, order: Order, reason: str) -> Iterable[Order]:
-        """A choice that could not be made fails all that wait for it."""
-        match order:
-            case Choice():
-                jobs: Sequence[Job] = self._waiting.pop(self._which(order))
-                reason = f"its images could not be chosen: {reason}"
-            case CoresetChoice():
-                jobs = [order.job]
-            case _:
-                jobs = [order]
-        return self._orders(more for job in jobs for more in self._course.on_failure(job, reason))
+    def on_failure(self, task: Task, reason: str) -> list[Task]:
+        """Pass on a job's failure, or fail the jobs that wait for a coreset."""
+        if isinstance(task, Job):
+            jobs = [task]
+        else:
+            jobs = self._waiting.pop(self._key(task))
+            reason = f"the selection of its images failed: {reason}"
+        return self._tasks(new for job in jobs for new in self._scheduler.on_failure(job, reason))
 
     def log(self, message: str) -> None:
-        """Pass on what is worth knowing while one waits."""
-        self._course.log(message)
+        """Show a message beside the progress."""
+        self._scheduler.log(message)

@@ -1,11 +1,10 @@
-"""Distilled sets that are to be judged, each with its protocol and the real images that it is judged with."""
+"""Distilled sets to evaluate, each with its protocol and handles of the real images that it is compared with."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +17,17 @@ from ray_distill.core.networks.network import ImageShape, Network
 from ray_distill.data.splits import DataHandle
 
 
-class Tickets(NamedTuple):
-    """For what networks are trained and tested on: each process redeems them for itself."""
-
-    train: DataHandle
-    test: DataHandle
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationSet:
-    """A distilled set that is judged, and the real images that it is judged with."""
+    """A distilled set to evaluate, and the real images that networks are trained and tested on beside it."""
 
     name: str
     dataset: DistilledDataset
     config: Config
-    """Its protocol; and how it is judged."""
-    tickets: Tickets
+    """Its protocol, and how it is evaluated."""
+    train: DataHandle
+    """Of the training and validation images."""
+    test: DataHandle
     num_train: int
     num_validation: int
     num_test: int
@@ -51,18 +45,18 @@ class EvaluationSet:
 
     @cached_property
     def digest(self) -> str:
-        """Of the images and labels that networks are trained on."""
-        return _digest_of([self.dataset.images_NCHW, self.dataset.labels_NK])
+        """Of the distilled images and labels."""
+        return _digest([self.dataset.images_NCHW, self.dataset.labels_NK])
 
     @cached_property
     def preprocessing_digest(self) -> str:
-        """Of what is done to real images."""
+        """Of the preprocessing of real images."""
         description, tensors = self.dataset.preprocessing.to_record()
-        return _digest_of(tensors.values(), json.dumps(description, sort_keys=True))
+        return _digest(tensors.values(), json.dumps(description, sort_keys=True))
 
     @cached_property
     def has_hard_labels(self) -> bool:
-        """Whether each image is of its most probable class and of no other."""
+        """Whether all labels are one-hot."""
         labels_NK = self.dataset.labels_NK
         return torch.equal(labels_NK, one_hot(labels_NK.argmax(dim=1), self.num_classes, labels_NK.dtype))
 
@@ -80,11 +74,11 @@ class EvaluationSet:
 
     @cached_property
     def _networks(self) -> dict[str, tuple[Network, int]]:
-        """Built once for all lines."""
+        """Built once for all rows of the table."""
         return {}
 
 
-def _digest_of(tensors: Iterable[Tensor], text: str = "") -> str:
+def _digest(tensors: Iterable[Tensor], text: str = "") -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

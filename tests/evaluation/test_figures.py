@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from ray_distill.evaluation.figures import bars, over_images, over_steps, write_pictures
+from ray_distill.evaluation.figures import bars, over_images, over_steps, write_figures
 from ray_distill.evaluation.results import ResultRow
 
 
@@ -84,8 +84,8 @@ def test_treatments_share_a_colour_and_differ_by_hatching() -> None:
 
 
 def test_without_anything_done_there_are_no_pictures(tmp_path: Path) -> None:
-    assert write_pictures(tmp_path, [row(None, half_width=None)]) == []
-    assert write_pictures(tmp_path, []) == []
+    assert write_figures(tmp_path, [row(None, half_width=None)]) == []
+    assert write_figures(tmp_path, []) == []
 
 
 def test_lines_run_over_the_horizons() -> None:
@@ -191,7 +191,7 @@ def test_no_text_runs_out_of_the_picture_or_into_another(draw: Any) -> None:
 
 def test_pictures_are_written_whole_and_can_be_opened(tmp_path: Path) -> None:
     rows = [row(a, steps=s) for a, s in ((0.4, 50), (0.5, 100))] + [row(0.3, kind="subset", num_images=5)]
-    paths = write_pictures(tmp_path, rows)
+    paths = write_figures(tmp_path, rows)
     assert [path.name for path in paths] == [
         "accuracy.png",
         "accuracy_over_steps.png",

@@ -17,19 +17,19 @@ from ray_distill.evaluation.results import (
     Retraining,
     at_last_horizon,
     half_width,
-    in_order,
     label,
-    rows_of,
+    result_rows,
+    sort_results,
 )
 
 
-def of(subject: str = "mine", network: str = "convnet3", index: int = 0, **other: Any) -> Retraining:
+def retraining(subject: str = "mine", network: str = "convnet3", index: int = 0, **other: Any) -> Retraining:
     values = {"kind": "distilled", "treatment": "own", "num_images": 10} | other
     return Retraining(subject=subject, network=network, index=index, **values)
 
 
 def record(accuracy: float, inner_steps: int = 100, **other: Any) -> Record:
-    return Record(of(**other), lr=0.001, inner_steps=inner_steps, test_accuracy=accuracy, seconds=2.0)
+    return Record(retraining(**other), lr=0.001, inner_steps=inner_steps, test_accuracy=accuracy, seconds=2.0)
 
 
 def some() -> tuple[list[Record], list[Failure]]:
@@ -49,16 +49,16 @@ def some() -> tuple[list[Record], list[Failure]]:
     records += [record(0.4, 100, subject="z first", kind="subset", num_images=n) for n in (2, 5)]
     records.append(record(0.9, 7000, subject="all", kind="whole_train", num_images=50_000))
     failures = [
-        Failure(of("random", "resnet18", index, kind="random_real"), f"out of memory, {index}")
+        Failure(retraining("random", "resnet18", index, kind="random_real"), f"out of memory, {index}")
         for index in (1, 0)
     ]
-    return records, [*failures, Failure(of("a second", "resnet18", 1), "killed")]
+    return records, [*failures, Failure(retraining("a second", "resnet18", 1), "killed")]
 
 
 def test_a_row_has_mean_std_and_students_interval() -> None:
     """0.6, 0.7, 0.8: mean 0.7, std 0.1 (sum of squares 0.02 over n - 1 = 2), and t(0.975, 2) = 4.30265 from any
     table, so that the interval is 0.7 +- 4.30265 * 0.1 / sqrt(3) = 0.7 +- 0.248414."""
-    (row,) = rows_of([record(a, index=i) for i, a in enumerate((0.6, 0.8, 0.7))])
+    (row,) = result_rows([record(a, index=i) for i, a in enumerate((0.6, 0.8, 0.7))])
     assert row.mean == pytest.approx(0.7, abs=1e-15)
     assert row.std == pytest.approx(0.1, abs=1e-15)
     assert row.half_width == pytest.approx(0.248414, abs=1e-6)
@@ -72,13 +72,13 @@ def test_students_interval_of_one_degree_of_freedom_has_a_closed_form() -> None:
 
 def test_an_interval_stays_where_accuracies_are() -> None:
     """0.9 and 1.0: mean 0.95, std 0.0707, +- 12.7 * 0.0707 / sqrt(2) = 0.635: from 0.315 to 1, not 1.585."""
-    (row,) = rows_of([record(a, index=i) for i, a in enumerate((0.9, 1.0))])
+    (row,) = result_rows([record(a, index=i) for i, a in enumerate((0.9, 1.0))])
     assert row.half_width == pytest.approx(0.6353, abs=1e-4)
     assert row.interval == pytest.approx((0.3147, 1.0), abs=1e-4)
 
 
 def test_one_retraining_has_no_spread() -> None:
-    (row,) = rows_of([record(0.6)])
+    (row,) = result_rows([record(0.6)])
     assert (row.mean, row.std, row.half_width, row.n) == (0.6, None, None, 1)
     assert row.interval is None
 
@@ -90,7 +90,7 @@ def test_the_interval_covers_the_mean_in_95_of_100_samples() -> None:
     covered = 0
     for _ in range(4000):
         records = [record(draw.gauss(0.5, 0.1), index=i) for i in range(3)]
-        (row,) = rows_of(records)
+        (row,) = result_rows(records)
         assert row.mean is not None
         assert row.half_width is not None
         covered += abs(row.mean - 0.5) <= row.half_width
@@ -100,7 +100,7 @@ def test_the_interval_covers_the_mean_in_95_of_100_samples() -> None:
 def test_distilled_sets_come_first_and_the_order_of_arrival_does_not_matter() -> None:
     """Kinds, subjects and networks as first named (not by their letters), horizons and images by number."""
     records, failures = some()
-    rows = rows_of(records, failures)
+    rows = result_rows(records, failures)
     names = list(dict.fromkeys((row.subject, row.kind, row.num_images) for row in rows))
     assert names == [
         ("z first", "distilled", 10),
@@ -116,19 +116,23 @@ def test_distilled_sets_come_first_and_the_order_of_arrival_does_not_matter() ->
         ("convnet3", 50),
         ("convnet3", 100),
     ]
-    of_one = [r for r in in_order(records).records if (r.of.subject, r.of.network) == ("z first", "resnet18")]
-    assert [(r.inner_steps, r.of.index) for r in of_one if r.of.kind == "distilled"] == [
+    of_one = [
+        r
+        for r in sort_results(records).records
+        if (r.retraining.subject, r.retraining.network) == ("z first", "resnet18")
+    ]
+    assert [(r.inner_steps, r.retraining.index) for r in of_one if r.retraining.kind == "distilled"] == [
         *((50, index) for index in range(3)),
         *((100, index) for index in range(3)),
     ]
     first, rest = records[:13], records[13:]
     random.Random(1).shuffle(rest)
-    assert rows_of([*first, *rest], failures[::-1]) == rows
+    assert result_rows([*first, *rest], failures[::-1]) == rows
 
 
 def test_failures_are_rows_with_their_reason() -> None:
     """All of a kind failed: a row for each horizon of the other network; some: counted beside those that did not."""
-    rows = rows_of(*some())
+    rows = result_rows(*some())
     whole = [row for row in rows if row.subject == "random" and row.network == "resnet18"]
     assert [(row.inner_steps, row.n, row.mean, row.num_failed, row.reason) for row in whole] == [
         (50, 0, None, 2, "out of memory, 0"),
@@ -136,20 +140,20 @@ def test_failures_are_rows_with_their_reason() -> None:
     ]
     part = [row for row in rows if row.subject == "a second" and row.network == "resnet18"]
     assert [(row.n, row.num_failed, row.reason) for row in part] == [(2, 1, "killed")] * 2
-    (alone,) = rows_of([], [Failure(of(), "killed")])
+    (alone,) = result_rows([], [Failure(retraining(), "killed")])
     assert (alone.inner_steps, alone.n, alone.num_failed) == (None, 0, 1)
 
 
 def test_a_retraining_counts_once() -> None:
     with pytest.raises(ValueError, match="two accuracies after 100 steps"):
-        rows_of([record(0.5), record(0.6)])
+        result_rows([record(0.5), record(0.6)])
 
 
 def test_the_last_horizon_is_that_of_each_subject() -> None:
     """The whole training set is trained on for other numbers of steps than a distilled one."""
     records = [record(0.5, steps) for steps in (50, 100)]
     records.append(record(0.9, 7000, subject="all", kind="whole_train", num_images=50_000))
-    rows = at_last_horizon(rows_of(records))
+    rows = at_last_horizon(result_rows(records))
     assert [(row.subject, row.inner_steps) for row in rows] == [("mine", 100), ("all", 7000)]
 
 
@@ -161,19 +165,19 @@ def test_the_json_gives_back_what_was_written(tmp_path: Path) -> None:
         "records.parquet",
         "table.md",
     ]
-    found = read_results(tmp_path / "evaluation.json")
-    assert set(found.records) == set(records)
-    assert set(found.failures) == set(failures)
-    assert rows_of(*found) == rows_of(records, failures)
+    results = read_results(tmp_path / "evaluation.json")
+    assert set(results.records) == set(records)
+    assert set(results.failures) == set(failures)
+    assert result_rows(*results) == result_rows(records, failures)
     values = json.loads((tmp_path / "evaluation.json").read_text())
-    assert len(values["rows"]) == len(rows_of(records, failures))
+    assert len(values["rows"]) == len(result_rows(records, failures))
     assert values["rows"][1]["mean"] == pytest.approx(0.61)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "format 99; this ray_distill reads 1"),
+        ({"format": 99}, "format 99; this version of ray_distill reads 1"),
         ({"records": [{}]}, "not the results of an evaluation"),
         ({"failures": [{"reason": "x"}]}, "not the results of an evaluation"),
     ],
@@ -231,7 +235,7 @@ def test_the_parquet_has_one_typed_line_for_each_result(tmp_path: Path) -> None:
 
 def test_the_table_is_for_people() -> None:
     """The overview has the last horizon alone, in percent; every row follows, and the reasons."""
-    text = markdown(rows_of(*some()))
+    text = markdown(result_rows(*some()))
     overview, every, reasons = text.split("\n\n")[1::2]
     assert overview.splitlines() == [
         "| trained on | images | steps | resnet18 | convnet3 |",
@@ -251,7 +255,7 @@ def test_the_table_is_for_people() -> None:
 
 
 def test_names_do_not_break_the_table() -> None:
-    text = markdown(rows_of([record(0.5, subject="a|b", treatment="hard_labels")]))
+    text = markdown(result_rows([record(0.5, subject="a|b", treatment="hard_labels")]))
     assert "| a\\|b, hard labels | 10 | 100 | 50.0% (n=1) |" in text
 
 

@@ -1,16 +1,16 @@
-"""Images that are chosen once for all networks: who waits for them, and what becomes of those."""
+"""Coresets, which are selected once for all networks: which jobs wait for them, and what happens to those."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from ray_distill.evaluation.jobs import Job, LrCandidate, lines_of
+from ray_distill.evaluation.jobs import Job, LrCandidate, specs_for
 from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.results import Record
-from ray_distill.evaluation.scheduler import CHOSEN, Choice, Choices, CoresetChoice, JobScheduler, Order
+from ray_distill.evaluation.scheduler import CORESETS, CoresetScheduler, CoresetSelection, JobScheduler, Task
 from ray_distill.evaluation.subjects import EvaluationSet
-from tests.helpers.evaluated_sets import judged_of
+from tests.helpers.evaluated_sets import evaluation_set_of
 from tests.helpers.tiny import tiny_config
 
 EVALUATION = {
@@ -26,70 +26,73 @@ EVALUATION = {
 
 @pytest.fixture(scope="module")
 def mine() -> EvaluationSet:
-    return judged_of(tiny_config(evaluation=EVALUATION))
+    return evaluation_set_of(tiny_config(evaluation=EVALUATION))
 
 
 def other(**sections: Any) -> EvaluationSet:
-    """Another set, with a protocol of its own."""
-    return judged_of(tiny_config(evaluation=EVALUATION, **sections), "other", scale=2.0)
+    """Another set, with another protocol."""
+    return evaluation_set_of(tiny_config(evaluation=EVALUATION, **sections), "other", scale=2.0)
 
 
 def pretend(job: Job) -> Sequence[Record] | Sequence[LrCandidate]:
-    of = [job.line.retraining(index) for index in job.indices]
-    if job.choosing:
-        return [LrCandidate(one, job.lr, job.horizons[-1], 0.5) for one in of]
-    return [Record(one, job.lr, steps, 0.5, 1.0) for one in of for steps in job.horizons]
+    retrainings = [job.spec.retraining(index) for index in job.indices]
+    if job.tunes_lr:
+        return [LrCandidate(r, job.lr, job.horizons[-1], 0.5) for r in retrainings]
+    return [Record(r, job.lr, steps, 0.5, 1.0) for r in retrainings for steps in job.horizons]
 
 
-def follow(sets: list[EvaluationSet], fails: Choice | None = None) -> tuple[JobScheduler, list[Order]]:
-    """All orders of an evaluation, obeyed without training; what is shipped is the kind of the choice."""
-    course = JobScheduler(lines_of(sets), ResultsLog(), lambda done, said: None)
-    choices = Choices(course, sets, lambda kind: [kind])
-    orders = choices.jobs()
-    for order in orders:
-        if order == fails:
-            orders += choices.on_failure(order, "no memory")
+def follow(
+    sets: list[EvaluationSet], fails: CoresetSelection | None = None
+) -> tuple[JobScheduler, list[Task]]:
+    """All tasks of an evaluation, done without training; a coreset's reference is its kind."""
+    scheduler = JobScheduler(specs_for(sets), ResultsLog(), lambda done, message: None)
+    handler = CoresetScheduler(scheduler, sets, lambda kind: kind)
+    tasks = handler.tasks()
+    for task in tasks:
+        if task == fails:
+            tasks += handler.on_failure(task, "no memory")
             continue
-        match order:
-            case Choice(kind=kind):
-                orders += choices.on_result(order, kind)
-            case CoresetChoice(job=job) | (Job() as job):
-                orders += choices.on_result(order, pretend(job))
-    return course, orders
+        match task:
+            case CoresetSelection(kind=kind):
+                tasks += handler.on_result(task, kind)
+            case Job():
+                tasks += handler.on_result(task, pretend(task))
+    return scheduler, tasks
 
 
-def test_two_choices_serve_all_networks_and_lrs(mine: EvaluationSet) -> None:
-    """Two networks, an lr each to be chosen, on the set, herding and k-means: each of the two is chosen once, of one
-    image per class, goes with each job that needs it and with no other, and all of the table is there."""
-    course, orders = follow([mine])
-    choices = [order for order in orders if isinstance(order, Choice)]
-    assert choices == [Choice("herding", 1, "mine"), Choice("k_means", 1, "mine")]
-    chosen = [order for order in orders if isinstance(order, CoresetChoice)]
-    assert {(order.job.line.subject.kind, *order.at) for order in chosen} == {(k, k) for k in CHOSEN}
-    assert {order.job.choosing for order in chosen} == {True, False}
-    assert all(order.line.subject.kind == "distilled" for order in orders if isinstance(order, Job))
-    assert len(course.records()) == 3 * 2 * 2
-    assert course.failures == []
-    assert all(order.cost > job.cost for order in choices for job in chosen)
+def test_two_selections_serve_all_networks_and_lrs(mine: EvaluationSet) -> None:
+    """Two networks, each with a tuned lr, on the set, herding and k-means: each coreset is selected once, with one image
+    per class, is referenced by each job that trains on it and by no other, and the table is complete."""
+    scheduler, tasks = follow([mine])
+    selections = [task for task in tasks if isinstance(task, CoresetSelection)]
+    assert selections == [CoresetSelection("herding", 1, "mine"), CoresetSelection("k_means", 1, "mine")]
+    jobs = [task for task in tasks if isinstance(task, Job)]
+    on_coresets = [job for job in jobs if job.coreset is not None]
+    assert {(job.spec.subject.kind, job.coreset) for job in on_coresets} == {(k, k) for k in CORESETS}
+    assert {job.tunes_lr for job in on_coresets} == {True, False}
+    assert all(job.spec.subject.kind == "distilled" for job in jobs if job.coreset is None)
+    assert len(scheduler.records()) == 3 * 2 * 2
+    assert scheduler.failures == []
+    assert all(selection.cost > job.cost for selection in selections for job in on_coresets)
 
 
-def test_sets_share_a_choice_of_the_same_images(mine: EvaluationSet) -> None:
-    """Beside a set with another inner training the same images are chosen; with another seed, or split, others."""
+def test_sets_share_a_coreset_of_the_same_images(mine: EvaluationSet) -> None:
+    """A set with another inner training has the same coresets; with another seed, or split, it has others."""
     for sections, count in (
         ({"inner": {"augmentation": []}}, 2),
         ({"seed": 1}, 4),
         ({"data": {"validation_fraction": 0.3}}, 4),
     ):
-        course, orders = follow([mine, other(**sections)])
-        assert sum(isinstance(order, Choice) for order in orders) == count
-        assert len(course.records()) == 2 * 3 * 2 * 2
+        scheduler, tasks = follow([mine, other(**sections)])
+        assert sum(isinstance(task, CoresetSelection) for task in tasks) == count
+        assert len(scheduler.records()) == 2 * 3 * 2 * 2
 
 
-def test_a_choice_that_fails_is_rows_with_its_reason(mine: EvaluationSet) -> None:
-    """Those that would have trained on it; the rest of the table is there."""
-    course, _ = follow([mine], fails=Choice("k_means", 1, "mine"))
-    assert {failure.of.kind for failure in course.failures} == {"k_means"}
-    assert len(course.failures) == 2 * 2
-    reason = "no lr could be chosen: its images could not be chosen: no memory"
-    assert {failure.reason for failure in course.failures} == {reason}
-    assert {record.of.kind for record in course.records()} == {"distilled", "herding"}
+def test_a_selection_that_fails_fails_the_jobs_that_need_it(mine: EvaluationSet) -> None:
+    """With its reason; the rest of the table is complete."""
+    scheduler, _ = follow([mine], fails=CoresetSelection("k_means", 1, "mine"))
+    assert {failure.retraining.kind for failure in scheduler.failures} == {"k_means"}
+    assert len(scheduler.failures) == 2 * 2
+    reason = "the lr could not be tuned: the selection of its images failed: no memory"
+    assert {failure.reason for failure in scheduler.failures} == {reason}
+    assert {record.retraining.kind for record in scheduler.records()} == {"distilled", "herding"}

@@ -1,4 +1,4 @@
-"""Sets to judge, made of the tiny experiment, that tests share."""
+"""Sets to evaluate, made from the tiny experiment."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,13 +10,13 @@ from ray_distill.builders.experiment import load_development_data
 from ray_distill.config.config import Config
 from ray_distill.core.distilled import DistilledData
 from ray_distill.data.preprocessing import NoPreprocessing
-from ray_distill.evaluation.jobs import lines_of
+from ray_distill.evaluation.jobs import specs_for
 from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.results import Record
-from ray_distill.evaluation.retraining import LoadedSet, Shipped, run_job
+from ray_distill.evaluation.retraining import EvaluationData, run_job
 from ray_distill.evaluation.scheduler import JobScheduler
 from ray_distill.evaluation.subjects import EvaluationSet
-from ray_distill.evaluation.worker import evaluation_set
+from ray_distill.evaluation.worker import load_evaluation_set
 from tests.helpers.tiny import Bench
 
 Number = tuple[str, str, int, int, float, float]
@@ -24,7 +24,7 @@ Number = tuple[str, str, int, int, float, float]
 
 
 def dataset_of(config: Config, *, scale: float = 1.0) -> DistilledDataset:
-    """The set that a run of this configuration begins with, its images multiplied."""
+    """The initial set of a run with this configuration, its images scaled."""
     b = Bench(config)
     return DistilledDataset(
         images_NCHW=b.initial.images_NCHW.float() * scale,
@@ -39,7 +39,7 @@ def dataset_of(config: Config, *, scale: float = 1.0) -> DistilledDataset:
 
 
 def grey_set(config: Config) -> DistilledDataset:
-    """Ten random grey images of 8x8, which nothing is done to, as of a run of this configuration."""
+    """Ten random grey 8x8 images without preprocessing, as if made by a run with this configuration."""
     return DistilledDataset(
         images_NCHW=torch.rand(10, 1, 8, 8),
         labels_NK=torch.eye(10),
@@ -52,32 +52,36 @@ def grey_set(config: Config) -> DistilledDataset:
     )
 
 
-def judged_of(config: Config, name: str = "mine", *, scale: float = 1.0) -> EvaluationSet:
-    """That set, ready to be judged."""
+def evaluation_set_of(config: Config, name: str = "mine", *, scale: float = 1.0) -> EvaluationSet:
+    """That set with its real images."""
     dataset = dataset_of(config, scale=scale)
-    return evaluation_set(name, dataset, config, load_development_data(config, dataset.preprocessing))
+    data = load_development_data(config, dataset.preprocessing)
+    return load_evaluation_set(name, dataset, config, data)
 
 
-def at_hand(judged: EvaluationSet) -> LoadedSet:
-    """What an actor makes of it, here."""
-    arrays = [x.numpy() for x in DistilledData(judged.dataset.images_NCHW, judged.dataset.labels_NK)]
-    fetch = (partial(list, arrays), lambda: judged.dataset.preprocessing)
-    return LoadedSet(Shipped(judged.config.to_dict(), judged.tickets, *fetch))
+def open_here(each: EvaluationSet) -> EvaluationData:
+    """A set's data as in an actor."""
+    arrays = [x.numpy() for x in DistilledData(each.dataset.images_NCHW, each.dataset.labels_NK)]
+    fetch = (partial(list, arrays), lambda: each.dataset.preprocessing)
+    return EvaluationData(each.config.to_dict(), each.train, each.test, *fetch)
 
 
-def done_here(sets: list[EvaluationSet]) -> list[Record]:
-    """Their evaluation without Ray: every job of its course, one by one."""
-    journal = ResultsLog()
-    course = JobScheduler(lines_of(sets), journal, lambda done, said: None)
-    here = {judged.name: at_hand(judged) for judged in sets}
-    jobs = course.jobs()
+def evaluate_here(sets: list[EvaluationSet]) -> list[Record]:
+    """An evaluation without Ray: all jobs, one by one."""
+    scheduler = JobScheduler(specs_for(sets), ResultsLog(), lambda done, message: None)
+    data = {each.name: open_here(each) for each in sets}
+    jobs = scheduler.jobs()
     for job in jobs:
-        jobs += course.on_result(job, run_job(here[job.line.subject.of_set], job))
-    return course.records()
+        jobs += scheduler.on_result(job, run_job(data[job.spec.subject.set_name], job))
+    return scheduler.records()
 
 
 def numbers(records: Sequence[Record]) -> list[Number]:
-    """What does not depend on who did it, and when."""
+    """What does not depend on where and when it was computed."""
     return sorted(
-        (r.of.subject, r.of.network, r.of.index, r.inner_steps, r.lr, r.test_accuracy) for r in records
+        (
+            *(r.retraining.subject, r.retraining.network, r.retraining.index),
+            *(r.inner_steps, r.lr, r.test_accuracy),
+        )
+        for r in records
     )

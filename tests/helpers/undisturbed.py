@@ -17,11 +17,11 @@ from ray_distill.core.outer_loop import outer_loop
 from ray_distill.core.state import RunState
 from ray_distill.distillation.outputs import to_dataset
 from ray_distill.evaluation.report import read_results
-from ray_distill.evaluation.results import rows_of
+from ray_distill.evaluation.results import result_rows
 from ray_distill.evaluation.run import metric_name
-from ray_distill.evaluation.worker import evaluation_set
+from ray_distill.evaluation.worker import load_evaluation_set
 from ray_distill.pipeline import DISTILLED
-from tests.helpers.evaluated_sets import done_here, numbers
+from tests.helpers.evaluated_sets import evaluate_here, numbers
 from tests.helpers.tiny import Bench
 
 Query = Callable[[str], list[tuple[Any, ...]]]
@@ -85,7 +85,7 @@ class Undisturbed:
         """
         run_id = json.loads((folder / "run.json").read_text())["run_id"]
         dataset = to_dataset(config, self._bench.data, self.end, run_id)
-        records = done_here([evaluation_set(DISTILLED, dataset, config, self._bench.data)])
+        records = evaluate_here([load_evaluation_set(DISTILLED, dataset, config, self._bench.data)])
         found = read_results(folder / "distilled.evaluation" / "evaluation.json")
         assert found.failures == []
         assert numbers(found.records) == numbers(records)
@@ -95,7 +95,7 @@ class Undisturbed:
             f"where tags.key = 'mlflow.parentRunId' and tags.value = '{run_id}'"
         )
         assert judged[1] == "FINISHED"
-        means = [(metric_name(row), row.inner_steps, row.mean) for row in rows_of(records)]
+        means = [(metric_name(row), row.inner_steps, row.mean) for row in result_rows(records)]
         rows = ask("select run_uuid, key, step, value from metrics where key like 'test_accuracy/%'")
         assert sorted(rows) == sorted((run, *mean) for run in (run_id, judged[0]) for mean in means)
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
-from ray_distill.evaluation.jobs import jobs_for, lines_of
+from ray_distill.evaluation.jobs import jobs_for, specs_for
 from ray_distill.evaluation.journal import ResultsLog
 from ray_distill.evaluation.results import at_last_horizon
 from ray_distill.evaluation.robustness import squash
@@ -24,7 +24,7 @@ from ray_distill.evaluation.run import evaluate, evaluate_sets
 from ray_distill.evaluation.worker import retrain_on_pool
 from ray_distill.tracking.store import open_store
 from ray_distill.utils.progress import silent
-from tests.helpers.evaluated_sets import dataset_of, done_here, judged_of, numbers
+from tests.helpers.evaluated_sets import dataset_of, evaluate_here, evaluation_set_of, numbers
 from tests.helpers.processes import descendants_named
 from tests.helpers.tiny import tiny_config
 
@@ -39,8 +39,8 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     config = tiny_config(
         evaluation={"seeds": 3, "horizons": [10, 20], "tune_lr": True, "lr_grid": [1, 3], "lr_networks": 1}
     )
-    sets = [judged_of(config, "mine"), judged_of(config, "twice", scale=2.0)]
-    expected = numbers(done_here(sets))
+    sets = [evaluation_set_of(config, "mine"), evaluation_set_of(config, "twice", scale=2.0)]
+    expected = numbers(evaluate_here(sets))
     assert {(name, network) for name, network, *_ in expected} == {
         *((name, network) for name in ("mine", "twice", "random_real") for network in ("convnet1", "mlp1")),
         ("whole_train", "convnet1"),
@@ -54,12 +54,12 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
             os.kill(actors[-1], signal.SIGKILL)
             killed.append(actors[-1])
 
-    course, report = retrain_on_pool(sets, lines_of(sets), ResultsLog(), kill)
-    assert course.failures == []
-    assert numbers(course.records()) == expected
+    scheduler, stats = retrain_on_pool(sets, specs_for(sets), ResultsLog(), kill)
+    assert scheduler.failures == []
+    assert numbers(scheduler.records()) == expected
     assert killed
-    assert report is not None
-    assert report.num_retries <= len(killed)
+    assert stats is not None
+    assert stats.num_retries <= len(killed)
 
 
 def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     dataset.provenance["mlflow_run_id"] = parent
     folder = tmp_path / "results"
 
-    first = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, baselines=["random_real"])
-    assert first.report is not None
-    assert first.report.num_jobs == 4
+    first = evaluate_sets({"mine": dataset}, out=folder, uri=uri, baselines=["random_real"])
+    assert first.pool_stats is not None
+    assert first.pool_stats.num_jobs == 4
     assert {"records.jsonl", "records.parquet", "evaluation.json", "table.md"} <= {
         p.name for p in folder.iterdir()
     }
@@ -90,13 +90,13 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     assert [(m.step, m.value) for m in history] == [(s, rows[("mine", s)].mean) for s in (5, 10)]
     assert {"evaluation_table.json", "table.md"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
 
-    again = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, baselines=["random_real"])
-    assert again.report is None
+    again = evaluate_sets({"mine": dataset}, out=folder, uri=uri, baselines=["random_real"])
+    assert again.pool_stats is None
     assert numbers(again.records) == numbers(first.records)
 
-    more = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, baselines=["random_real"], seeds=3)
-    assert more.report is not None
-    assert more.report.num_jobs == 1
+    more = evaluate_sets({"mine": dataset}, out=folder, uri=uri, baselines=["random_real"], seeds=3)
+    assert more.pool_stats is not None
+    assert more.pool_stats.num_jobs == 1
     assert more.tracker == first.tracker
     (last,) = (row for row in more.rows if (row.subject, row.inner_steps) == ("mine", 10))
     assert last.n == 3
@@ -105,19 +105,19 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     assert len(table["data"]) == 4
 
     # Nobody listens at the store's address: a warning, and the records.
-    away = evaluate([judged_of(config)], silent, folder, ("http://127.0.0.1:9", None))
+    away = evaluate([evaluation_set_of(config)], silent, folder, ("http://127.0.0.1:9", None))
     assert len(away.records) == len(more.records) + 1, "the whole training set is asked for here"
     assert away.tracker is None
     assert "MLflow at http://127.0.0.1:9" in away.warnings[0]
 
     gpu = tiny_config(evaluation={"horizons": [5, 10], "networks": ["mlp1"]}, cluster={"use_gpu": True})
-    with pytest.raises(ConfigError, match=r"use_gpu: an actor takes 0\.25 GPU, the cluster has 0"):
-        evaluate([replace(judged_of(config), config=gpu)], silent, tmp_path / "gpu")
+    with pytest.raises(ConfigError, match=r"use_gpu: an actor needs 0\.25 GPU, the cluster has 0"):
+        evaluate([replace(evaluation_set_of(config), config=gpu)], silent, tmp_path / "gpu")
     assert not (tmp_path / "gpu").exists(), "it is told before anything is written"
 
     before = (folder / "records.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="another evaluation"):
-        evaluate_sets({"mine": dataset_of(config, scale=2.0)}, folder=folder, uri=uri)
+        evaluate_sets({"mine": dataset_of(config, scale=2.0)}, out=folder, uri=uri)
     assert (folder / "records.jsonl").read_bytes() == before
 
 
@@ -168,11 +168,11 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
     baselines = ["random_real", "herding", "k_means", "whole_train"]
     options = {"baselines": baselines, "robustness": True, "subsets": [1], "subset_draws": 2}
 
-    done = evaluate_sets({"mine": dataset}, folder=folder, uri=uri, **options)
+    done = evaluate_sets({"mine": dataset}, out=folder, uri=uri, **options)
     assert done.failures == []
-    assert done.report is not None
-    jobs = [job for line, lr in done.lrs.items() for job in jobs_for(line, range(line.num_networks), lr)]
-    assert done.report.num_jobs == len(jobs) + 2, "herding and k-means are chosen once each"
+    assert done.pool_stats is not None
+    jobs = [job for spec, lr in done.lrs.items() for job in jobs_for(spec, range(spec.num_networks), lr)]
+    assert done.pool_stats.num_jobs == len(jobs) + 2, "herding and k-means are chosen once each"
     acc = {(row.kind, row.treatment): row.mean for row in at_last_horizon(done.rows)}
     treated = [("distilled", how) for how in ("own", "hard_labels", "no_augmentation", "augmentation")]
     treated += [("random_real", how) for how in ("own", "no_augmentation", "augmentation")]
@@ -200,20 +200,20 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
         a.path for a in client.list_artifacts(done.tracker.run_id)
     }
     assert f"| mine | mlp1 | {scores['label_robust_score']:.3f} |" in (folder / "table.md").read_text()
-    again = evaluate_sets({"mine": dataset}, folder=folder, **options)
-    assert again.report is None
+    again = evaluate_sets({"mine": dataset}, out=folder, **options)
+    assert again.pool_stats is None
     assert again.robustness == done.robustness
 
     # Another set of the same protocol, in a folder of its own: the whole training set is not trained on again.
     double = replace(dataset, images_NCHW=2.0 * dataset.images_NCHW)
     options = {"baselines": ["random_real", "whole_train"], "robustness": True}
-    second = evaluate_sets({"double": double}, folder=tmp_path / "second", **options)
-    assert second.report is not None
-    trained = [line for line in second.lrs if line.subject.kind != "whole_train"]
+    second = evaluate_sets({"double": double}, out=tmp_path / "second", **options)
+    assert second.pool_stats is not None
+    trained = [spec for spec in second.lrs if spec.subject.kind != "whole_train"]
     assert len(trained) == len(second.lrs) - 1
-    jobs = [job for line in trained for job in jobs_for(line, range(line.num_networks), line.own_lr)]
-    assert second.report.num_jobs == len(jobs)
-    whole = [[r for r in of.records if r.of.kind == "whole_train"] for of in (done, second)]
+    jobs = [job for spec in trained for job in jobs_for(spec, range(spec.num_networks), spec.protocol_lr)]
+    assert second.pool_stats.num_jobs == len(jobs)
+    whole = [[r for r in of.records if r.retraining.kind == "whole_train"] for of in (done, second)]
     assert whole[0] == whole[1]
     assert len(whole[0]) == 1
 
@@ -224,7 +224,7 @@ def test_a_network_that_no_machine_can_hold_is_a_row(tmp_path: Path) -> None:
     table says why; the other network is there."""
     config = tiny_config(network={"width": 65_536}, evaluation={"horizons": [1], "seeds": 1})
     options = {"networks": ["convnet2", "mlp1"], "baselines": []}
-    done = evaluate_sets({"mine": dataset_of(config)}, folder=tmp_path / "results", **options)
+    done = evaluate_sets({"mine": dataset_of(config)}, out=tmp_path / "results", **options)
     there, too_large = sorted(done.rows, key=lambda row: -row.n)
     assert (there.network, there.n, there.num_failed) == ("mlp1", 1, 0)
     assert (too_large.network, too_large.n, too_large.num_failed) == ("convnet2", 0, 1)
@@ -233,5 +233,5 @@ def test_a_network_that_no_machine_can_hold_is_a_row(tmp_path: Path) -> None:
         too_large.reason or "",
     )
     assert too_large.reason in (tmp_path / "results" / "table.md").read_text()
-    assert done.report is not None
-    assert done.report.num_retries == 2
+    assert done.pool_stats is not None
+    assert done.pool_stats.num_retries == 2
