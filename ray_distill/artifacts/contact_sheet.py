@@ -1,4 +1,4 @@
-"""Pictures that people look at: contact sheets of distilled or real images."""
+"""Contact sheets of distilled or real images."""
 
 from collections.abc import Sequence
 
@@ -9,38 +9,38 @@ from torch import Tensor
 from ray_distill.core.distilled import class_labels
 
 CELL = 64
-"""Pixels that the longer side of a small image is enlarged to, at least."""
+"""Small images are enlarged until their longer side has at least this many pixels."""
 GAP = 4
 MAX_COLUMNS = 20
 
 
 def to_image(pixels_CHW: Tensor) -> Image.Image:
-    """One image with values in [0, 1], grey or RGB, as a picture of its own size."""
+    """A grey or RGB image with values in [0, 1] as a PIL image of the same size."""
     array = (pixels_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
     if len(array) == 1:
         return Image.fromarray(array[0].numpy(), mode="L").convert("RGB")
     return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy(), mode="RGB")
 
 
-def stretched(pixels_NCHW: Tensor) -> Tensor:
-    """Each image's values between its 1% and 99% quantile spread over [0, 1], its channels alike.
+def stretch_contrast(pixels_NCHW: Tensor) -> Tensor:
+    """Stretch each image's values between its 1% and 99% quantile to [0, 1], all channels alike.
 
-    Distilled images often keep to a narrow band of greys, and a sheet of them would be one grey: the shape
-    is what people look for. An image of one value becomes mid-grey.
+    Distilled images often use a narrow range of values, and a sheet of them would be plain grey. A constant image becomes
+    mid-grey.
     """
     flat_ND = pixels_NCHW.flatten(1).float()
     low_N, high_N = torch.quantile(flat_ND, torch.tensor([0.01, 0.99]).to(flat_ND), dim=1)
     span_N = high_N - low_N
     flat_ND = (flat_ND - low_N[:, None]) / span_N.clamp_min(1e-6)[:, None]
     flat_ND[span_N < 1e-6] = 0.5
-    spread: Tensor = flat_ND.clamp(0, 1).view(pixels_NCHW.shape)
-    return spread
+    stretched: Tensor = flat_ND.clamp(0, 1).view(pixels_NCHW.shape)
+    return stretched
 
 
-def classes_by_row(labels_NK: Tensor) -> list[int]:
+def intended_classes(labels_NK: Tensor) -> list[int]:
     """The class that each image of a distilled set was made for, by its row.
 
-    Its most probable class, where labels are learnt, may be another, or none.
+    Where labels are learnt, the most probable class may be another one.
     """
     num_images, num_classes = labels_NK.shape
     classes: list[int] = class_labels(num_classes, num_images // num_classes, labels_NK.device).tolist()
@@ -48,14 +48,14 @@ def classes_by_row(labels_NK: Tensor) -> list[int]:
 
 
 def contact_sheet(pixels_NCHW: Tensor, classes_N: Sequence[int], class_names: Sequence[str]) -> Image.Image:
-    """All images under their class names, a column for each class, their contrast stretched.
+    """All images under their class names, one column per class, with stretched contrast.
 
     Args:
         pixels_NCHW: values in [0, 1], grey or RGB.
         classes_N: the class of each image.
     """
     by_class: dict[int, list[Tensor]] = {}
-    for pixels, k in zip(stretched(pixels_NCHW.cpu()), classes_N, strict=True):
+    for pixels, k in zip(stretch_contrast(pixels_NCHW.cpu()), classes_N, strict=True):
         by_class.setdefault(int(k), []).append(pixels)
     scale = max(1, -(-CELL // max(pixels_NCHW.shape[2:])))
     height, width = pixels_NCHW.shape[2] * scale, pixels_NCHW.shape[3] * scale
@@ -67,8 +67,8 @@ def contact_sheet(pixels_NCHW: Tensor, classes_N: Sequence[int], class_names: Se
     bands = -(-len(by_class) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, bands * block_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, k in enumerate(sorted(by_class)):
-        left, top = GAP + (place % columns) * (width + GAP), (place // columns) * block_height
+    for block, k in enumerate(sorted(by_class)):
+        left, top = GAP + (block % columns) * (width + GAP), (block // columns) * block_height
         draw.text((left, top + 1), class_names[k], fill="black", font=font)
         for i, pixels in enumerate(by_class[k]):
             picture = to_image(pixels).resize((width, height), Image.Resampling.NEAREST)

@@ -1,17 +1,16 @@
-"""The format of a distilled dataset's file: Parquet, with a header in its metadata.
+"""The file format of a distilled dataset: Parquet, with a header in its metadata.
 
 | column | type | |
 |---|---|---|
-| `image` | fixed_shape_tensor<float, [C, H, W]> | in the preprocessed space that networks train in |
-| `label` | int64 | the most probable class, for readers that want one |
-| `label_probabilities` | fixed_shape_tensor<float, [K]> | targets of the cross entropy |
-| `preprocessing_chunk` | binary | tensors of the preprocessing, cut into as many pieces as there are rows |
+| `image` | fixed_shape_tensor<float, [C, H, W]> | preprocessed values |
+| `label` | int64 | the most probable class |
+| `label_probabilities` | fixed_shape_tensor<float, [K]> | cross-entropy targets |
+| `preprocessing_chunk` | binary | the preprocessing's tensors, split into one chunk per row |
 
-A whitening matrix is 38 MB: in the schema's metadata it would be read by whoever wants one image, and
-stand there twice. As a column it costs nothing to a reader that leaves it out. All else is JSON under the
-one metadata key `ray_distill`, with a BLAKE2b digest of itself and of the columns, so that nothing that
-was changed is used. There is no pickle, and values are stored plain and uncompressed: what a file
-declares is checked against its size before anything is allocated.
+A whitening matrix is 38 MB: in the schema's metadata every reader would load it, and it would be stored twice; a column
+can be skipped. Everything else is JSON under the metadata key `ray_distill`, with a BLAKE2b digest of itself and of the
+columns, so that a corrupt file is never used. There is no pickle, and values are stored plain and uncompressed: the
+declared sizes are checked against the file's size before anything is allocated.
 """
 
 import hashlib
@@ -29,11 +28,11 @@ from ray_distill.data.preprocessing import Preprocessing, preprocessing_from_rec
 from ray_distill.errors import UserError
 
 FORMAT = 1
-"""Raised with every change that an older reader would misread."""
+"""Incremented with every change that an older reader would misread."""
 
 _KEY = b"ray_distill"
 PLAIN_FIELDS = ("protocol", "config", "provenance")
-"""Those that are JSON as they are."""
+"""Fields that are plain JSON."""
 _HEADER_FIELDS = (
     *("format", "num_images", "image_shape", "class_names", "preprocessing", "preprocessing_tensors"),
     *("config_hash", *PLAIN_FIELDS, "digest"),
@@ -41,7 +40,7 @@ _HEADER_FIELDS = (
 
 
 class ArtifactError(UserError):
-    """A file is not an intact distilled dataset, or the values given cannot make one."""
+    """A file is not an intact distilled dataset, or the given values are invalid."""
 
 
 class ArtifactContents(NamedTuple):
@@ -58,7 +57,7 @@ class ArtifactContents(NamedTuple):
 
 
 def to_table(contents: ArtifactContents) -> Any:
-    """The pyarrow table to write, its metadata included."""
+    """The pyarrow table to write, with its metadata."""
     import pyarrow as pa
 
     description, tensors = contents.preprocessing.to_record()
@@ -103,7 +102,7 @@ def _schema(pa: Any, image_shape: tuple[int, ...], num_classes: int) -> Any:
 
 
 def _floats(tensor: Tensor) -> NDArray[np.float32]:
-    """The tensor's numbers as little-endian float32, whatever its device and the machine."""
+    """The tensor as little-endian float32, whatever the machine."""
     array: NDArray[np.float32] = np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4")
     return array
 
@@ -111,15 +110,15 @@ def _floats(tensor: Tensor) -> NDArray[np.float32]:
 def _digest(header: dict[str, Any], payload: list[bytes]) -> str:
     """BLAKE2b of the header without its digest, in canonical JSON, and of the columns' bytes."""
     digest = hashlib.blake2b(digest_size=32)
-    without = {key: value for key, value in header.items() if key != "digest"}
-    digest.update(json.dumps(without, sort_keys=True, allow_nan=False).encode())
+    fields = {key: value for key, value in header.items() if key != "digest"}
+    digest.update(json.dumps(fields, sort_keys=True, allow_nan=False).encode())
     for part in payload:
         digest.update(part)
     return digest.hexdigest()
 
 
 def read(path: Path) -> ArtifactContents:
-    """What a file holds. Raises: any exception, for the caller to turn into one that names the file."""
+    """Read a file. Raises: any exception; the caller turns it into one that names the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,45 +132,47 @@ def read(path: Path) -> ArtifactContents:
             map(math.prod, shapes.values())
         )
         if 4 * num_values > path.stat().st_size:
-            raise ArtifactError("it declares more than it holds")
+            raise ArtifactError("it declares more data than it contains")
         if not parquet.schema_arrow.equals(_schema(pa, image_shape, num_classes)):
-            raise ArtifactError("its columns are not those that its metadata declare")
+            raise ArtifactError("its columns do not match its metadata")
         if parquet.metadata.num_rows != num_images:
-            raise ArtifactError(f"it has {parquet.metadata.num_rows} rows, its metadata declare {num_images}")
+            raise ArtifactError(
+                f"it has {parquet.metadata.num_rows} rows, but its metadata declares {num_images}"
+            )
         table = parquet.read()
     images = _tensor_column(table, "image", (num_images, *image_shape))
     labels_NK = _tensor_column(table, "label_probabilities", (num_images, num_classes))
     payload = b"".join(table.column("preprocessing_chunk").to_pylist())
     if header["digest"] != _digest(header, [images.tobytes(), labels_NK.tobytes(), payload]):
-        raise ArtifactError("its contents do not match their digest; it was changed or damaged")
+        raise ArtifactError("its contents do not match their digest")
     if not np.array_equal(table.column("label").to_numpy(), np.argmax(labels_NK, axis=1)):
         raise ArtifactError("its column `label` is not the most probable class")
     return ArtifactContents(
         images_NCHW=torch.from_numpy(images),
         labels_NK=torch.from_numpy(labels_NK),
         class_names=tuple(header["class_names"]),
-        preprocessing=preprocessing_from_record(header["preprocessing"], _cut(payload, shapes)),
+        preprocessing=preprocessing_from_record(header["preprocessing"], _split_tensors(payload, shapes)),
         config_hash=header["config_hash"],
         **{name: header[name] for name in PLAIN_FIELDS},
     )
 
 
 def _read_header(metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    """The JSON under the key. Raises: ArtifactError for a file that is not ours, or not of this format."""
+    """The JSON under the key. Raises: ArtifactError for a file without it, or of another format version."""
     if _KEY not in metadata:
-        raise ArtifactError("a Parquet file, but its metadata have no `ray_distill`")
+        raise ArtifactError("a Parquet file, but its metadata has no `ray_distill`")
     header = json.loads(metadata[_KEY])
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else None
-        raise ArtifactError(f"it has format version {found}; this ray_distill reads {FORMAT}")
+        version = header.get("format") if isinstance(header, dict) else None
+        raise ArtifactError(f"it has format version {version}; this version of ray_distill reads {FORMAT}")
     missing = [name for name in _HEADER_FIELDS if name not in header]
     if missing:
-        raise ArtifactError(f"its metadata have no {', '.join(missing)}")
+        raise ArtifactError(f"its metadata lacks {', '.join(missing)}")
     names = header["class_names"]
     if not isinstance(names, list) or not all(
         isinstance(text, str) for text in (*names, header["config_hash"])
     ):
-        raise ArtifactError("its class names or its hash are no texts")
+        raise ArtifactError("its class names and hash must be strings")
     return header
 
 
@@ -185,7 +186,7 @@ def _sizes(values: Any, count: int) -> tuple[int, ...]:
 
 
 def _tensor_column(table: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A column of fixed-shape tensors as one array of its own. Raises: ArtifactError for missing values."""
+    """A column of fixed-shape tensors, copied to one array. Raises: ArtifactError for missing values."""
     values = table.column(name).combine_chunks().storage.flatten()
     if values.null_count > 0 or len(values) != math.prod(shape):
         raise ArtifactError(f"its column `{name}` has missing values")
@@ -193,14 +194,14 @@ def _tensor_column(table: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.
     return array
 
 
-def _cut(payload: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of the preprocessing out of their bytes. Raises: ArtifactError for bytes over or missing."""
+def _split_tensors(payload: bytes, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of the preprocessing. Raises: ArtifactError for the wrong number of bytes."""
     if len(payload) != 4 * sum(map(math.prod, shapes.values())):
-        raise ArtifactError(f"its preprocessing is {len(payload)} bytes long, not as its metadata declare")
+        raise ArtifactError(f"its preprocessing has {len(payload)} bytes, which does not match its metadata")
     tensors, start = {}, 0
     for name, shape in shapes.items():
         values = np.frombuffer(payload, dtype="<f4", count=math.prod(shape), offset=start)
-        # A copy of its own: aligned as any tensor, so that products with it round as before saving.
+        # A copy, aligned like any tensor, so that products with it round as they did before saving.
         tensors[name] = torch.from_numpy(values.copy()).reshape(shape)
         start += 4 * math.prod(shape)
     return tensors

@@ -199,18 +199,18 @@ def _run(options: EvaluateOptions) -> "Evaluation":
 def _load_sets(paths: dict[str, Path], external: "ExternalSpec | None") -> "dict[str, DistilledDataset]":
     """Raises: ConfigError for an `external` that applies to none of the files; what `load_set` raises."""
     from ray_distill.artifacts.dataset import DistilledDataset
-    from ray_distill.artifacts.importer import is_ours, load_set
+    from ray_distill.artifacts.importer import is_artifact, load_set
     from ray_distill.utils.progress import percent, silent
 
     if external is None and all(path.suffix == ".parquet" for path in paths.values()):
         return {name: DistilledDataset.load(path) for name, path in paths.items()}
-    if external is not None and all(is_ours(path) for path in paths.values()):
+    if external is not None and all(is_artifact(path) for path in paths.values()):
         raise ConfigError(
             "--like: has no effect, since every set comes with its own configuration; remove it"
         )
     sets = {}
     for name, path in paths.items():
-        with (silent if is_ours(path) else bar)("real images", 100) as update:
+        with (silent if is_artifact(path) else bar)("real images", 100) as update:
             sets[name] = load_set(path, external, percent(update))
     return sets
 

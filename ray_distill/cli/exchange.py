@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ray_distill.artifacts.types import Form, Space
+from ray_distill.artifacts.types import ExportFormat, Space
 from ray_distill.cli.console import (
     NOTHING_WRITTEN,
     bar,
@@ -76,10 +76,10 @@ def import_(
             raise UserError(f"--out {out}: must end in .parquet")
         check_new_file(out)
         spec = external_spec(like, space, layout, images, labels, set_ or [])
-        from ray_distill.artifacts.importer import is_ours, load_set
+        from ray_distill.artifacts.importer import is_artifact, load_set
         from ray_distill.utils.progress import percent
 
-        if is_ours(file):
+        if is_artifact(file):
             raise UserError(f"{file}: already in this format; use it as it is")
         with bar("real images", 100) as update:
             dataset = load_set(file, spec, percent(update))
@@ -90,7 +90,7 @@ def import_(
 def export(
     artifact: Artifact,
     to: Annotated[
-        Form,
+        ExportFormat,
         typer.Option(
             "--to",
             help="png: images in class folders; npz: arrays; pt: tensors; parquet: Hugging Face's image layout.",
@@ -112,4 +112,4 @@ def export(
         from ray_distill.artifacts.export import export as write
 
         exported = write(DistilledDataset.load(artifact), to, out, space)
-        print_lines(*exported.said, "to load it:", *(f"  {line}" for line in exported.code))
+        print_lines(*exported.summary, "to load it:", *(f"  {line}" for line in exported.code))

@@ -3,9 +3,8 @@
 import torch
 from PIL import Image
 
-from ray_distill.artifacts.contact_sheet import classes_by_row, contact_sheet
-from ray_distill.artifacts.dataset import DistilledDataset, provenance
-from ray_distill.builders.settings import training_protocol
+from ray_distill.artifacts.contact_sheet import contact_sheet, intended_classes
+from ray_distill.artifacts.dataset import DistilledDataset, build_dataset
 from ray_distill.config.config import Config
 from ray_distill.core.state import RunState
 from ray_distill.data.splits import DevelopmentData
@@ -15,24 +14,19 @@ def to_dataset(config: Config, data: DevelopmentData, state: RunState, run_id: s
     """The best set on validation, as a dataset that describes itself."""
     assert state.best is not None, "the last outer step is always validated"
     best = state.best
-    return DistilledDataset(
-        images_NCHW=best.data.images_NCHW.to(torch.float32),
-        labels_NK=best.data.labels_NK.to(torch.float32),
-        class_names=data.class_names,
-        preprocessing=data.preprocessing,
-        protocol=training_protocol(config, data.num_classes),
-        config=config.experiment(),
-        config_hash=config.hash,
-        provenance=provenance(
-            outer_step=best.outer_step,
-            outer_steps=state.outer_step,
-            validation_accuracy=best.accuracy,
-            seed=config.seed,
-            mlflow_run_id=run_id,
-        ),
+    return build_dataset(
+        config,
+        data,
+        best.data.images_NCHW.to(torch.float32),
+        best.data.labels_NK.to(torch.float32),
+        outer_step=best.outer_step,
+        outer_steps=state.outer_step,
+        validation_accuracy=best.accuracy,
+        seed=config.seed,
+        mlflow_run_id=run_id,
     )
 
 
 def contact_sheet_of(dataset: DistilledDataset) -> Image.Image:
     """The contact sheet of a set."""
-    return contact_sheet(dataset.to_pixels(), classes_by_row(dataset.labels_NK), dataset.class_names)
+    return contact_sheet(dataset.to_pixels(), intended_classes(dataset.labels_NK), dataset.class_names)

@@ -83,7 +83,7 @@ class ReportForwarder(ray.train.UserCallback):
             self._fitted = ray.get(self._fitted_ref[0])
         preprocessing, class_names = self._fitted
         pixels = preprocessing.to_pixels(tensors["images"].float())
-        classes = contact_sheet.classes_by_row(tensors["labels"])
+        classes = contact_sheet.intended_classes(tensors["labels"])
         png = io.BytesIO()
         contact_sheet.contact_sheet(pixels, classes, class_names).save(png, "PNG")
         return RunReport([], picture_png=png.getvalue(), picture_outer_step=record["outer_step"])

@@ -2,13 +2,13 @@
 
 import torch
 
-from ray_distill.artifacts.contact_sheet import GAP, contact_sheet, stretched
+from ray_distill.artifacts.contact_sheet import GAP, contact_sheet, stretch_contrast
 
 
 def test_stretching_spreads_each_image_over_the_greys() -> None:
     """Values 0.4 .. 0.5 become 0 .. 1 in order; an image of one value becomes mid-grey."""
     ramp = torch.linspace(0.4, 0.5, 64).view(1, 1, 8, 8)
-    both = stretched(torch.cat([ramp, torch.full_like(ramp, 0.2)]))
+    both = stretch_contrast(torch.cat([ramp, torch.full_like(ramp, 0.2)]))
     assert both[0].min() == 0
     assert both[0].max() == 1
     assert (both[0].flatten().diff() >= 0).all()

@@ -1,4 +1,4 @@
-"""The artefact: what is saved comes back bit for bit, or not at all."""
+"""The artefact: what is saved is loaded bit for bit, or not at all."""
 
 import errno
 import json
@@ -165,16 +165,19 @@ def test_nothing_asks_for_an_installed_package(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images_NCHW": torch.zeros(7, 3, 2, 2, dtype=torch.float64)}, "images_NCHW is torch.float64"),
-        ({"images_NCHW": torch.zeros(7, 12)}, "it must be float32 with 4 axes"),
+        (
+            {"images_NCHW": torch.zeros(7, 3, 2, 2, dtype=torch.float64)},
+            "images_NCHW must be float32 .* got torch.float64",
+        ),
+        ({"images_NCHW": torch.zeros(7, 12)}, "must be float32 with 4 axes"),
         ({"images_NCHW": torch.zeros(0, 3, 2, 2)}, "not empty"),
         (
             {"images_NCHW": torch.full((7, 3, 2, 2), torch.nan)},
-            "images_NCHW holds values that are not finite",
+            "images_NCHW has values that are not finite",
         ),
-        ({"labels_NK": torch.full((7, 3), torch.inf)}, "labels_NK holds values that are not finite"),
-        ({"labels_NK": torch.zeros(6, 3)}, "do not belong together"),
-        ({"class_names": ("cat", "dog")}, "do not belong together"),
+        ({"labels_NK": torch.full((7, 3), torch.inf)}, "labels_NK has values that are not finite"),
+        ({"labels_NK": torch.zeros(6, 3)}, "7 images, 6 rows"),
+        ({"class_names": ("cat", "dog")}, "3 label probabilities, 2 class names"),
         ({"images_NCHW": torch.zeros(7, 3, 2, 3)}, "the preprocessing does not fit"),
         ({"protocol": {"lr": float("nan")}}, "protocol is not plain data"),
         ({"config": {"shape": (3, 2)}}, "config is not plain data: .* lists for tuples"),
@@ -182,8 +185,8 @@ def test_nothing_asks_for_an_installed_package(monkeypatch: pytest.MonkeyPatch) 
         ({"provenance": {1: "x"}}, "provenance is not plain data"),
     ],
 )
-def test_values_that_make_no_dataset(changes: dict[str, Any], message: str) -> None:
-    """What could not be saved and read back is refused when it is made."""
+def test_invalid_values(changes: dict[str, Any], message: str) -> None:
+    """What could not be saved and loaded is refused at construction."""
     with pytest.raises(ArtifactError, match=message):
         make_dataset(**changes)
 
@@ -218,8 +221,8 @@ def test_mutated_files(tmp_path: Path) -> None:
     assert 100 < refused < 200
 
 
-def test_a_change_that_parquet_accepts_is_noticed_by_the_digest(tmp_path: Path) -> None:
-    """One image value, one label, one chunk, one word of the protocol: each rewritten as a valid file."""
+def test_the_digest_detects_a_change_that_parquet_accepts(tmp_path: Path) -> None:
+    """One image value, one label, one chunk, one entry of the protocol: each rewritten as a valid file."""
     path = tmp_path / "set.parquet"
     dataset = make_dataset()
     other = make_dataset(images_NCHW=dataset.images_NCHW.clone().index_fill_(0, torch.tensor([3]), 0.5))
@@ -252,24 +255,27 @@ def test_a_change_that_parquet_accepts_is_noticed_by_the_digest(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"format": 2}, "it has format version 2; this ray_distill reads 1"),
+        ({"format": 2}, "it has format version 2; this version of ray_distill reads 1"),
         ({"format": None}, "it has format version None"),
-        ({"num_images": 10**15}, "it declares more than it holds"),
-        ({"image_shape": [3, 10**9, 10**9]}, "it declares more than it holds"),
-        ({"preprocessing_tensors": [["whiten_DD", [10**7, 10**7]]]}, "it declares more than it holds"),
-        ({"image_shape": [3, 2, 1]}, "its columns are not those that its metadata declare"),
-        ({"num_images": 6}, "it has 7 rows, its metadata declare 6"),
+        ({"num_images": 10**15}, "it declares more data than it contains"),
+        ({"image_shape": [3, 10**9, 10**9]}, "it declares more data than it contains"),
+        (
+            {"preprocessing_tensors": [["whiten_DD", [10**7, 10**7]]]},
+            "it declares more data than it contains",
+        ),
+        ({"image_shape": [3, 2, 1]}, "its columns do not match its metadata"),
+        ({"num_images": 6}, "it has 7 rows, but its metadata declares 6"),
         ({"num_images": True}, "not a positive integer"),
         ({"image_shape": [3, -2, -2]}, "not a positive integer"),
         ({"image_shape": 12}, "is not a shape of 3 axes"),
-        ({"class_names": 3}, "its class names or its hash are no texts"),
-        ({"class_names": "abc"}, "its class names or its hash are no texts"),
-        ({"class_names": ["cat", "dog", 3]}, "its class names or its hash are no texts"),
-        ({"config_hash": 5}, "its class names or its hash are no texts"),
+        ({"class_names": 3}, "its class names and hash must be strings"),
+        ({"class_names": "abc"}, "its class names and hash must be strings"),
+        ({"class_names": ["cat", "dog", 3]}, "its class names and hash must be strings"),
+        ({"config_hash": 5}, "its class names and hash must be strings"),
     ],
 )
-def test_headers_that_do_not_fit(tmp_path: Path, header: dict[str, Any], message: str) -> None:
-    """Another version, sizes beyond the file's, shapes that are none: refused before anything is read."""
+def test_invalid_headers(tmp_path: Path, header: dict[str, Any], message: str) -> None:
+    """Another version, sizes beyond the file's, invalid shapes: refused before anything is read."""
     path = tmp_path / "set.parquet"
     make_dataset().save(path)
     rewrite(path, header=header)
@@ -278,7 +284,7 @@ def test_headers_that_do_not_fit(tmp_path: Path, header: dict[str, Any], message
 
 
 def test_foreign_files(tmp_path: Path) -> None:
-    """Absent, a folder, not Parquet, Parquet of others, and ours with metadata that are not JSON or lack a key."""
+    """Absent, a folder, not Parquet, Parquet of others, and ours with metadata that is not JSON or lacks a key."""
     path = tmp_path / "set.parquet"
     with pytest.raises(ArtifactError, match="is not a file"):
         DistilledDataset.load(path)
@@ -289,17 +295,17 @@ def test_foreign_files(tmp_path: Path) -> None:
         DistilledDataset.load(path)
     foreign = pa.table({"image": [1.0], "label": [0]})
     for metadata, message in (
-        (None, "its metadata have no `ray_distill`"),
+        (None, "its metadata has no `ray_distill`"),
         ({"ray_distill": "{"}, "is not an intact distilled dataset"),
         ({"ray_distill": "[1]"}, "format version None"),
-        ({"ray_distill": '{"format": 1, "num_images": 1}'}, "its metadata have no image_shape, class_names"),
+        ({"ray_distill": '{"format": 1, "num_images": 1}'}, "its metadata lacks image_shape, class_names"),
     ):
         pq.write_table(foreign.replace_schema_metadata(metadata), path)
         with pytest.raises(ArtifactError, match=message):
             DistilledDataset.load(path)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    """A folder that is not there is named."""
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+    """The missing folder is named."""
     with pytest.raises(ArtifactError, match=r"absent/set\.parquet cannot be written"):
         make_dataset().save(tmp_path / "absent" / "set.parquet")

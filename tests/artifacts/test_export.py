@@ -1,4 +1,4 @@
-"""Export: what comes back is the same set, or what is lost is said; nothing is written over."""
+"""Export: reading it back gives the same set, or what is lost is reported; nothing is overwritten."""
 
 import json
 import re
@@ -37,8 +37,10 @@ def again(world: World, path: Path, space: Any) -> DistilledDataset:
 
 @pytest.mark.parametrize("kind", ["none", "normalise", "zca"])
 @pytest.mark.parametrize("form", ["npz", "pt"])
-def test_arrays_come_back_bit_for_bit(worlds: dict[str, World], tmp_path: Path, form: Any, kind: str) -> None:
-    """Exported as networks train on it and imported again, with learnt labels that favour other classes."""
+def test_arrays_are_read_back_bit_for_bit(
+    worlds: dict[str, World], tmp_path: Path, form: Any, kind: str
+) -> None:
+    """Preprocessed values exported and imported again, with learnt labels that favour other classes."""
     dataset = set_of(worlds[kind], labels_NK=LEARNT)
     path = tmp_path / f"set.{form}"
     space = "pixels" if kind == "none" else "whitened"
@@ -52,33 +54,33 @@ def test_arrays_come_back_bit_for_bit(worlds: dict[str, World], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("form", ["png", "parquet"])
-def test_pictures_come_back_up_to_their_rounding(worlds: dict[str, World], tmp_path: Path, form: Any) -> None:
+def test_pictures_are_read_back_up_to_rounding(worlds: dict[str, World], tmp_path: Path, form: Any) -> None:
     """Normalised images that are pixels: each is at most half a grey level off, over the smallest std."""
     world = worlds["normalise"]
     # Off the grid of grey levels by a third of a level.
     moved = world.preprocessing.apply(world.pixels_NCHW * 0.9 + 0.0013)
     path = tmp_path / ("set" if form == "png" else "set.parquet")
-    said = export(set_of(world, images_NCHW=moved), form, path).said
+    summary = export(set_of(world, images_NCHW=moved), form, path).summary
     back = again(world, path, "pixels")
     off = (back.images_NCHW - moved) * world.preprocessing.to_record()[1]["std_C"][:, None, None]
     assert 1e-4 < float(off.abs().max()) <= 0.5 / 255 + 1e-6
     assert torch.equal(back.labels_NK, torch.eye(3)[world.labels_N])
-    assert any("clipped: 0.00% of the values, in 0 of 6 images" in line for line in said)
-    assert not any("learnt labels" in line for line in said)
+    assert any("clipped: 0.00% of the values, in 0 of 6 images" in line for line in summary)
+    assert not any("learnt labels" in line for line in summary)
 
 
-def test_what_pictures_lose_is_said(worlds: dict[str, World], tmp_path: Path) -> None:
+def test_what_pictures_lose_is_reported(worlds: dict[str, World], tmp_path: Path) -> None:
     """One of 3 * 4 * 6 * 6 values at 1.5 and one at -0.5, in two images: 0.46% clipped; the labels are left out."""
     world = worlds["none"]
     images = world.pixels_NCHW.clone()
     images[0, 0, 0, 0], images[3, 1, 2, 3] = 1.5, -0.5
-    said = "\n".join(
-        export(set_of(world, images_NCHW=images, labels_NK=LEARNT), "png", tmp_path / "set").said
+    summary = "\n".join(
+        export(set_of(world, images_NCHW=images, labels_NK=LEARNT), "png", tmp_path / "set").summary
     )
-    assert "clipped: 0.46% of the values, in 2 of 6 images; they reached from -0.5 to 1.5" in said
-    assert "left out: the learnt labels" in said
-    zca = "\n".join(export(set_of(worlds["zca"]), "npz", tmp_path / "a.npz", "pixels").said)
-    assert "Trained on, it is another set" in zca
+    assert "clipped: 0.46% of the values, in 2 of 6 images; they ranged from -0.5 to 1.5" in summary
+    assert "not stored: the learnt labels" in summary
+    zca = "\n".join(export(set_of(worlds["zca"]), "npz", tmp_path / "a.npz", "pixels").summary)
+    assert "To train on the set, export npz or pt" in zca
 
 
 def test_pixels_of_whitened_images_keep_their_shape(worlds: dict[str, World], tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_real_images_need_only_what_is_in_the_arrays(worlds: dict[str, World], t
 
 
 @pytest.mark.parametrize("form", ["npz", "pt", "png", "parquet"])
-def test_the_lines_that_load_it_do(worlds: dict[str, World], tmp_path: Path, form: Any) -> None:
+def test_the_printed_code_loads_it(worlds: dict[str, World], tmp_path: Path, form: Any) -> None:
     """The Python that is printed runs, and finds six of everything."""
     path = tmp_path / {"png": "set"}.get(form, f"set.{form}")
     code = export(set_of(worlds["zca"]), form, path).code
@@ -164,7 +166,7 @@ def test_grey_images_and_odd_class_names(tmp_path: Path) -> None:
     [("cat ", "dog"), ("cat", "Cat"), (".cat", "dog")],
     ids=["a space at its end", "case alone", "hidden"],
 )
-def test_names_that_are_no_folders_everywhere_give_numbers(tmp_path: Path, odd: tuple[str, ...]) -> None:
+def test_names_that_are_not_valid_folder_names_give_indices(tmp_path: Path, odd: tuple[str, ...]) -> None:
     """Eleven of each: numbers of classes and images are filled up with zeros, so that names sort as numbers do."""
     names = (*odd, *(f"class {i}" for i in range(9)))
     grey = make_world(tmp_path, "none", (1, 2, 2))
@@ -177,7 +179,7 @@ def test_names_that_are_no_folders_everywhere_give_numbers(tmp_path: Path, odd: 
     assert code[-1].endswith("00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ..")
 
 
-def test_a_disk_that_is_full_leaves_nothing(
+def test_a_full_disk_leaves_nothing(
     worlds: dict[str, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third picture cannot be written: no folder, and no temporary one."""
@@ -195,8 +197,8 @@ def test_a_disk_that_is_full_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pixels_bring_no_preprocessing_along(worlds: dict[str, World], tmp_path: Path) -> None:
-    """Whoever found its matrix beside pixels would take them for whitened."""
+def test_pixels_come_without_preprocessing(worlds: dict[str, World], tmp_path: Path) -> None:
+    """With its matrix beside them, pixels would be taken for whitened values."""
     for space in ("pixels", "whitened"):
         export(set_of(worlds["zca"]), "npz", tmp_path / f"{space}.npz", space)
         with np.load(tmp_path / f"{space}.npz", allow_pickle=False) as arrays:
@@ -208,10 +210,10 @@ def test_pixels_bring_no_preprocessing_along(worlds: dict[str, World], tmp_path:
     [
         ("npz", "taken.npz", None, "exists; nothing was written"),
         ("png", "taken.npz", None, "exists; nothing was written"),
-        ("pt", "set.npz", None, "the name of pt ends in .pt"),
+        ("pt", "set.npz", None, "a pt file must end in .pt"),
         ("pt", "no/set.pt", None, "there is no folder"),
-        ("png", "set", "whitened", "png holds pictures"),
-        ("parquet", "set.parquet", "whitened", "parquet holds pictures"),
+        ("png", "set", "whitened", "png stores pictures"),
+        ("parquet", "set.parquet", "whitened", "parquet stores pictures"),
     ],
 )
 def test_what_cannot_be_written(
@@ -224,7 +226,7 @@ def test_what_cannot_be_written(
     assert (tmp_path / "taken.npz").read_text() == "precious"
 
 
-def test_images_that_are_no_pictures(tmp_path: Path) -> None:
+def test_images_that_cannot_be_pictures(tmp_path: Path) -> None:
     """Five channels: no PNG, and arrays."""
     five = make_world(tmp_path, "none", (5, 3, 4))
     with pytest.raises(UserError, match="1 or 3 channels, the set has 5"):
@@ -278,11 +280,11 @@ STATED = ["--like", "like.yaml", "--space", "whitened"]
         (["import", "flat.npz", *STATED, "--out", "set.npz"], "must end in .parquet"),
         (["import", "flat.npz", *STATED, "--out", "no/set.parquet"], "folder no does not exist"),
         (["import", "flat.npz", *STATED, "--out", "ours.parquet"], "exists; nothing was written"),
-        (["import", "flat.npz", "--out", "set.parquet"], "state it with --like"),
+        (["import", "flat.npz", "--out", "set.parquet"], "pass --like CONFIG.yaml"),
         (["import", "flat.npz", "--space", "pixels", "--out", "set.parquet"], "no effect without --like"),
         (["import", "flat.npz", "--like", "like.yaml", "--out", "set.parquet"], "needs --space"),
         (["import", "flat.npz", "--like", "no.yaml", "--space", "pixels", "--out", "a.parquet"], "no.yaml"),
-        (["import", "no.npz", *STATED, "--out", "set.parquet"], "there is no file or folder no.npz"),
+        (["import", "no.npz", *STATED, "--out", "set.parquet"], "no.npz: no such file or folder"),
         (["import", "ours.parquet", *STATED, "--out", "set.parquet"], "already in this format"),
         (["import", "object.npz", *STATED, "--out", "set.parquet"], "pickled objects, which are never read"),
         (["import", "object.pt", *STATED, "--out", "set.parquet"], "pickled objects, which are never read"),
@@ -292,8 +294,8 @@ STATED = ["--like", "like.yaml", "--space", "whitened"]
         (["export", "flat.npz", "--to", "npz", "--out", "a.npz"], "not an intact distilled dataset"),
         (["export", "ours.parquet", "--to", "npz", "--out", "flat.npz"], "exists; nothing was written"),
         (["export", "ours.parquet", "--to", "png", "--out", "like.yaml"], "exists; nothing was written"),
-        (["export", "ours.parquet", "--to", "pt", "--out", "a.npz"], "ends in .pt"),
-        (["export", "ours.parquet", "--to", "png", "--space", "whitened", "--out", "a"], "holds pictures"),
+        (["export", "ours.parquet", "--to", "pt", "--out", "a.npz"], "must end in .pt"),
+        (["export", "ours.parquet", "--to", "png", "--space", "whitened", "--out", "a"], "stores pictures"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(

@@ -1,4 +1,4 @@
-"""Sets of other methods: the same numbers whatever the file, and no number on a guess."""
+"""Sets of other methods: the same numbers whatever the file, and nothing guessed."""
 
 import os
 import re
@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_distill.artifacts.external_labels import class_of
+from ray_distill.artifacts.external_labels import match_class
 from ray_distill.artifacts.importer import ExternalSpec, load_set
 from ray_distill.builders.experiment import load_development_data
 from ray_distill.config.config import ConfigError
@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def stated(world: World, space: Any = "whitened", **more: Any) -> ExternalSpec:
+def spec(world: World, space: Any = "whitened", **more: Any) -> ExternalSpec:
     return ExternalSpec(config=world.config, space=space, **more)
 
 
@@ -108,7 +108,7 @@ FILES: dict[str, Any] = {
 def test_every_kind_of_file_gives_the_same_set(world: World, tmp_path: Path, file: str) -> None:
     """Six whitened images of two per class, with labels in it, beside it, or none: bit for bit those images."""
     path, keys = FILES[file](tmp_path, world.whitened_NCHW.numpy(), world.labels_N.numpy())
-    dataset = load_set(path, stated(world, **keys))
+    dataset = load_set(path, spec(world, **keys))
     assert torch.equal(dataset.images_NCHW, world.whitened_NCHW)
     assert torch.equal(dataset.labels_NK, torch.eye(3)[world.labels_N])
     assert dataset.class_names == CLASSES
@@ -133,7 +133,7 @@ def test_axes_come_into_order(
     np.savez(tmp_path / "a.npz", images=form(world.whitened_NCHW.numpy()), labels=world.labels_N.numpy())
     np.savez(tmp_path / "b.npz", images=form(world.pixels_NCHW.numpy()), labels=world.labels_N.numpy())
     for name, space in (("a.npz", "whitened"), ("b.npz", "pixels")):
-        dataset = load_set(tmp_path / name, stated(world, space, layout=layout))
+        dataset = load_set(tmp_path / name, spec(world, space, layout=layout))
         exact = torch.equal(dataset.images_NCHW, world.whitened_NCHW)
         assert exact or space == "pixels", name
         torch.testing.assert_close(dataset.images_NCHW, world.whitened_NCHW, rtol=0, atol=1e-5)
@@ -152,7 +152,7 @@ def test_pixels_are_preprocessed_whatever_their_scale(world: World, tmp_path: Pa
         "float16": unit.astype(np.float16),
     }[form]
     np.savez(tmp_path / "set.npz", images=images, labels=world.labels_N.numpy())
-    dataset = load_set(tmp_path / "set.npz", stated(world, "pixels"))
+    dataset = load_set(tmp_path / "set.npz", spec(world, "pixels"))
     difference = (dataset.images_NCHW - world.whitened_NCHW).norm() / world.whitened_NCHW.norm()
     assert difference < (5e-3 if form == "float16" else 1e-6)
     assert "pixels 0 .. " in dataset.provenance["read_as"]
@@ -175,17 +175,17 @@ def test_labels_in_every_form(world: World, tmp_path: Path, labels: str) -> None
         "bytes": np.array(CLASSES)[numbers].astype("S"),
     }[labels]
     np.savez(tmp_path / "set.npz", images=world.whitened_NCHW.numpy(), labels=given)
-    assert torch.equal(load_set(tmp_path / "set.npz", stated(world)).labels_NK, torch.eye(3)[world.labels_N])
+    assert torch.equal(load_set(tmp_path / "set.npz", spec(world)).labels_NK, torch.eye(3)[world.labels_N])
 
 
 def test_learnt_labels_stay_as_they_are(world: World, tmp_path: Path) -> None:
     """Rows that sum to anything; the class that each image was made for is the largest target's, or as told."""
     path = tmp_path / "set.npz"
     np.savez(path, images=world.whitened_NCHW.numpy(), labels=LEARNT.numpy())
-    with pytest.raises(DataError, match=r"\(cat 1, dog 4, owl 1\).*array `classes`"):
-        load_set(path, stated(world))
+    with pytest.raises(DataError, match=r"got cat 1, dog 4, owl 1.*array `classes`"):
+        load_set(path, spec(world))
     np.savez(path, images=world.whitened_NCHW.numpy(), labels=LEARNT.numpy(), classes=world.labels_N.numpy())
-    dataset = load_set(path, stated(world))
+    dataset = load_set(path, spec(world))
     assert torch.equal(dataset.labels_NK, LEARNT)
     assert torch.equal(dataset.images_NCHW, world.whitened_NCHW)
     assert "summing to 0.9 .. 2" in dataset.provenance["read_as"]
@@ -195,7 +195,7 @@ def test_images_are_sorted_by_class(world: World, tmp_path: Path) -> None:
     """Labels 2 0 1 1 0 2: images 1 4 2 3 0 5, of a class in the order of the file; and the set says so."""
     path = tmp_path / "set.npz"
     np.savez(path, images=world.whitened_NCHW.numpy(), labels=np.array([2, 0, 1, 1, 0, 2]))
-    dataset = load_set(path, stated(world))
+    dataset = load_set(path, spec(world))
     assert torch.equal(dataset.images_NCHW, world.whitened_NCHW[[1, 4, 2, 3, 0, 5]])
     assert torch.equal(dataset.labels_NK, torch.eye(3)[world.labels_N])
     assert "sorted by class" in dataset.provenance["read_as"]
@@ -204,7 +204,7 @@ def test_images_are_sorted_by_class(world: World, tmp_path: Path) -> None:
 def test_the_images_per_class_are_the_files(world: World, tmp_path: Path) -> None:
     """The configuration has 1, the file 2: the set's configuration and protocol say 2, and its hash is theirs."""
     path, _ = _npz(tmp_path, world.whitened_NCHW.numpy(), world.labels_N.numpy())
-    dataset = load_set(path, stated(world))
+    dataset = load_set(path, spec(world))
     assert world.config.distilled.ipc == 1
     assert dataset.config["distilled"]["ipc"] == 2
     assert dataset.protocol["batch_per_class"] == 2
@@ -212,28 +212,28 @@ def test_the_images_per_class_are_the_files(world: World, tmp_path: Path) -> Non
     values = world.config.to_dict() | {"distilled": {"ipc": 5}}
     values["inner"]["batch_per_class"] = 4
     with pytest.raises(ConfigError, match=r"has 2 image\(s\) per class.*inner.batch_per_class.*found 4"):
-        load_set(path, replace(stated(world), config=parse_config(values)))
+        load_set(path, replace(spec(world), config=parse_config(values)))
 
 
-def test_what_is_said_of_labels_that_are_absent(world: World, tmp_path: Path) -> None:
-    """Six images of three classes: two of each, and it is said. Five are refused."""
+def test_missing_labels_are_reported(world: World, tmp_path: Path) -> None:
+    """Six images of three classes: two of each, with a note. Five are refused."""
     path = tmp_path / "set.npy"
     np.save(path, world.whitened_NCHW.numpy())
-    assert "no labels" in load_set(path, stated(world)).provenance["read_as"]
+    assert "no labels" in load_set(path, spec(world)).provenance["read_as"]
     np.save(path, world.whitened_NCHW[:5].numpy())
-    with pytest.raises(DataError, match=r"5 images are not as many of each of 3 classes.*--labels"):
-        load_set(path, stated(world))
+    with pytest.raises(DataError, match=r"5 images cannot be split evenly into 3 classes.*--labels"):
+        load_set(path, spec(world))
 
 
-def test_a_square_that_fits_both_orders_is_asked_about(tmp_path: Path) -> None:
+def test_a_cube_that_fits_both_orders_is_refused(tmp_path: Path) -> None:
     """Images of 3x3x3: the shape is that of both orders, and each gives its own set."""
     cube = make_world(tmp_path, shape=(3, 3, 3))
     path, _ = _npz(tmp_path, last(cube.whitened_NCHW.numpy()), cube.labels_N.numpy())
     with pytest.raises(DataError, match=r"either order.*--layout channels-first or --layout channels-last"):
-        load_set(path, stated(cube))
-    assert torch.equal(load_set(path, stated(cube, layout="channels-last")).images_NCHW, cube.whitened_NCHW)
+        load_set(path, spec(cube))
+    assert torch.equal(load_set(path, spec(cube, layout="channels-last")).images_NCHW, cube.whitened_NCHW)
     assert not torch.equal(
-        load_set(path, stated(cube, layout="channels-first")).images_NCHW, cube.whitened_NCHW
+        load_set(path, spec(cube, layout="channels-first")).images_NCHW, cube.whitened_NCHW
     )
 
 
@@ -244,7 +244,11 @@ def test_a_square_that_fits_both_orders_is_asked_about(tmp_path: Path) -> None:
         ({"images": last}, {"layout": "channels-first"}, "--layout channels-first.*are channels-last"),
         ({"images": lambda x: x[:, :2]}, {}, "the source's images are 3x4x6"),
         ({"images": lambda x: x, "x": lambda x: x}, {}, "could be images or x; choose with --images KEY"),
-        ({"a": lambda x: x, "b": lambda x: x}, {}, "not named as such; choose with --images KEY.*a .float32"),
+        (
+            {"a": lambda x: x, "b": lambda x: x},
+            {},
+            "have no usual name; choose with --images KEY.*a .float32",
+        ),
         ({"a": lambda x: x}, {"images": "c"}, "--images c: .* has no such array; it has a"),
         (
             {"images": lambda x: x, "u": lambda x: x[:, 0, 0, 0]},
@@ -261,56 +265,64 @@ def test_a_square_that_fits_both_orders_is_asked_about(tmp_path: Path) -> None:
         (
             {"images": lambda x: x, "labels": lambda x: np.arange(6)},
             {},
-            "row 3: the label is 3; with the source's 3 classes",
+            "row 3: the label must lie in 0 .. 2, since the source has 3 classes; got 3",
         ),
-        ({"images": lambda x: x, "labels": lambda x: np.full(6, 0.5)}, {}, "not whole is no class"),
-        ({"images": lambda x: x, "labels": lambda x: np.ones((6, 4))}, {}, r"\[6, 4\]; it must be \[N\], or"),
+        (
+            {"images": lambda x: x, "labels": lambda x: np.full(6, 0.5)},
+            {},
+            "class labels must be integers; got 0.5",
+        ),
+        (
+            {"images": lambda x: x, "labels": lambda x: np.ones((6, 4))},
+            {},
+            r"the shape must be \[N\], or .*; got \[6, 4\]",
+        ),
         (
             {"images": lambda x: x, "labels": lambda x: np.eye(3)[[0, 0, 1, 1, 2, 2]] - 1 / 3},
             {},
-            "at least 0; found -0.333",
+            "must not be negative; got -0.333",
         ),
         (
             {"images": lambda x: x, "labels": lambda x: np.array([0, 0, 0, 1, 2, 2])},
             {},
-            r"not as many images of each class \(cat 3, dog 1, owl 2\)",
+            r"the same number of images of each class; got cat 3, dog 1, owl 2",
         ),
         ({"images": lambda x: x * np.nan}, {}, "not finite"),
         ({"images": lambda x: x[:0]}, {}, "empty"),
-        ({"images": lambda x: x * 1000}, {}, "mean norm .* of real images .* preprocessed otherwise"),
-        ({"images": lambda x: x / 1000}, {}, "mean norm .* of real images .* preprocessed otherwise"),
-        ({"images": np.abs}, {}, "no value of its images is below 0.*--space pixels"),
-        ({"images": lambda x: x}, {"space": "pixels"}, r"values of its images lie in -.*--space whitened"),
+        ({"images": lambda x: x * 1000}, {}, "mean norm .* of real images .* were not preprocessed with"),
+        ({"images": lambda x: x / 1000}, {}, "mean norm .* of real images .* were not preprocessed with"),
+        ({"images": np.abs}, {}, "no value of its images is negative.*--space pixels"),
+        ({"images": lambda x: x}, {"space": "pixels"}, r"its images have values in -.*--space whitened"),
         ({"images": lambda x: np.abs(x) + 256}, {"space": "pixels"}, "pixels lie in 0 .. 1 or in 0 .. 255"),
         (
             {"images": lambda x: np.abs(x) / np.abs(x).max() * 1.4},
             {"space": "pixels"},
-            "too large for pixels of 0 .. 1, too small",
+            "too large for pixels in 0 .. 1, too small",
         ),
-        ({"images": lambda x: (x > 0).astype(np.uint8)}, {"space": "pixels"}, "whole numbers are pixels"),
+        ({"images": lambda x: (x > 0).astype(np.uint8)}, {"space": "pixels"}, "integers are read as pixels"),
         (
             {"images": lambda x: x, "class_names": lambda x: np.array(["dog", "cat", "owl"])},
             {},
-            "the classes dog, cat, owl; the source of the configuration cat, dog, owl",
+            "the classes dog, cat, owl; the configuration's source has cat, dog, owl",
         ),
-        ({"images": lambda x: x, "space": lambda x: np.array("pixels")}, {}, "says of itself pixels"),
+        ({"images": lambda x: x, "space": lambda x: np.array("pixels")}, {}, "declares --space pixels"),
     ],
 )
-def test_what_is_not_settled_or_not_true_is_refused(
+def test_ambiguous_and_contradictory_files_are_refused(
     world: World, tmp_path: Path, arrays: dict[str, Any], more: dict[str, Any], says: str
 ) -> None:
-    """Each with the figures, and the option that settles it where one does."""
+    """Each with the figures, and the option that settles it if there is one."""
     whitened = world.whitened_NCHW.numpy()
     np.savez(tmp_path / "set.npz", **{name: make(whitened) for name, make in arrays.items()})
     with pytest.raises(DataError, match=re.compile(says, re.DOTALL)):
-        load_set(tmp_path / "set.npz", replace(stated(world), **more))
+        load_set(tmp_path / "set.npz", replace(spec(world), **more))
 
 
-def test_odd_norms_are_said(world: World, tmp_path: Path) -> None:
+def test_odd_norms_give_a_warning(world: World, tmp_path: Path) -> None:
     """Ten times those of real images, the figures begin with a warning; as they are, without."""
     for factor, warned in ((10, True), (1, False)):
         path, _ = _npz(tmp_path, factor * world.whitened_NCHW.numpy(), world.labels_N.numpy())
-        read_as = load_set(path, stated(world)).provenance["read_as"]
+        read_as = load_set(path, spec(world)).provenance["read_as"]
         assert ("WARNING: mean norm" in read_as) == warned
         assert "mean norm" in read_as
 
@@ -319,17 +331,17 @@ def test_nothing_is_whitened_where_nothing_is_preprocessed(tmp_path: Path) -> No
     plain = make_world(tmp_path, "none")
     path, _ = _npz(tmp_path, plain.pixels_NCHW.numpy(), plain.labels_N.numpy())
     with pytest.raises(DataError, match=r"data.preprocessing is none.*--space pixels"):
-        load_set(path, stated(plain))
-    assert torch.equal(load_set(path, stated(plain, "pixels")).images_NCHW, plain.pixels_NCHW)
+        load_set(path, spec(plain))
+    assert torch.equal(load_set(path, spec(plain, "pixels")).images_NCHW, plain.pixels_NCHW)
 
 
-def test_what_can_be_told_is_told_before_anything_is_fitted(
+def test_everything_possible_is_checked_before_anything_is_fitted(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whitening takes minutes: an open layout, a wrong space, labels and images per class do not wait for it."""
 
     def fitted(*_: Any) -> Any:
-        raise AssertionError("fitted before the mistake was told")
+        raise AssertionError("fitted before the error was raised")
 
     monkeypatch.setattr("ray_distill.artifacts.importer.load_development_data", fitted)
     images, labels = world.whitened_NCHW.numpy(), world.labels_N.numpy()
@@ -342,10 +354,10 @@ def test_what_can_be_told_is_told_before_anything_is_fitted(
     ):
         np.savez(tmp_path / "set.npz", **arrays)
         with pytest.raises(DataError):
-            load_set(tmp_path / "set.npz", stated(world, space))
+            load_set(tmp_path / "set.npz", spec(world, space))
     np.savez(tmp_path / "set.npz", images=images, labels=labels)
     with pytest.raises(AssertionError):
-        load_set(tmp_path / "set.npz", stated(world))
+        load_set(tmp_path / "set.npz", spec(world))
 
 
 def test_several_experiments_in_a_file_are_chosen_from(world: World, tmp_path: Path) -> None:
@@ -353,8 +365,8 @@ def test_several_experiments_in_a_file_are_chosen_from(world: World, tmp_path: P
     path, images, labels = tmp_path / "set.pt", world.whitened_NCHW, world.labels_N
     torch.save({"data": [[images, labels], [-images, labels.flip(0)]]}, path)
     with pytest.raises(DataError, match=r"could be data\.0\.0 or data\.1\.0; choose with --images"):
-        load_set(path, stated(world))
-    second = load_set(path, stated(world, images="data.1.0"))
+        load_set(path, spec(world))
+    second = load_set(path, spec(world, images="data.1.0"))
     assert torch.equal(second.images_NCHW, -images[[4, 5, 2, 3, 0, 1]])
 
 
@@ -379,15 +391,15 @@ def test_a_pickle_is_refused_unopened(world: World, tmp_path: Path, kind: str) -
         np.savez(path, images=world.whitened_NCHW.numpy(), extra=objects)
     else:
         np.save(path, objects, allow_pickle=True)
-    with pytest.raises(DataError, match="holds pickled objects, which are never read; save "):
-        load_set(path, stated(world))
+    with pytest.raises(DataError, match="contains pickled objects, which are never read; save "):
+        load_set(path, spec(world))
     assert not trap.path.exists()
     if kind == "pt":
         torch.load(path, weights_only=False)
         assert trap.path.exists()
 
 
-def test_files_that_are_none(world: World, tmp_path: Path) -> None:
+def test_unreadable_files(world: World, tmp_path: Path) -> None:
     """Absent, of an unknown kind, damaged, and a pickle or an archive under another's name."""
     np.savez(tmp_path / "a.npz", images=world.whitened_NCHW.numpy())
     (tmp_path / "archive.npy").write_bytes((tmp_path / "a.npz").read_bytes())
@@ -395,7 +407,7 @@ def test_files_that_are_none(world: World, tmp_path: Path) -> None:
         (tmp_path / name).write_text("a text")
     (tmp_path / "empty").mkdir()
     for name, says in (
-        ("absent.npz", "there is no file or folder"),
+        ("absent.npz", "absent.npz: no such file or folder"),
         ("text.mat", "allowed: .npz, .npy, .pt"),
         ("text.npz", "text.npz"),
         ("text.npy", "is not an .npy file"),
@@ -406,18 +418,18 @@ def test_files_that_are_none(world: World, tmp_path: Path) -> None:
         ("empty", "has no images"),
     ):
         with pytest.raises(DataError, match=re.escape(says)):
-            load_set(tmp_path / name, stated(world))
-    with pytest.raises(DataError, match=r"state it with --like CONFIG.yaml"):
+            load_set(tmp_path / name, spec(world))
+    with pytest.raises(DataError, match=r"pass --like CONFIG.yaml"):
         load_set(tmp_path / "a.npz")
 
 
-def test_without_h5py_it_is_said_what_to_install(
+def test_without_h5py_the_error_says_what_to_install(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = _h5(tmp_path, world.whitened_NCHW.numpy(), world.labels_N.numpy())
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(DataError, match=r"pip install 'ray-distill\[h5\]'"):
-        load_set(path, stated(world))
+        load_set(path, spec(world))
 
 
 @pytest.mark.parametrize("form", ["class folders", "numbered folders", "names", "numbers"])
@@ -435,7 +447,7 @@ def test_folders_of_images(world: World, tmp_path: Path, form: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
     (tmp_path / "set" / "readme.txt").write_text("not an image")
-    dataset = load_set(tmp_path / "set", stated(world, "pixels"))
+    dataset = load_set(tmp_path / "set", spec(world, "pixels"))
     torch.testing.assert_close(dataset.images_NCHW, world.whitened_NCHW, rtol=0, atol=1e-5)
     assert torch.equal(dataset.labels_NK, torch.eye(3)[world.labels_N])
 
@@ -443,27 +455,27 @@ def test_folders_of_images(world: World, tmp_path: Path, form: str) -> None:
 def test_folders_that_do_not_fit(world: World, tmp_path: Path) -> None:
     """A name of no class; pictures of two sizes."""
     for name, size, says in (
-        ("bat_1.png", (6, 4), "begins with no class"),
-        ("dog_1.png", (5, 4), "have one size"),
+        ("bat_1.png", (6, 4), "must begin with a class"),
+        ("dog_1.png", (5, 4), "must have one size"),
     ):
         Image.new("RGB", size, "grey").save(tmp_path / name)
         Image.new("RGB", (6, 4), "grey").save(tmp_path / "cat_0.png")
         with pytest.raises(DataError, match=says):
-            load_set(tmp_path, stated(world, "pixels"))
+            load_set(tmp_path, spec(world, "pixels"))
         (tmp_path / name).unlink()
 
 
 def test_the_class_in_a_name() -> None:
     """The longest class name that the name begins with, then its number; never a part of a word or number."""
     names = ("car", "car wheel", "owl")
-    assert class_of("car_1", names, "") == 0
-    assert class_of("Car wheel-1", names, "") == 1
-    assert class_of("owl", names, "") == 2
-    assert class_of("02_car", names, "") == 2
-    assert class_of("1", ("7", "1"), "") == 1, "a class is called 1: its name counts, not its number"
+    assert match_class("car_1", names, "") == 0
+    assert match_class("Car wheel-1", names, "") == 1
+    assert match_class("owl", names, "") == 2
+    assert match_class("02_car", names, "") == 2
+    assert match_class("1", ("7", "1"), "") == 1, "a class is called 1: its name counts, not its number"
     for wrong in ("cars_1", "3_1", "1st", "img_car"):
-        with pytest.raises(DataError, match="begins with no class"):
-            class_of(wrong, names, "")
+        with pytest.raises(DataError, match="must begin with a class"):
+            match_class(wrong, names, "")
 
 
 def test_pictures_in_the_hubs_layout(world: World, tmp_path: Path) -> None:
@@ -478,19 +490,19 @@ def test_pictures_in_the_hubs_layout(world: World, tmp_path: Path) -> None:
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "b.parquet")
         if fits:
             assert torch.equal(
-                load_set(tmp_path / "b.parquet", stated(world, "pixels")).labels_NK, dataset.labels_NK
+                load_set(tmp_path / "b.parquet", spec(world, "pixels")).labels_NK, dataset.labels_NK
             )
         else:
             with pytest.raises(DataError, match="the classes a, b, c"):
-                load_set(tmp_path / "b.parquet", stated(world, "pixels"))
+                load_set(tmp_path / "b.parquet", spec(world, "pixels"))
 
 
-def test_our_own_file_says_everything_itself(world: World, tmp_path: Path) -> None:
-    """Read without a statement, and with one as it was; damaged, it is not taken for another method's."""
+def test_an_artefact_describes_itself(world: World, tmp_path: Path) -> None:
+    """Read the same with and without a spec; damaged, it is not read as another method's."""
     dataset = set_of(world)
     dataset.save(tmp_path / "ours.parquet")
-    for statement in (None, stated(world, "pixels")):
-        loaded = load_set(tmp_path / "ours.parquet", statement)
+    for given in (None, spec(world, "pixels")):
+        loaded = load_set(tmp_path / "ours.parquet", given)
         assert torch.equal(loaded.images_NCHW, dataset.images_NCHW)
         assert loaded.provenance == dataset.provenance
     table = pq.read_table(tmp_path / "ours.parquet")
@@ -499,7 +511,7 @@ def test_our_own_file_says_everything_itself(world: World, tmp_path: Path) -> No
     )
     pq.write_table(changed, tmp_path / "ours.parquet")
     with pytest.raises(ValueError, match="not an intact distilled dataset"):
-        load_set(tmp_path / "ours.parquet", stated(world))
+        load_set(tmp_path / "ours.parquet", spec(world))
 
 
 def test_another_whitening_than_the_configurations_is_refused(world: World, tmp_path: Path) -> None:
@@ -507,14 +519,14 @@ def test_another_whitening_than_the_configurations_is_refused(world: World, tmp_
     from ray_distill.artifacts.export import export
 
     export(set_of(world), "npz", tmp_path / "set.npz")
-    assert torch.equal(load_set(tmp_path / "set.npz", stated(world)).images_NCHW, world.whitened_NCHW)
+    assert torch.equal(load_set(tmp_path / "set.npz", spec(world)).images_NCHW, world.whitened_NCHW)
     values = world.config.to_dict()
     values["data"]["zca_shrinkage"] = 0.12
-    with pytest.raises(DataError, match="another whiten_DD than is fitted"):
-        load_set(tmp_path / "set.npz", replace(stated(world), config=parse_config(values)))
+    with pytest.raises(DataError, match="another whiten_DD than the one fitted"):
+        load_set(tmp_path / "set.npz", replace(spec(world), config=parse_config(values)))
     values["data"] |= {"preprocessing": "normalise", "zca_shrinkage": None}
-    with pytest.raises(DataError, match="says of itself the preprocessing"):
-        load_set(tmp_path / "set.npz", replace(stated(world), config=parse_config(values)))
+    with pytest.raises(DataError, match="declares the preprocessing"):
+        load_set(tmp_path / "set.npz", replace(spec(world), config=parse_config(values)))
 
 
 ROOT = Path(__file__).parents[2]

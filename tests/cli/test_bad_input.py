@@ -424,7 +424,7 @@ COMMANDS = [
     ),
     ("evaluate good.parquet --out foreign", "foreign: exists and holds no evaluation; nothing was written"),
     ("evaluate good.parquet good.parquet", "good.parquet, good.parquet: duplicate set"),
-    ("evaluate good.npz", "does not say how it is used; state it with --like"),
+    ("evaluate good.npz", "does not describe how to use it; pass --like"),
     ("evaluate good.parquet --space pixels", "--space pixels: has no effect without --like"),
     ("evaluate good.parquet --like demo.yaml", "--like demo.yaml: needs --space"),
     ("evaluate good.parquet --set outer.lr=1", "--set outer.lr=1: evaluate can change evaluation, tracking"),
