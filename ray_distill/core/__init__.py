@@ -1,9 +1,9 @@
-"""Numbers only: torch and the standard library.
+"""The numerics, as pure functions of their arguments: torch and the standard library only.
 
-Nothing here knows of Ray, MLflow, configuration, files, logging, the choice of a device or a global
-random generator. Values come in, values go out, and every random draw is an argument's consequence.
+Nothing here knows about Ray, MLflow, configuration, files, logging, device selection or a global random
+generator; random draws come from streams passed as arguments.
 
-Legend of the axes that tensor names carry, here and in the modules above:
+Axes in tensor names, throughout the package:
 N images of a set, B images of a batch, K classes, C channels, H height, W width, P parameters of a
 network (flattened into one vector), T inner steps.
 

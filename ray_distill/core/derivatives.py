@@ -1,11 +1,12 @@
 """The gradient and the second-order product of a loss, as functions of tensors.
 
-By autograd's tape, the quickest way without a compiler, or as functions that torch.compile takes whole; the values
-are the same. The second-order product comes in two forms with the same value: "reverse" differentiates the scalar
-<lam, grad_theta l> once more; "forward" takes the tangent of grad_{(theta, D)} l along lam in theta.
+Each comes in two variants with the same values: through autograd's tape, fastest without a compiler, or through
+torch.func, which torch.compile can compile as one graph. The second-order product has two forms, again with the same
+value: "reverse" differentiates the scalar <lam, grad_theta l> once more; "forward" takes the tangent of
+grad_{(theta, D)} l along lam in theta.
 
-Axes: R replicas, which are computed at once and do not meet: the derivative of the sum of their losses is,
-replica by replica, that of its own.
+Axes: R independent replicas, computed together: the derivative of the sum of their losses is, for each replica, that
+of its own loss.
 """
 
 import importlib
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(theta_RP, images_RBCHW, scaled labels_RBK) -> loss_R; no replica's loss depends on another's arguments."""
+"""(theta_RP, images_RBCHW, scaled labels_RBK) -> loss_R. A replica's loss depends on its own arguments only."""
 GradientOfSum = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(theta_RP, images, scaled labels) -> (grad_RP, loss_R)."""
 ProductOfSum = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -24,7 +25,7 @@ ProductOfSum = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, 
 
 
 def gradient_by_tape(loss: Losses) -> GradientOfSum:
-    """The gradient by autograd's tape: the quickest way without a compiler."""
+    """The gradient through autograd's tape."""
 
     def gradient(theta_RP: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -37,7 +38,7 @@ def gradient_by_tape(loss: Losses) -> GradientOfSum:
 
 
 def product_by_tape(loss: Losses) -> ProductOfSum:
-    """Reverse over reverse by autograd's tape."""
+    """Reverse over reverse through autograd's tape."""
 
     def product(
         theta_RP: Tensor, images: Tensor, labels: Tensor, lam_RP: Tensor
@@ -53,7 +54,7 @@ def product_by_tape(loss: Losses) -> ProductOfSum:
 
 
 def gradient_as_function(loss: Losses) -> GradientOfSum:
-    """The gradient as a function that torch.compile takes whole."""
+    """The gradient through torch.func."""
 
     def gradient(theta_RP: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         def total(theta_RP: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,7 @@ def gradient_as_function(loss: Losses) -> GradientOfSum:
 
 
 def reverse_product_as_function(loss: Losses) -> ProductOfSum:
-    """Reverse over reverse, as a function that torch.compile takes whole."""
+    """Reverse over reverse through torch.func."""
 
     def total(theta_RP: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return loss(theta_RP, images, labels).sum()
@@ -89,7 +90,7 @@ def reverse_product_as_function(loss: Losses) -> ProductOfSum:
 
 def forward_product_as_function(loss: Losses) -> ProductOfSum:
     """Forward over reverse: the derivative of grad_{(theta, D)} l at theta along lam."""
-    # torch compiles its own forward-mode rules with its own deprecated torch.jit.script at this import.
+    # This import uses torch.jit.script, which torch itself deprecates.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,17 +1,17 @@
-"""What the metagradients of one outer step say of themselves: numbers that fall out of computing them."""
+"""Diagnostics of the metagradients of one outer step, at no extra cost."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 POSITIONS = 10
-"""Parts of a window that the shares of its steps are averaged over."""
+"""Number of equal parts of the window in the position profile."""
 
 
 def position_profile(norms_W: Tensor) -> Tensor:
-    """Mean norm of the steps' shares in each tenth of the window, the earliest first: [POSITIONS].
+    """Mean norm of the steps' contributions in each tenth of the window, the earliest first: [POSITIONS].
 
-    In windows of fewer steps a step stands for several tenths.
+    In windows with fewer steps a step counts for several tenths.
     """
     profile: Tensor = F.adaptive_avg_pool1d(norms_W[None, None], POSITIONS)[0, 0]
     return profile
@@ -24,10 +24,10 @@ def variance(mean_square_norm: float, square_norms_R: Tensor) -> float:
 
 
 def cosine(mean_square_norm: float, square_norms_R: Tensor) -> float:
-    """How alike the replicas are: sum_{r != s} <g_r, g_s> / ((R - 1) sum_r |g_r|^2); R at least 2.
+    """Similarity of the replicas: sum_{r != s} <g_r, g_s> / ((R - 1) sum_r |g_r|^2); R at least 2.
 
-    For metagradients of equal norms this is the mean cosine between two of them; in general, that mean
-    weighted by the product of their norms. 1: all the same; 0: nothing in common. 0 where all vanish.
+    For metagradients of equal norm this is the mean pairwise cosine; in general, that mean weighted by the
+    products of the norms. 1: identical; 0: orthogonal, or all zero.
     """
     replicas, total = len(square_norms_R), float(square_norms_R.sum())
     if total == 0.0:
@@ -36,12 +36,12 @@ def cosine(mean_square_norm: float, square_norms_R: Tensor) -> float:
 
 
 def summarize(mean_images: Tensor, square_norms_R: Tensor, profile: Tensor | None) -> dict[str, float]:
-    """Named numbers for the logs, of image metagradients.
+    """Metrics of the image metagradients.
 
     Args:
         mean_images: the mean metagradient of the images, any shape.
         square_norms_R: |g_r|^2 of each replica.
-        profile: the replicas' mean `position_profile`, where the engine has one.
+        profile: the replicas' mean `position_profile`, if the engine provides one.
     """
     values = {"replica_norm_mean": float(square_norms_R.sqrt().mean())}
     if len(square_norms_R) > 1:

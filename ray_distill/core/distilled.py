@@ -1,6 +1,6 @@
-"""The distilled dataset D = (images, labels): how it starts and how inner batches are drawn from it.
+"""The distilled dataset D = (images, labels): its initialisation, and drawing inner batches from it.
 
-Images of one class lie together: image i of class k is row k * ipc + i.
+Images are sorted by class: image i of class k is row k * ipc + i.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from ray_distill.core.rng import Stream
 
 
 class DistilledData(NamedTuple):
-    """The learnt set. A metagradient with respect to it has the same type and shapes."""
+    """The learnt dataset. A metagradient with respect to it has the same type and shapes."""
 
     images_NCHW: Tensor
     labels_NK: Tensor
@@ -45,7 +45,7 @@ class DistilledData(NamedTuple):
 
 
 class TrainingSet(Protocol):
-    """What a network can be trained on: D, or real images that are fetched batch by batch."""
+    """A dataset to train a network on: D, or real images that are loaded batch by batch."""
 
     @property
     def num_images(self) -> int:
@@ -68,10 +68,10 @@ class TrainingSet(Protocol):
 
 
 class RealDataset(TrainingSet, Protocol):
-    """Real images that the outer loss and a validation are computed on."""
+    """Real images, for the outer loss and for validation."""
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images [n, C, H, W] and their classes [n], a few at a time."""
+        """All images [n, C, H, W] and their classes [n], in batches."""
 
 
 def class_labels(num_classes: int, ipc: int, device: torch.device) -> Tensor:
@@ -94,7 +94,7 @@ def noise(stream: Stream, num_images: int, image_shape: tuple[int, int, int], dt
 def unit_noise(
     stream: Stream, num_images: int, image_shape: tuple[int, int, int], dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal images, each scaled to unit L2 norm: the paper's start. [N, C, H, W]."""
+    """Standard normal images, each scaled to unit L2 norm, as in the paper: [N, C, H, W]."""
     images_NCHW = noise(stream, num_images, image_shape, dtype)
     norms_N: Tensor = images_NCHW.flatten(1).norm(dim=1)
     return images_NCHW / norms_N[:, None, None, None]
@@ -107,17 +107,17 @@ NOISE: dict[str, Callable[[Stream, int, tuple[int, int, int], torch.dtype], Tens
 
 
 def class_balanced_rows(stream: Stream, labels_N: Tensor, num_classes: int, ipc: int) -> Tensor:
-    """Rows of ipc random real images of each class, without replacement: int64 [num_classes * ipc].
+    """Rows of ipc random images of each class, without replacement: int64 [num_classes * ipc].
 
     Raises: ValueError if a class has fewer than ipc images.
     """
     order = stream.permutation(len(labels_N))[0]
     rows = []
     for k in range(num_classes):
-        of_class = order[labels_N[order] == k]
-        if len(of_class) < ipc:
-            raise ValueError(f"class {k} has {len(of_class)} real images, fewer than ipc {ipc}")
-        rows.append(of_class[:ipc])
+        class_rows = order[labels_N[order] == k]
+        if len(class_rows) < ipc:
+            raise ValueError(f"class {k} has {len(class_rows)} real images, fewer than ipc {ipc}")
+        rows.append(class_rows[:ipc])
     return torch.cat(rows)
 
 
@@ -129,10 +129,10 @@ def inner_batches(
     inner_batch_per_class: int,
     classes_per_inner_batch: int | None = None,
 ) -> Tensor:
-    """Rows of D for each inner step, b of each of S random classes, all without replacement: int64 [T, S * b].
+    """Rows of D for each inner step, b of each of S random classes, without replacement: int64 [T, S * b].
 
-    With inner_batch_per_class >= ipc a class gives all its images, in order. S is all classes unless given;
-    a smaller one is drawn from the stream's part `classes`.
+    With inner_batch_per_class >= ipc a class contributes all its images, in order. S is all classes by default;
+    with fewer, the classes are drawn from the substream `classes`.
 
     Raises: ValueError if S is larger than the number of classes.
     """
@@ -146,7 +146,7 @@ def inner_batches(
         classes_TS = order_TK[:, :per_step].sort(dim=1).values
     picked = torch.arange(ipc, device=stream.device)
     if inner_batch_per_class < ipc:
-        # Drawn for the chosen classes only, by their place in the batch.
+        # Drawn for the chosen classes only, keyed by their position in the batch.
         words = stream.words(per_step * ipc, inner_steps).unflatten(1, (per_step, ipc))
         picked = ((words << 31) | picked).argsort(dim=2)[:, :, :inner_batch_per_class]
     rows_TB: Tensor = (classes_TS[:, :, None] * ipc + picked).flatten(1)
@@ -156,7 +156,7 @@ def inner_batches(
 def random_batches(stream: Stream, inner_steps: range, num_images: int, batch: int) -> Tensor:
     """Rows of a random batch for each step, without replacement within an epoch: int64 [T, batch].
 
-    What is left of an epoch's order after its whole batches is dropped.
+    An incomplete last batch of an epoch is dropped.
 
     Raises: ValueError if the batch is larger than the set.
     """

@@ -1,4 +1,4 @@
-"""The processes that share the replicas of a run: one alone, or those of torch.distributed."""
+"""Communication between the processes of a run: a single process, or torch.distributed."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,29 +8,29 @@ from torch import Tensor
 
 
 class Communicator(Protocol):
-    """The processes that share the replicas."""
+    """A group of processes that share the replicas."""
 
     @property
     def rank(self) -> int:
-        """The place of this process among them, from 0."""
+        """The index of this process, from 0."""
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """The number of processes."""
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank the same; every rank must call it."""
+        """The sum over all ranks, the same on every rank. Collective: every rank must call it."""
 
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """A world of this process alone."""
+    """A group of one process."""
 
     rank: int = 0
     size: int = 1
 
     def sum(self, values: Tensor) -> Tensor:
-        """The values themselves."""
+        """The values unchanged."""
         return values
 
 

@@ -1,7 +1,7 @@
-"""The same metagradient through `higher` (Grefenstette et al., 2019): the oracle of the tests.
+"""The metagradient computed by `higher` (Grefenstette et al., 2019), the reference in the tests.
 
-It shares only the inner batches and the initial parameters with the adjoint: the unroll, the optimiser
-and the differentiation are higher's, with a tape through the whole window.
+It shares only the inner batches and the initial parameters with the adjoint: unroll, optimiser and
+differentiation are higher's, with a tape through the whole window.
 """
 
 import copy
@@ -20,7 +20,7 @@ from ray_distill.core.unroll import InnerDraws, InnerProblem, inner_batch
 
 
 class _TorchEpsAdam(higher.optim.DifferentiableAdam):  # type: ignore[misc]
-    """higher's Adam with eps where torch.optim.Adam has it: after the bias correction of v."""
+    """higher's Adam with eps added after the bias correction of v, as in torch.optim.Adam."""
 
     def _update(self, grouped_grads: list[list[Tensor]], **_: object) -> None:
         (group,), (grads,), (states,) = self.param_groups, grouped_grads, self.state
@@ -38,7 +38,7 @@ class _TorchEpsAdam(higher.optim.DifferentiableAdam):  # type: ignore[misc]
 
 
 def _materialise(problem: InnerProblem, theta_P: Tensor) -> nn.Module:
-    """The network as an ordinary module that holds theta."""
+    """The network as an ordinary module with the parameters theta."""
     module = copy.deepcopy(problem.network.module).to_empty(device=theta_P.device).to(theta_P.dtype)
     for p, value in zip(module.parameters(), problem.network.unflatten(theta_P).values(), strict=True):
         p.data = value.clone()
@@ -55,7 +55,7 @@ def _differentiable_optimizer(
     num_steps: int,
     track: bool,
 ) -> "higher.optim.DifferentiableOptimizer":
-    """Higher's optimiser over the parameters, going on from the given moments."""
+    """Higher's optimiser over the parameters, starting from the given moments."""
     plain: torch.optim.Optimizer
     match config:
         case Adam():
@@ -76,7 +76,7 @@ def _differentiable_optimizer(
 def higher_metagradient(
     problem: InnerProblem, data: DistilledData, draws: InnerDraws, window: Window, real: DistilledData
 ) -> Metagradient:
-    """The metagradient of one replica through `higher`; arguments and result as `adjoint_metagradient`'s."""
+    """The metagradient of one replica through `higher`, a drop-in for `adjoint_metagradient`."""
     module = _materialise(problem, draws.theta_P)
     reference: list[Tensor] = list(module.parameters())
     network = higher.monkeypatch(module, track_higher_grads=True)
@@ -95,13 +95,13 @@ def higher_metagradient(
 
     burn_in = _differentiable_optimizer(problem.optimizer, reference, zeros, 0, track=False)
     steps(0, window.start, burn_in)
-    # What the window starts from is a constant: parameters and moments leave the tape here.
+    # The window's first state is constant: detach parameters and moments.
     params = [p.detach().requires_grad_() for p in params]
-    kept = [
+    detached = [
         {name: state[name].detach() for name in names} if names[0] in state else zero
         for state, zero in zip((burn_in.state[0][i] for i in range(len(params))), zeros, strict=True)
     ]
-    tracked = _differentiable_optimizer(problem.optimizer, reference, kept, window.start, track=True)
+    tracked = _differentiable_optimizer(problem.optimizer, reference, detached, window.start, track=True)
     steps(window.start, window.end, tracked)
     loss = F.cross_entropy(network(real.images_NCHW, params=params), real.labels_NK)
     grads = torch.autograd.grad(loss, (images, labels))

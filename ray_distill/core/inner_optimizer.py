@@ -1,10 +1,10 @@
 """Inner optimisers as (init, step, adjoint of step) over small states.
 
 A state is s_t = (theta_t, moments_t, t). `adjoint` carries the gradient of some scalar L with respect to
-s_{t+1} back to s_t and to the inner gradient g_t = grad_theta l(theta_t, D_t). What g_t itself owes to
-theta_t and D_t is not the optimiser's business: `metagradient` adds it by a Hessian-vector product.
+s_{t+1} back to s_t and to the inner gradient g_t = grad_theta l(theta_t, D_t). The dependence of g_t on
+theta_t and D_t is added by `metagradient`, with a Hessian-vector product.
 
-Everything is elementwise, so each [P] may as well be [R, P]: R replicas at once.
+Everything is elementwise, so each [P] may also be [R, P] for R replicas.
 """
 
 import math
@@ -49,7 +49,7 @@ class SGD:
     weight_decay: float = 5e-4
 
     num_moments: ClassVar[int] = 1
-    """Vectors of the parameters' size that a state holds beside them."""
+    """Number of moment vectors in a state, each of the size of theta."""
 
     def init(self, theta_P: Tensor) -> InnerState:
         """The state before the first step: a zero momentum buffer."""
@@ -64,7 +64,7 @@ class SGD:
     def adjoint(
         self, after: InnerState, grad_P: Tensor, adjoint: StateAdjoint
     ) -> tuple[StateAdjoint, Tensor]:
-        """The gradient of L at s_{t+1}, taken back through the step; linear, so it needs neither s nor g.
+        """The gradient of L at s_{t+1}, propagated back through the step; linear, so it needs neither s nor g.
 
         Returns: dL/d(theta, b) at constant g, and dL/dg at constant (theta, b).
         """
@@ -75,7 +75,7 @@ class SGD:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam (Kingma and Ba, 2015) without weight decay, in either of two conventions for eps.
+    """Adam (Kingma and Ba, 2015) without weight decay, with either of two conventions for eps.
 
     With c1 = 1 - beta1^t and c2 = 1 - beta2^t after t steps,
     "torch":  theta' = theta - lr (m'/c1) / (sqrt(v'/c2) + eps), as torch.optim.Adam computes;
@@ -96,7 +96,7 @@ class Adam:
         return InnerState(theta_P, zero_moments(theta_P, 2), 0)
 
     def _scalars(self, num_steps: int) -> tuple[float, float]:
-        """(a, s) of the step that makes num_steps."""
+        """(a, s) of step number `num_steps`, counted from 1."""
         c1, c2 = 1.0 - self.beta1**num_steps, 1.0 - self.beta2**num_steps
         if self.eps_convention == "torch":
             return self.lr / c1, 1.0 / math.sqrt(c2)
@@ -114,7 +114,7 @@ class Adam:
     def adjoint(
         self, after: InnerState, grad_P: Tensor, adjoint: StateAdjoint
     ) -> tuple[StateAdjoint, Tensor]:
-        """The gradient of L at s_{t+1} = `after`, taken back through the step that made it.
+        """The gradient of L at s_{t+1} = `after`, propagated back through the step.
 
         Args:
             after: the state after the step (its moments are m', v').
@@ -123,9 +123,9 @@ class Adam:
 
         Returns: dL/d(theta, m, v) at constant g, and dL/dg at constant (theta, m, v).
 
-        Where v' = 0 the square root has no derivative; its contribution there is taken as 0, as `higher`
-        does. It is the right value: v' = 0 means that every g so far is 0 (a dead unit), or so small that its
-        square is; there the step depends on g through m' alone to first order.
+        Where v' = 0 the square root has no derivative; its contribution there is 0, as in `higher`. That is
+        correct: v' = 0 means that every g so far is 0 (a dead unit), or its square underflows; to first order
+        the step then depends on g through m' alone.
         """
         a, s = self._scalars(after.num_steps)
         m_P, v_P = after.moments

@@ -4,25 +4,25 @@ L(D) = cross entropy on a real batch of the network theta_{start + length} that 
 metagradient is dL/dD through the window's steps, through parameters and moments, with the state at the
 window's start held constant (the paper, algorithm 1).
 
-The forward pass keeps the window's states, not its activations. Backwards, each step
-s_{t+1} = F(s_t, g_t), g_t = grad_theta l(theta_t, D_t) gives up its share: `optimizer.adjoint` turns
+The forward pass stores the window's states, not its activations. On the way back, each step
+s_{t+1} = F(s_t, g_t), g_t = grad_theta l(theta_t, D_t) contributes: `optimizer.adjoint` turns
 dL/ds_{t+1} into dL/ds_t at constant g_t and lambda = dL/dg_t; then one product
 
     grad_{theta, D_t} <lambda, grad_theta l(theta_t, D_t)>
 
-adds what g_t owes to theta_t (a Hessian-vector product) and to D_t (a mixed product). The step's
-augmentation and the choice of its batch are pulled back outside that product, so they need only be
+adds the dependence of g_t on theta_t (a Hessian-vector product) and on D_t (a mixed product). The step's
+augmentation and the choice of its batch are differentiated outside that product, so they need only be
 differentiable once. Memory: for each window step the state and g, (2 + moments) P floats, and the
-activations of one pass. Where that is too much, every k-th state is kept and the segments between are
-replayed, the last first, at the cost of one more gradient for each step.
+activations of one microbatch. If that is too much, only every k-th state is stored and the segments in between
+are recomputed, the last first, at the cost of one more gradient per step (checkpointing).
 
-Several replicas with one window may be computed at once, as one network with their channels side by side:
-states and gradients have a row for each, the choice of a batch and its augmentation are each replica's own.
+Several replicas with the same window can be computed together as one grouped network: states and gradients have a
+row for each; batches and augmentations are each replica's own.
 
-In float32 a metagradient is off by 1 to 10% with ReLU networks, in this and in any other engine: gradients
-agree to 1e-6 at the same parameters, but rounding pushes some units over their kink, and the adjoint, which
-divides by sqrt(v), makes much of a few parameters. With smooth units it is 1e-6 to 1e-4. A window that includes
-the first step of Adam is worse: there the step is close to sign(g) (LOG, 2026-11-25).
+In float32 a metagradient has a relative error of 1 to 10% with ReLU networks, in any engine: gradients agree to 1e-6
+at the same parameters, but rounding pushes some units over their kink, and the adjoint, which divides by sqrt(v),
+amplifies a few parameters. With smooth units it is 1e-6 to 1e-4. It is worse for a window that includes the first
+step of Adam, which is close to sign(g) (LOG, 2026-11-25).
 """
 
 from collections.abc import Callable, Sequence
@@ -48,16 +48,16 @@ from ray_distill.core.unroll import (
 
 
 class Metagradient(NamedTuple):
-    """dL/dD, and the outer loss L (a 0-d tensor) that it is the gradient of."""
+    """dL/dD and the outer loss L (0-d)."""
 
     grad: DistilledData
     outer_loss: Tensor
     position_norms_W: Tensor | None = None
-    """L2 norm of each window step's share in the image metagradient, where the engine has it."""
+    """L2 norm of each window step's contribution to the image metagradient, if the engine provides it."""
 
 
 Engine = Callable[[InnerProblem, DistilledData, InnerDraws, Window, DistilledData], Metagradient]
-"""(problem, D, draws, window, real batch) -> metagradient. The adjoint below, or `higher_reference`."""
+"""(problem, D, draws, window, real batch) -> metagradient: the adjoint below, or `higher_reference`."""
 
 GroupEngine = Callable[
     [InnerProblem, DistilledData, Sequence[InnerDraws], Window, Sequence[DistilledData]], list[Metagradient]
@@ -70,10 +70,10 @@ def accumulate_gradient(
 ) -> Tensor:
     """Add to `total`, in place, the gradient with respect to D of <cotangent, inner_batch(D, t)>.
 
-    Returns: the L2 norm of what was added to the images (0-d).
+    Only the batch's rows are touched, so the cost does not grow with D. They are distinct, so the order of the
+    additions does not matter.
 
-    Only the batch's rows are touched, so the cost does not grow with D. The rows of a batch are distinct:
-    the order of the additions cannot matter.
+    Returns: the L2 norm of the images' contribution (0-d).
     """
     rows_B = draws.rows_TB[t]
     with torch.enable_grad():
@@ -87,11 +87,11 @@ def accumulate_gradient(
 
 
 def segment_length(length: int, max_states: int | None) -> int:
-    """The length k of the segments that a window of `length` steps is replayed in; `length`: no replay.
+    """The length k of the segments in which a window of `length` steps is replayed; `length`: no replay.
 
-    Keeping every k-th state and, of the segment at hand, each one takes ceil(length / k) + k states. The
-    largest k that fits is best: one further gradient for each step is all the replay costs, whatever k.
-    Raises: ValueError if even the least, about 2 sqrt(length), is too much.
+    Storing every k-th state, and all states of the current segment, takes ceil(length / k) + k states. Replay costs
+    one more gradient per step whatever k, so the largest k that fits is best.
+    Raises: ValueError if even the minimum, about 2 sqrt(length) states, does not fit.
     """
     if max_states is None or length <= max_states:
         return length
@@ -99,19 +99,19 @@ def segment_length(length: int, max_states: int | None) -> int:
     if not fitting:
         least = min(-(-length // k) + k for k in range(1, length + 1))
         raise ValueError(
-            f"a window of {length} steps needs room for at least {least} states, not {max_states}"
+            f"a window of {length} steps needs memory for at least {least} states, not {max_states}"
         )
     return fitting[-1]
 
 
 class _BackwardState(NamedTuple):
-    """The adjoint of the states, and what D has received so far, on the way back through a window."""
+    """The state of the backward pass: the adjoint, and the metagradients accumulated so far."""
 
     adjoint: StateAdjoint
     totals: list[DistilledData]
-    """For each replica."""
+    """One per replica."""
     norms: list[Tensor]
-    """Of each step's share in the image metagradients, [R], the last step first."""
+    """L2 norms of each step's contribution to the image metagradients, [R], the last step first."""
 
 
 def _backward_through(
@@ -121,7 +121,7 @@ def _backward_through(
     unrolled: Trajectory,
     back: _BackwardState,
 ) -> _BackwardState:
-    """Back through the steps of `unrolled`; `totals` and `norms` are added to in place."""
+    """Backpropagate through the steps of `unrolled`; updates `totals` and `norms` in place."""
     adjoint, after = back.adjoint, unrolled.final
     for state, inner_grad_RP in zip(reversed(unrolled.states), reversed(unrolled.grads), strict=True):
         t = state.num_steps
@@ -144,15 +144,15 @@ def adjoint_metagradients(
     window: Window,
     real: Sequence[DistilledData],
 ) -> list[Metagradient]:
-    """The metagradient of each of several replicas, tape-free, as one computation.
+    """The metagradients of several replicas, tape-free, as one computation.
 
     The values are those of each replica alone, up to rounding; a NaN stays in its replica.
 
     Args:
-        problem: network, inner optimiser, augmentation; how many states may be kept.
+        problem: network, inner optimiser, augmentation and the number of states that may be stored.
         data: D.
         draws: for each replica, initial parameters, batches and augmentations of at least window.end steps.
-        window: differentiated steps; the state at its start is constant.
+        window: the differentiated steps; the state at its start is constant.
         real: for each replica, the real batch of its outer loss, already augmented.
 
     Raises: ValueError if the window does not fit into `problem.max_states`.
@@ -179,12 +179,12 @@ def adjoint_metagradients(
 def adjoint_metagradient(
     problem: InnerProblem, data: DistilledData, draws: InnerDraws, window: Window, real: DistilledData
 ) -> Metagradient:
-    """`adjoint_metagradients` of one replica."""
+    """`adjoint_metagradients` for one replica."""
     return adjoint_metagradients(problem, data, [draws], window, [real])[0]
 
 
 def per_replica(engine: Engine) -> GroupEngine:
-    """The engine applied to each replica in turn."""
+    """A group engine that applies `engine` to one replica after another."""
 
     def metagradients(
         problem: InnerProblem,

@@ -1,12 +1,12 @@
-"""The measurements of a run, as plain values that any process can take without importing torch."""
+"""Metrics of a run as plain values, so that any process can use them without importing torch."""
 
 from typing import NamedTuple
 
 
 class StepMetrics(NamedTuple):
-    """The measurements of one outer step, by name; those of a validation are there when there was one."""
+    """The metrics of one outer step by name, with those of the validation after it, if any."""
 
     outer_step: int
     values: dict[str, float]
     unix_s: float
-    """When the outer step ended, its validation included: seconds since 1970."""
+    """End of the outer step, its validation included: Unix time in seconds."""

@@ -1,8 +1,7 @@
-"""The loop over outer steps. It knows ranks only as a `Communicator`: one process, or torch.distributed.
+"""The loop over outer steps, in one process or distributed over the ranks of a `Communicator`.
 
-The experiment fixes the replicas and which of them are one computation; the world only shares them out. Rank
-r of w computes the metagradients of groups r, r + w, ..; one all-reduce of a tensor of the size of D joins them, and every
-rank takes the same outer step. Nothing here knows Ray, MLflow or a configuration.
+The experiment fixes the replicas and their groups; the ranks only share them. Rank r of w computes the metagradients
+of groups r, r + w, ..; one all-reduce of a tensor of the size of D sums them, and every rank takes the same outer step.
 """
 
 import time
@@ -33,7 +32,7 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
-    """Every how many outer steps something happens; the same on all ranks."""
+    """Intervals in outer steps, the same on all ranks."""
 
     report_every: int
     validate_every: int
@@ -42,7 +41,7 @@ class Cadence:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """How a distilled set is judged during the run, always on data held out of training."""
+    """How D is evaluated during the run, on data held out of training."""
 
     num_networks: int
     horizon: int
@@ -50,20 +49,20 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that determines the numbers of a run, as objects of `core`."""
+    """Everything that determines the numbers of a run."""
 
     seed: int
     outer_steps: int
     replicas: int
     inner: InnerProblem
-    """That of the networks that judge D; D is learnt through the same at `inner_lr`."""
+    """The inner training in validation; distillation uses the same with `inner_lr`."""
     inner_lr: Schedule
     truncation: Truncation
     redraw_every: int
     engine: GroupEngine
     group_size: int = 1
-    """How many replicas are one computation, and go to a rank together. The last group may be smaller; where
-    functions are compiled, that is one more size to compile for."""
+    """Replicas that are computed together, on one rank. The last group may be smaller; compiled functions are then
+    compiled for that size too."""
     outer: OuterOptimizer
     outer_batch_size: int
     real_augmentation: augment.Augmentation
@@ -73,7 +72,7 @@ class Experiment:
 
     @property
     def groups(self) -> list[range]:
-        """The replicas that are computed together: the same groups whatever the number of ranks."""
+        """The replicas of each group, independent of the number of ranks."""
         return [
             range(first, min(first + self.group_size, self.replicas))
             for first in range(0, self.replicas, self.group_size)
@@ -81,16 +80,16 @@ class Experiment:
 
 
 class Report(NamedTuple):
-    """What the loop hands out on its cadence; the same on all ranks, up to the seconds."""
+    """The loop's report on its cadence; the same on all ranks, except for timings."""
 
     state: RunState
     points: list[StepMetrics]
     checkpoint: bool
-    """Whether the state is to be kept as a checkpoint."""
+    """Whether to save the state as a checkpoint."""
 
 
 def draw_window(experiment: Experiment, outer_step: int, curriculum: CurriculumState) -> Window:
-    """The window of an outer step: drawn anew every `redraw_every` steps, with no replica in its key."""
+    """The window of an outer step, the same for all replicas; redrawn every `redraw_every` steps."""
     if isinstance(experiment.truncation, ForwardCurriculum):
         return experiment.truncation.draw(outer_step, curriculum)
     stream = Stream(seed=experiment.seed, name="window", outer_step=_redraw_step(experiment, outer_step))
@@ -98,18 +97,18 @@ def draw_window(experiment: Experiment, outer_step: int, curriculum: CurriculumS
 
 
 def _redraw_step(experiment: Experiment, outer_step: int) -> int:
-    """The outer step whose window and lengths this one shares."""
+    """The outer step at which the current window was drawn."""
     return outer_step - outer_step % experiment.redraw_every
 
 
 def inner_at(experiment: Experiment, outer_step: int) -> InnerProblem:
-    """The inner training that D is learnt through at an outer step."""
+    """The inner training of an outer step, with its scheduled lr."""
     optimizer = replace(experiment.inner.optimizer, lr=experiment.inner_lr.at(outer_step))
     return replace(experiment.inner, optimizer=optimizer)
 
 
 def scheduled_values(experiment: Experiment, outer_step: int) -> dict[str, float]:
-    """What the schedules give at an outer step, for the logs; the window says its length itself."""
+    """The scheduled values of an outer step, for the logs; the window's length is logged with the window."""
     unroll_length = integer_at(experiment.truncation.unroll_length, _redraw_step(experiment, outer_step))
     return {
         "unroll_length": float(unroll_length),
@@ -141,7 +140,7 @@ def replica_metagradients(
     outer_step: int,
     replicas: Sequence[int],
 ) -> list[Metagradient]:
-    """The replicas' metagradients as one computation: own initialisations, own inner batches, own real batches."""
+    """The metagradients of a group of replicas, each with its own initialisation, inner batches and real batch."""
     inner = inner_at(experiment, outer_step)
     draws = [draw_inner(inner, experiment.seed, outer_step, r, window.end, data) for r in replicas]
     real = [draw_real_batch(experiment, train, outer_step, r) for r in replicas]
@@ -149,17 +148,17 @@ def replica_metagradients(
 
 
 class MeanMetagradient(NamedTuple):
-    """What all replicas of all ranks give together."""
+    """The mean over all replicas of all ranks."""
 
     metagradient: Metagradient
     finite_R: Tensor
-    """int64, 1 where the replica was finite."""
+    """int64, 1 for replicas whose metagradient is finite."""
     values: dict[str, float]
     """For the logs (`core.diagnostics`)."""
 
 
 def _summary(one: Metagradient, replica: int, replicas: int) -> Tensor:
-    """All that is summed over replicas, as one float64 vector."""
+    """Everything that is summed over replicas, as one float64 vector."""
     flat = torch.cat([one.outer_loss.reshape(1), *(x.flatten() for x in one.grad)]).double()
     finite_R, square_norms_R = flat.new_zeros(replicas), flat.new_zeros(replicas)
     finite_R[replica] = flat.isfinite().all().to(flat.dtype)
@@ -178,7 +177,7 @@ def mean_metagradient(
     outer_step: int,
     world: Communicator,
 ) -> MeanMetagradient:
-    """The mean over all replicas of all ranks, by one all-reduce."""
+    """The mean metagradient over all replicas of all ranks, with one all-reduce."""
     replicas = experiment.replicas
     sizes = [1, *(x.numel() for x in data), replicas, replicas, diagnostics.POSITIONS]
     total = torch.zeros(sum(sizes), dtype=torch.float64, device=data.images_NCHW.device)
@@ -191,32 +190,32 @@ def mean_metagradient(
     grad = DistilledData(
         *((g / replicas).to(x.dtype).view_as(x) for g, x in zip((images, labels), data, strict=True))
     )
-    known = profile / replicas if bool(profile.any()) else None
-    values = diagnostics.summarize(images / replicas, square_norms_R, known)
+    mean_profile = profile / replicas if bool(profile.any()) else None
+    values = diagnostics.summarize(images / replicas, square_norms_R, mean_profile)
     return MeanMetagradient(Metagradient(grad, loss[0] / replicas), finite_R.long(), values)
 
 
 def outer_step(
     experiment: Experiment, train: RealDataset, state: RunState, world: Communicator
 ) -> tuple[RunState, dict[str, float]]:
-    """One outer step: window, metagradients, mean, finite?, clip and Adam. All ranks return the same.
+    """One outer step: window, mean metagradient, check that it is finite, clip, Adam. The same result on all ranks.
 
-    A metagradient that is not finite never reaches D: the step is skipped and counted.
+    A step with a non-finite metagradient is skipped and counted: D stays as it was.
     Raises: NonFiniteError after `max_nonfinite_steps` skipped steps in a row.
     """
     step = state.outer_step
     window = draw_window(experiment, step, state.curriculum)
-    mean, finite, described = mean_metagradient(experiment, train, state.data, window, step, world)
+    mean, finite_R, metrics = mean_metagradient(experiment, train, state.data, window, step, world)
     values = {"window_start": float(window.start), "window_length": float(window.length)}
     values |= scheduled_values(experiment, step)
-    if not bool(finite.all()):
+    if not bool(finite_R.all()):
         state = state.skip_nonfinite()
         values["nonfinite_steps"] = float(state.nonfinite_total)
         if state.nonfinite_in_a_row >= experiment.max_nonfinite_steps:
-            bad = [i for i, ok in enumerate(finite.tolist()) if not ok]
+            bad = [i for i, ok in enumerate(finite_R.tolist()) if not ok]
             raise NonFiniteError(
                 f"outer step {step}, window [{window.start}, {window.end}), replicas {bad}: the metagradient is "
-                f"not finite, as in the {state.nonfinite_in_a_row - 1} steps before; D was not touched. "
+                f"not finite, as in the {state.nonfinite_in_a_row - 1} steps before; D was not changed. "
                 "Lower inner.lr or outer.lr, shorten truncation.window_length, or raise truncation.min_window_start."
             )
         return state, values
@@ -226,7 +225,7 @@ def outer_step(
         "metagradient_norm": report.metagradient_norm,
         "clip_ema": report.clip_ema,
         "clipped": float(report.clipped),
-        **described,
+        **metrics,
     }
     if report.label_metagradient_norm is not None:
         values |= label_metrics(data.labels_NK, report.label_metagradient_norm)
@@ -234,7 +233,7 @@ def outer_step(
 
 
 def label_metrics(labels_NK: Tensor, metagradient_norm: float) -> dict[str, float]:
-    """How learnt labels do, for the logs: rows of target probabilities are not normalised."""
+    """Metrics of learnt labels, whose rows of target probabilities are not normalised."""
     sums_N = labels_NK.sum(dim=1)
     return {
         "label_metagradient_norm": metagradient_norm,
@@ -245,7 +244,7 @@ def label_metrics(labels_NK: Tensor, metagradient_norm: float) -> dict[str, floa
 
 
 def validate(experiment: Experiment, validation: RealDataset, state: RunState, world: Communicator) -> Score:
-    """Mean validation score of fresh networks trained on D; shared out over the ranks like replicas."""
+    """Mean validation score of fresh networks trained on D; the ranks share the networks."""
     n = experiment.validation.num_networks
     scores = torch.zeros(n, len(Score._fields), dtype=torch.float64)
     for index in range(world.rank, n, world.size):
@@ -255,7 +254,7 @@ def validate(experiment: Experiment, validation: RealDataset, state: RunState, w
             validation.batches,
             [experiment.validation.horizon],
             seed=experiment.seed,
-            # Beyond the replicas' indices: validation networks are never the ones that D was trained through.
+            # Indices beyond the replicas', so that validation networks differ from those of the distillation.
             index=experiment.replicas + index,
             outer_step=state.outer_step,
         )
@@ -276,9 +275,9 @@ def outer_loop(
     world: Communicator,
     on_report: Callable[[Report], None],
 ) -> RunState:
-    """Outer steps from `state` to the end; reports and checkpoints on the cadence, and at the end.
+    """Outer steps from `state` to the last; reports and checkpoints on the cadence and after the last step.
 
-    Raises: NonFiniteError, as `outer_step`, after the steps before it are reported.
+    Raises: NonFiniteError, after reporting the steps before it.
     """
     last, cadence = experiment.outer_steps, experiment.cadence
     points: list[StepMetrics] = []

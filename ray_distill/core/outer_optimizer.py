@@ -1,13 +1,12 @@
-"""The outer optimiser: a metagradient turned into a step on D.
+"""The outer optimiser: from a metagradient to a step on D.
 
-Clip to a multiple of a moving average of the norm, then Adam (Kingma and Ba, 2015). The average is
-updated with the current norm first, so the first step never clips and a spike passes softened, as the
-paper's authors do it. The step size is a schedule over the outer steps of the run, of which those that
-were skipped count too; Adam's bias correction counts the steps that were taken.
+The gradient is clipped to a multiple of a moving average of its norm, then Adam (Kingma and Ba, 2015). The average is
+first updated with the current norm, as in the paper's code: the first step never clips, and a spike is only damped.
+The lr is a schedule over outer steps, skipped ones included; Adam's bias correction counts the steps taken.
 
-Labels may be learnt too, by an Adam of their own at a fraction of the step size. Their metagradient is
-not clipped and does not count in the images' norm. After each step they are cut off at 0, since a
-negative target would reward a network for a wrong class without bound; they are not normalised.
+Labels may be learnt too, by a separate Adam with a fraction of the lr. Their metagradient is not clipped and not part
+of the images' norm. After each step they are clamped at 0, since a negative target would reward a wrong class without
+bound; they are not normalised.
 """
 
 import math
@@ -34,30 +33,30 @@ class Moments(NamedTuple):
 
 
 class OuterState(NamedTuple):
-    """What the outer optimiser remembers between steps."""
+    """The outer optimiser's state between steps."""
 
     images: Moments
     labels: Moments | None
-    """None where labels are not learnt."""
+    """None if labels are not learnt."""
     num_steps: int
     clip_ema: float | None
-    """Moving average of the images' metagradient's norm; None before the first step."""
+    """Moving average of the norm of the images' metagradient; None before the first step."""
 
 
 class OuterReport(NamedTuple):
-    """What one step did, for the logs."""
+    """Statistics of one step, for the logs."""
 
     metagradient_norm: float
-    """Of the images, before it is clipped."""
+    """Of the images, before clipping."""
     clip_ema: float
     clipped: bool
     label_metagradient_norm: float | None
-    """None where labels are not learnt."""
+    """None if labels are not learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterOptimizer:
-    """EMA-of-norm clipping and Adam on the images; Adam on the labels, or nothing."""
+    """Clipping by an EMA of the norm and Adam on the images; optionally, Adam on the labels."""
 
     lr: Schedule
     beta1: float = 0.9
@@ -66,7 +65,7 @@ class OuterOptimizer:
     clip_ema_decay: float = 0.9
     clip_multiple: float = 2.0
     label_lr_scale: float | None = None
-    """Labels are learnt with lr / label_lr_scale; None: they stay as they are."""
+    """Labels are learnt with lr / label_lr_scale; None: they are constant."""
 
     def init(self, data: DistilledData) -> OuterState:
         """The state before the first step."""
@@ -76,7 +75,7 @@ class OuterOptimizer:
     def _adam(
         self, values: Tensor, moments: Moments, grad: Tensor, lr: float, num_steps: int
     ) -> tuple[Tensor, Moments]:
-        """The step that makes num_steps: theta' = theta - lr (m'/c1) / (sqrt(v'/c2) + eps)."""
+        """Step number `num_steps`, counted from 1: theta' = theta - lr (m'/c1) / (sqrt(v'/c2) + eps)."""
         m = self.beta1 * moments.m + (1.0 - self.beta1) * grad
         v = self.beta2 * moments.v + (1.0 - self.beta2) * grad * grad
         c1, c2 = 1.0 - self.beta1**num_steps, 1.0 - self.beta2**num_steps
@@ -85,10 +84,10 @@ class OuterOptimizer:
     def step(
         self, data: DistilledData, state: OuterState, metagradient: DistilledData, outer_step: int
     ) -> tuple[DistilledData, OuterState, OuterReport]:
-        """One step of D along the (finite) metagradient, with the lr of the outer step.
+        """One step of D with a (finite) metagradient and the lr of the outer step.
 
         For the images e' = decay e + (1 - decay) |g|, e' = |g| at the first step; g is scaled to norm
-        min(|g|, multiple e'); then Adam. For the labels Adam on their g as it is, then max(labels, 0).
+        min(|g|, multiple e'); then Adam. For the labels Adam on their unclipped g, then max(labels, 0).
         """
         norm = float(metagradient.images_NCHW.norm())
         previous = norm if state.clip_ema is None else state.clip_ema
@@ -97,16 +96,18 @@ class OuterOptimizer:
         scale = self.clip_multiple * ema / norm if clipped else 1.0
         grad = metagradient.images_NCHW * scale
         lr, num_steps = self.lr.at(outer_step), state.num_steps + 1
-        images, of_images = self._adam(data.images_NCHW, state.images, grad, lr, num_steps)
-        labels, of_labels, label_norm = data.labels_NK, None, None
+        images, image_moments = self._adam(data.images_NCHW, state.images, grad, lr, num_steps)
+        labels, label_moments, label_norm = data.labels_NK, None, None
         if self.label_lr_scale is not None:
-            assert state.labels is not None, "a state of another optimiser"
+            assert state.labels is not None, "the state belongs to an optimiser that does not learn labels"
             label_norm = float(metagradient.labels_NK.norm())
             label_lr = lr / self.label_lr_scale
-            labels, of_labels = self._adam(labels, state.labels, metagradient.labels_NK, label_lr, num_steps)
+            labels, label_moments = self._adam(
+                labels, state.labels, metagradient.labels_NK, label_lr, num_steps
+            )
             labels = labels.clamp(min=0.0)
         return (
             DistilledData(images, labels),
-            OuterState(of_images, of_labels, num_steps, ema),
+            OuterState(image_moments, label_moments, num_steps, ema),
             OuterReport(norm, ema, clipped, label_norm),
         )

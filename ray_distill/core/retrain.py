@@ -1,19 +1,19 @@
-"""Retraining: fresh networks trained on a set alone, and their scores on other data at each horizon.
+"""Retraining: training fresh networks on a set, and scoring them on other data at each horizon.
 
-The same function serves validation during a run, the evaluation of a distilled set, and its baselines:
-random real images (a set like any other) and the whole training set (in random batches).
+Used for validation during a run, for evaluating a distilled set, and for its baselines: random real images, and the
+whole training set (in random batches).
 
-Several seeds of one network are trained and scored as one computation, one alone as a group of one: which of
-them are together changes their numbers by rounding alone. In float64 losses stay equal to 1e-10. In float32, on a CPU,
-an MLP's parameters are the same to the last bit; a ConvNet's are equal to 1e-7 for a hundred steps, since torch's
-grouped convolution of a few channels rounds the gradient of its weights otherwise, and later a training makes as much
-of that as of one last bit in one initial parameter: 1e-4 after 500 steps (LOG, 2026-11-25).
+Several seeds of one network are trained and scored as one computation; grouping changes their numbers by rounding
+only. In float64 losses agree to 1e-10. In float32, on a CPU, an MLP's parameters are bitwise equal; a ConvNet's agree
+to 1e-7 for a hundred steps, since torch's grouped convolution rounds the weight gradients of few channels differently,
+and training amplifies that like a change of the last bit of one initial parameter: 1e-4 after 500 steps (LOG,
+2026-11-25).
 
-Networks are judged in test mode. For those with batch norm that means by running statistics, kept during the
-training as torch keeps them: at each step, before the parameters move, from its batch. That takes a forward
-pass more, since the gradient's own are inside a function that has nothing but the gradient to give.
+Networks are scored in eval mode. Batch norms then use running statistics, tracked during training as torch does: at
+each step from its batch, before the parameters move. That takes one more forward pass, since the gradient functions
+return nothing but the gradient.
 
-Axes, beside those of the package: R networks.
+Axes, besides those of the package: R networks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,14 +37,14 @@ from ray_distill.core.unroll import (
 )
 
 LabelledBatches = Iterable[tuple[Tensor, Tensor]]
-"""Images [n, C, H, W] and their classes [n], a part of a set at a time: all of it need never be in memory."""
+"""Images [n, C, H, W] and their classes [n], batch by batch, so that a set need not fit into memory."""
 
 
 class Score(NamedTuple):
-    """How good a network is on a set."""
+    """A network's accuracy and loss on a set."""
 
     accuracy: float
-    """The fraction of images that it classifies rightly."""
+    """The fraction of images that are classified correctly."""
     loss: float
     """The mean cross entropy over the images."""
 
@@ -53,23 +53,23 @@ class Score(NamedTuple):
 def scores(
     group: NetworkGroup, theta_RP: Tensor, statistics: RunningStatistics, batches: LabelledBatches
 ) -> list[Score]:
-    """The accuracy and loss of each network of the group, in test mode, on images of known classes.
+    """The score of each network of the group, in eval mode, on labelled images.
 
-    It looks at a few images at a time, however many a batch has: in test mode no network joins images.
+    Batches are split into microbatches, with batch norm too: in eval mode images do not affect each other.
     """
-    count, right_R, loss_R = 0, torch.zeros(group.replicas), torch.zeros(group.replicas)
-    right_R, loss_R = (x.to(theta_RP.device, torch.float64) for x in (right_R, loss_R))
+    count, correct_R, loss_R = 0, torch.zeros(group.replicas), torch.zeros(group.replicas)
+    correct_R, loss_R = (x.to(theta_RP.device, torch.float64) for x in (correct_R, loss_R))
     for batch in batches:
         for images, labels_N in _microbatches(group, *batch):
             logits_RNK = group.eval_logits(theta_RP, statistics, images)
             count += len(labels_N)
-            right_R += (logits_RNK.argmax(dim=2) == labels_N).sum(dim=1)
+            correct_R += (logits_RNK.argmax(dim=2) == labels_N).sum(dim=1)
             labels_RN = labels_N.expand(group.replicas, -1)
             loss_RN = F.cross_entropy(logits_RNK.transpose(1, 2), labels_RN, reduction="none")
             loss_R += loss_RN.sum(dim=1)
     return [
-        Score(right / count, loss / count)
-        for right, loss in zip(right_R.tolist(), loss_R.tolist(), strict=True)
+        Score(correct / count, loss / count)
+        for correct, loss in zip(correct_R.tolist(), loss_R.tolist(), strict=True)
     ]
 
 
@@ -98,7 +98,7 @@ def train_steps(
     statistics: RunningStatistics,
     num_steps: int,
 ) -> tuple[InnerState, RunningStatistics]:
-    """`run_steps`, with the running statistics of the networks' batch norms."""
+    """`run_steps` that also tracks the running statistics of batch norms."""
     if not statistics:
         return run_steps(problem, data, draws, state, num_steps), statistics
     for t in range(state.num_steps, state.num_steps + num_steps):
@@ -119,21 +119,21 @@ def retrain_group(
     outer_step: int = 0,
     batch: int | None = None,
 ) -> list[list[Score]]:
-    """The scores on other images of fresh networks trained on `data` as one computation, at each horizon.
+    """Trains fresh networks on `data` as one computation, and scores each of them at each horizon.
 
     Args:
-        problem: network, optimiser, augmentation and batches, those of the inner training by default.
+        problem: network, optimiser, augmentation and inner batches.
         data: the training set, a distilled one or any other.
-        test: gives what the scores are measured on, from its beginning at each call.
+        test: returns the images to score on, from the beginning at each call.
         horizons: increasing numbers of inner steps.
-        seed, indices, outer_step: the places of the draws: another index is another initialisation, with
-            batches and augmentations of its own.
-        batch: None trains in the inner training's class-balanced batches; a number trains in random
-            batches of that size (for sets that are large or not class-balanced).
+        seed, indices, outer_step: coordinates of the random draws: each index has an initialisation, batches and
+            augmentations of its own.
+        batch: None trains on the problem's class-balanced batches; a number, on random batches of that size (for
+            sets that are large or not class-balanced).
 
-    Returns: for each index, its scores at the horizons; up to rounding, whatever other indices are with it.
+    Returns: for each index, its scores at the horizons; up to rounding, independent of the other indices.
     Raises: ValueError if the horizons do not increase, or if there are several indices and the network cannot be
-        set side by side with others of its kind.
+        grouped.
     """
     if list(horizons) != sorted(set(horizons)) or not horizons or horizons[0] < 1:
         raise ValueError(f"horizons must be increasing positive numbers of inner steps, not {list(horizons)}")
@@ -145,7 +145,7 @@ def retrain_group(
         num_steps = horizon - state.num_steps
         state, statistics = train_steps(problem, data, group, draws, state, statistics, num_steps)
         at_horizons.append(scores(group, state.theta_P, statistics, test()))
-    return [list(of_one) for of_one in zip(*at_horizons, strict=True)]
+    return [list(one) for one in zip(*at_horizons, strict=True)]
 
 
 def retrain(
@@ -159,8 +159,8 @@ def retrain(
     outer_step: int = 0,
     batch: int | None = None,
 ) -> list[Score]:
-    """`retrain_group` of one network: its score at each horizon."""
-    (of_one,) = retrain_group(
+    """`retrain_group` for one network: its score at each horizon."""
+    (result,) = retrain_group(
         problem, data, test, horizons, seed=seed, indices=[index], outer_step=outer_step, batch=batch
     )
-    return of_one
+    return result

@@ -1,14 +1,14 @@
 """Randomness as data: named, counter-based random streams.
 
-A draw is a pure function of (seed, stream name, outer step, replica, inner step, position). Nothing is
-kept between draws, so the adjoint replays exactly what the forward pass drew, a resumed run needs no
-generator state, and neither ranks nor clocks can leak into a number.
+A draw is a pure function of (seed, stream name, outer step, replica, inner step, index). There is no state
+between draws, so the adjoint replays exactly what the forward pass drew, a resumed run needs no generator
+state, and numbers cannot depend on ranks or clocks.
 
 The bits are Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2,
 3", SC 2011): the key is a hash of (seed, name), the 128-bit counter holds (block, inner step, outer
-step, replica), so two draws of one stream cannot coincide. It is written in integer tensor operations
-and gives the same bits on every device. Why not `torch.Generator`: on CPU it keeps only the low 32 bits
-of its seed, too few to tell the draws of a long run apart, and it draws other numbers on CUDA.
+step, replica), so two draws of one stream cannot coincide. It uses integer tensor operations and gives the same
+bits on every device. `torch.Generator` would not do: on CPU it uses only the low 32 bits of its seed, too few
+for the draws of a long run, and it draws other numbers on CUDA.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox-4x32-10: four 32-bit words for each counter.
+    """Philox-4x32-10: four 32-bit words per counter.
 
     Args:
         counter: four int64 tensors of broadcastable shapes, each word in [0, 2^32).
@@ -38,7 +38,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2^64; shifted and masked, the high 32 bits are still the right ones.
+        # int64 products wrap modulo 2^64; the high 32 bits are correct after shifting and masking.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -52,10 +52,10 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A named random stream at one place of a run.
+    """A named random stream at one position (outer step, replica) of a run.
 
-    `at` moves it to another place; the draws below are functions of the place alone, so drawing twice
-    gives the same numbers. Draws that must differ take different names or different places.
+    Draws are functions of name and position, so drawing twice gives the same numbers. Draws that must differ
+    need different names or positions.
     """
 
     seed: int
@@ -65,13 +65,13 @@ class Stream:
     device: torch.device = _CPU
 
     def at(self, *, outer_step: int, replica: int = 0) -> "Stream":
-        """The same stream at another outer step; at replica 0 (a place that all replicas share) unless given."""
+        """The same stream at another outer step; replica 0 by default, for draws that all replicas share."""
         return Stream(
             seed=self.seed, name=self.name, outer_step=outer_step, replica=replica, device=self.device
         )
 
     def substream(self, name: str) -> "Stream":
-        """A stream of its own at the same place, for one part of what this one is for: `<name>-<part>`."""
+        """An independent stream at the same position, named `<name>-<substream>`."""
         return replace(self, name=f"{self.name}-{name}")
 
     def key(self) -> tuple[int, int]:
@@ -83,14 +83,14 @@ class Stream:
         """Independent 32-bit words: int64 [len(inner_steps), count], each uniform on [0, 2^32)."""
         blocks = torch.arange(-(-count // 4), device=self.device)
         steps = torch.tensor(list(inner_steps), dtype=torch.int64, device=self.device)
-        place = [
+        outer_step, replica = (
             torch.tensor(v, dtype=torch.int64, device=self.device) for v in (self.outer_step, self.replica)
-        ]
-        words = philox((blocks[None, :], steps[:, None], place[0], place[1]), self.key())
+        )
+        words = philox((blocks[None, :], steps[:, None], outer_step, replica), self.key())
         return torch.stack(words, dim=-1).flatten(1)[:, :count]
 
     def uniform(self, count: int, inner_steps: Sequence[int] = range(1), *, dtype: torch.dtype) -> Tensor:
-        """Uniform on [0, 1), 24 random bits, the same numbers in float32 and float64: [steps, count]."""
+        """Uniform on [0, 1) with 24 random bits, the same numbers in float32 and float64: [steps, count]."""
         return (self.words(count, inner_steps) >> 8).to(dtype) * 2.0**-24
 
     def normal(self, count: int, inner_steps: Sequence[int] = range(1), *, dtype: torch.dtype) -> Tensor:
@@ -103,7 +103,7 @@ class Stream:
         return pairs.flatten(1)[:, :count].to(dtype)
 
     def permutation(self, count: int, inner_steps: Sequence[int] = range(1)) -> Tensor:
-        """A uniformly random order of range(count) for each step: int64 [steps, count]."""
-        # The position below the word breaks ties, so that the order does not depend on the sort.
-        position = torch.arange(count, device=self.device)
-        return ((self.words(count, inner_steps) << 31) | position).argsort(dim=1)
+        """A uniformly random permutation of range(count) for each step: int64 [steps, count]."""
+        # The index in the low bits breaks ties, so that the order does not depend on the sort.
+        index = torch.arange(count, device=self.device)
+        return ((self.words(count, inner_steps) << 31) | index).argsort(dim=1)

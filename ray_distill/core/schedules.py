@@ -1,8 +1,7 @@
 """Schedules: values that change over a run, as pure functions of the outer step.
 
-Outer steps count from 0. A linear or cosine schedule over n steps has its start at step 0, its end at
-step n - 1, the last of them, and stays at its end after that. Lengths are schedules too, rounded by
-`integer_at`.
+Outer steps count from 0. A linear or cosine schedule over n steps has its start value at step 0, its end
+value at step n - 1 and from then on. Lengths are schedules too, rounded by `integer_at`.
 """
 
 import math
@@ -21,7 +20,7 @@ class Constant:
 
 
 def _progress(outer_step: int, steps: int) -> float:
-    """0 at the first of `steps` steps, 1 at the last one and after it."""
+    """0 at the first of `steps` steps, 1 from the last one on."""
     return min(1.0, outer_step / (steps - 1))
 
 
@@ -42,7 +41,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """end + (start - end) (1 + cos(pi p)) / 2, p = step / (steps - 1): level at both ends."""
+    """end + (start - end) (1 + cos(pi p)) / 2, p = step / (steps - 1): flat at both ends."""
 
     start: float
     end: float
@@ -57,16 +56,16 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class Piecewise:
-    """values[i] from step from_steps[i] on, until the next one."""
+    """values[i] from step from_steps[i] until the next one."""
 
     values: tuple[float, ...]
     from_steps: tuple[int, ...]
-    """Increasing; the first one is 0. As many as values."""
+    """Increasing, starting with 0; as many as values."""
 
     def at(self, outer_step: int) -> float:
         """The value at an outer step."""
-        begun = sum(first <= outer_step for first in self.from_steps)
-        return self.values[begun - 1]
+        started = sum(first <= outer_step for first in self.from_steps)
+        return self.values[started - 1]
 
 
 Schedule = Constant | Linear | Cosine | Piecewise

@@ -1,7 +1,7 @@
-"""The state of a run between two outer steps: all that the next step depends on, and nothing else.
+"""The state of a run between two outer steps: everything that the next step depends on, and nothing else.
 
-Randomness needs no state (`core.rng`), so D, the outer optimiser, the counters, the place of a forward
-curriculum and the best set so far are enough to go on bit for bit.
+Randomness needs no state (`core.rng`), so D, the outer optimiser, the counters, a forward curriculum's position and
+the best set so far are enough to resume bit for bit.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Best(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """D and everything that the outer loop carries from step to step."""
+    """D and everything else that the outer loop carries from step to step."""
 
     data: DistilledData
     outer: OuterState
@@ -31,7 +31,7 @@ class RunState(NamedTuple):
     nonfinite_total: int = 0
     best: Best | None = None
     curriculum: CurriculumState = CurriculumState()
-    """Moved by the forward curriculum alone."""
+    """Used by the forward curriculum only."""
 
     @classmethod
     def start(cls, data: DistilledData, outer: OuterOptimizer) -> "RunState":
@@ -39,7 +39,7 @@ class RunState(NamedTuple):
         return cls(data, outer.init(data))
 
     def advance(self, data: DistilledData, outer: OuterState, clipped: bool) -> "RunState":
-        """The state after an outer step that was taken."""
+        """The state after an outer step."""
         return self._replace(
             data=data,
             outer=outer,
@@ -49,7 +49,7 @@ class RunState(NamedTuple):
         )
 
     def skip_nonfinite(self) -> "RunState":
-        """The state after an outer step that was skipped because its metagradient was not finite."""
+        """The state after an outer step skipped for its non-finite metagradient."""
         return self._replace(
             outer_step=self.outer_step + 1,
             nonfinite_in_a_row=self.nonfinite_in_a_row + 1,
@@ -57,7 +57,7 @@ class RunState(NamedTuple):
         )
 
     def with_candidate(self, candidate: Best) -> "RunState":
-        """The state with the better of its best and the candidate; the earlier one on a tie."""
+        """The state with the candidate as the best set if its accuracy is higher; on a tie the earlier one stays."""
         if self.best is None or candidate.accuracy > self.best.accuracy:
             return self._replace(best=candidate)
         return self

@@ -1,10 +1,10 @@
-"""The arithmetic of one inner step: the gradient and the second-order product of a network's cross entropy.
+"""The derivatives of one inner step: the gradient and the second-order product of a network's cross entropy.
 
-What is differentiated takes labels that are already divided by the batch size, and sums; so a batch can be cut into
-passes (`passes`), and each of the two is one function of tensors (`derivatives`), compiled or not. A network that
-joins the images of a batch is compiled for each size of batch.
+The loss sums over images, with labels divided by the batch size, so that a batch can be split into microbatches. Both
+derivatives are functions of tensors (`derivatives`), compiled or not. With batch norm they are compiled for each batch
+size.
 
-Axes: R replicas, which are computed at once and do not meet.
+Axes: R independent replicas, computed together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ PRODUCTS = ("reverse", "forward")
 
 
 def _clone_outputs(graphed: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
-    """The next replay of a CUDA graph overwrites what this one returned: copy it out."""
+    """Copies the outputs of a CUDA graph, which its next replay overwrites."""
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         torch.compiler.cudagraph_mark_step_begin()
@@ -43,10 +43,10 @@ def _clone_outputs(graphed: Callable[..., tuple[Tensor, ...]]) -> Callable[..., 
 
 
 class StepFunctions:
-    """The gradient and the second-order product of a network's cross entropy, batch by batch.
+    """The gradient and the second-order product of a network's cross entropy on a batch.
 
-    `gradients` and `products` are those of R replicas as one computation; `gradient` and `product` are the
-    same for one. How they are computed is settled here; their values are the same up to rounding.
+    `gradients` and `products` compute R replicas together, `gradient` and `product` a single one. The options of the
+    constructor change how they are computed, and the values by rounding only.
     """
 
     def __init__(
@@ -59,27 +59,26 @@ class StepFunctions:
         cuda_graphs: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """Settle how a pass is computed.
+        """Choose how the derivatives are computed.
 
         Args:
-            network: the network whose loss it is.
+            network: the network to differentiate.
             product_form: "reverse" or "forward".
-            images_per_pass: the most images of each replica in one pass (compiled: exactly that many); None:
-                the whole batch.
-            compiled: through torch.compile; the first call of each function takes its time, for each number
-                of replicas at once.
-            cuda_graphs: compiled functions are captured as CUDA graphs too; without effect on other devices.
-            autocast: computing type of convolutions and matrix products, where it is not that of the data.
+            images_per_pass: the microbatch size: at most that many images of each replica (compiled: exactly that
+                many, padded); None: the whole batch.
+            compiled: use torch.compile; the first call for each number of replicas is slow.
+            cuda_graphs: capture compiled functions as CUDA graphs; no effect on other devices.
+            autocast: dtype of convolutions and matrix products, if it is not that of the data.
 
-        Raises: ValueError for an unknown form of the product, and for "forward" under autocast, whose casts
-            forward-mode differentiation in torch 2.14 does not see; for passes of a network that joins images.
+        Raises: ValueError for an unknown product form; for "forward" with autocast, whose casts forward-mode
+            differentiation in torch 2.14 does not support; for microbatches with batch norm.
         """
         if product_form not in PRODUCTS:
             raise ValueError(f"unknown product {product_form!r}; known: {', '.join(PRODUCTS)}")
         if product_form == "forward" and autocast is not None:
-            raise ValueError("the product 'forward' does not go with autocast; use 'reverse'")
+            raise ValueError("the product 'forward' does not support autocast; use 'reverse'")
         if images_per_pass is not None and network.has_batch_norm:
-            raise ValueError("batch norm joins the images of a batch: it cannot be computed in passes")
+            raise ValueError("a network with batch norm needs whole batches: images_per_pass must be None")
         self.network = network
         self.product_form = product_form
         self.images_per_pass = images_per_pass
@@ -89,7 +88,7 @@ class StepFunctions:
         self._by_group_size: dict[int, tuple[GradientOfSum, ProductOfSum]] = {}
 
     def _functions(self, replicas: int) -> tuple[GradientOfSum, ProductOfSum]:
-        """The gradient and the product of a pass of so many replicas."""
+        """The gradient and the product for that many replicas."""
         if replicas not in self._by_group_size:
             self._by_group_size[replicas] = self._build(self._losses(replicas))
         return self._by_group_size[replicas]
@@ -110,24 +109,22 @@ class StepFunctions:
         )
 
     def try_compile(self, theta_P: Tensor, batch: DistilledData, group_sizes: Sequence[int] = (1,)) -> str:
-        """Call both functions once, so that they are compiled; if that fails, go on without a compiler.
+        """Compile both functions by calling them; if that fails, fall back to eager ones.
 
         Args:
-            theta_P, batch: of the shapes to come, for one replica.
-            group_sizes: the sizes of groups to come.
+            theta_P, batch: one replica's, with the shapes to compile for.
+            group_sizes: the numbers of replicas to compile for.
 
-        Returns: why it failed, or an empty string.
+        Returns: the reason of the failure, or an empty string.
         """
         try:
             for size in group_sizes:
                 theta_RP, batches = theta_P.repeat(size, 1), Batches.stack([batch] * size)
                 self.gradients(theta_RP, batches)
                 self.products(theta_RP, batches, theta_RP)
-        except Exception as e:  # whatever a compiler may raise; a fault of ours comes again without it
-            reverse = StepFunctions(
-                self.network, images_per_pass=self.images_per_pass, autocast=self.autocast
-            )
-            self.__dict__.update(reverse.__dict__)
+        except Exception as e:  # compilers raise anything; our own errors will recur without it
+            eager = StepFunctions(self.network, images_per_pass=self.images_per_pass, autocast=self.autocast)
+            self.__dict__.update(eager.__dict__)
             return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no reason given'}"
         return ""
 
@@ -147,7 +144,7 @@ class StepFunctions:
         return losses
 
     def _split(self, batches: Batches) -> Iterator[tuple[Batches, int]]:
-        """The batches' passes, labels divided by their size."""
+        """The microbatches, with labels divided by the batch size, and their numbers of real rows."""
         count = batches.images_RBCHW.shape[1]
         scaled = Batches(batches.images_RBCHW.detach(), batches.labels_RBK.detach() / count)
         most = self.images_per_pass or count
@@ -155,7 +152,7 @@ class StepFunctions:
         return split_batches(scaled, size, fill=self.compiled)
 
     def gradients(self, theta_RP: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
-        """grad_theta of the mean cross entropy at constant batch, and the loss: [R, P] and [R], off the tape."""
+        """grad_theta of the mean cross entropy at constant batch, and the loss: [R, P] and [R], detached."""
         theta_RP = theta_RP.detach()
         gradient, _ = self._functions(len(theta_RP))
         total: tuple[Tensor, Tensor] | None = None
@@ -182,11 +179,11 @@ class StepFunctions:
         return hessian_RP, Batches(torch.cat(images, dim=1), torch.cat(labels, dim=1) / count)
 
     def gradient(self, theta_P: Tensor, batch: DistilledData) -> tuple[Tensor, Tensor]:
-        """`gradients` of one replica: [P] and 0-d."""
+        """`gradients` for one replica: [P] and 0-d."""
         grad_RP, loss_R = self.gradients(theta_P[None], Batches.stack([batch]))
         return grad_RP[0], loss_R[0]
 
     def product(self, theta_P: Tensor, batch: DistilledData, lam_P: Tensor) -> tuple[Tensor, DistilledData]:
-        """`products` of one replica: [P], and the shapes of the batch."""
+        """`products` for one replica: [P], and the shapes of the batch."""
         hessian_RP, mixed = self.products(theta_P[None], Batches.stack([batch]), lam_P[None])
         return hessian_RP[0], mixed.unstack()[0]

@@ -1,11 +1,11 @@
 """Truncation: which steps of the inner training are differentiated.
 
-Each rule is a pure function of (its fields, outer step, random stream). The stream's place holds the
-outer step, and no replica and no rank: all metagradients of one outer step share their window, as in the
-paper (section 3). The lengths N and W are schedules, taken at the stream's outer step; whoever makes a
-rule sees to it that 1 <= W <= N and min_window_start <= N - W at every step of the run.
+Each rule is a pure function of (its fields, outer step, random stream). The stream's position has the outer step
+but no replica and no rank: all metagradients of one outer step share their window, as in the paper (section 3). The
+lengths N and W are schedules, evaluated at the stream's outer step; the caller ensures 1 <= W <= N and
+min_window_start <= N - W at every step of the run.
 
-One rule looks back, the forward curriculum: what it must know is a value that it takes and returns.
+The forward curriculum depends on the run so far: it takes and returns its state as a value.
 """
 
 import math
@@ -24,12 +24,12 @@ class Window(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The number of inner steps taken in all."""
+        """The total number of inner steps."""
         return self.start + self.length
 
 
 def _uniform_integer(stream: Stream, low: int, high: int) -> int:
-    """Uniform on the integers low .. high, for all replicas the same."""
+    """Uniform on the integers low .. high, the same for all replicas."""
     return low + int(stream.at(outer_step=stream.outer_step).words(1)[0, 0]) % (high - low + 1)
 
 
@@ -59,7 +59,7 @@ class TBPTT:
 
 @dataclass(frozen=True, kw_only=True)
 class RBPTT:
-    """From the first step, a length uniform on 1 .. N."""
+    """Start 0, a length uniform on 1 .. N."""
 
     unroll_length: Schedule
 
@@ -83,45 +83,45 @@ class RaTBPTT:
 
 
 class CurriculumState(NamedTuple):
-    """What a forward curriculum knows of the run; as it stands here, before the first validation."""
+    """The state of a forward curriculum; the defaults are the state before the first validation."""
 
     advanced: int = 0
-    """Inner steps by which the window has moved on from min_window_start."""
+    """Inner steps by which the window has moved from min_window_start."""
     best_loss: float | None = None
-    """The lowest validation loss at this place; None before the first."""
+    """The lowest validation loss with the current window; None before the first."""
     num_stalled: int = 0
-    """Validations in a row that were not below it."""
+    """Consecutive validations without improvement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardCurriculum:
-    """W steps from min_window_start; on by W when the validation loss stalls for a patience; N - W at most.
+    """W steps from min_window_start, moved by W whenever the validation loss stalls, up to N - W.
 
-    At the last place the window stays. Where schedules change the lengths, it moves on by the W of the step
-    that follows, and gives way when N - W falls below its place.
+    Where schedules change the lengths, it moves by the W of the following step, and its start is limited to the
+    current N - W.
     """
 
     unroll_length: Schedule
     window_length: Schedule
     min_window_start: int = 0
     patience: int
-    """Validations in a row without a new lowest loss at this place that make the window move."""
+    """Consecutive validations without improvement after which the window moves."""
 
     def draw(self, outer_step: int, state: CurriculumState) -> Window:
-        """The window at an outer step. Nothing is random about it."""
+        """The window at an outer step; not random."""
         unroll, window = (integer_at(x, outer_step) for x in (self.unroll_length, self.window_length))
         return Window(min(self.min_window_start + state.advanced, unroll - window), window)
 
     def update(self, outer_step: int, state: CurriculumState, validation_loss: float) -> CurriculumState:
-        """The state after a validation before this outer step. A loss that is not finite is no improvement."""
+        """The state after a validation before this outer step. A non-finite loss is no improvement."""
         best = math.inf if state.best_loss is None else state.best_loss
         if validation_loss < best:
             return state._replace(best_loss=validation_loss, num_stalled=0)
         if state.num_stalled + 1 < self.patience:
             return state._replace(num_stalled=state.num_stalled + 1)
-        here = self.draw(outer_step, state)
-        last = integer_at(self.unroll_length, outer_step) - here.length
-        return CurriculumState(advanced=min(here.end, last) - self.min_window_start)
+        window = self.draw(outer_step, state)
+        last = integer_at(self.unroll_length, outer_step) - window.length
+        return CurriculumState(advanced=min(window.end, last) - self.min_window_start)
 
 
 Truncation = BPTT | TBPTT | RBPTT | RaTBPTT | ForwardCurriculum

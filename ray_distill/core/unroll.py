@@ -1,8 +1,7 @@
-"""The inner training: a network trained on D from a fresh initialisation, step by step.
+"""The inner training: training a network on D from a fresh initialisation, step by step.
 
-Everything random about it is in `InnerDraws`; the rest is a pure function, so any stretch of it can be
-run again and gives the same numbers. Several replicas, each with its own draws, are trained at once, a row
-of the state for each; one alone is a group of one.
+All randomness is in `InnerDraws`; the rest is a pure function, so any part of it can be run again with the same
+result. Several replicas, each with its own draws, are trained together, with a row of the state for each.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from ray_distill.core.step_functions import StepFunctions
 
 @dataclass(frozen=True, kw_only=True)
 class InnerProblem:
-    """What an inner training is, apart from its data and its draws."""
+    """An inner training, except for its data and random draws."""
 
     functions: StepFunctions
     optimizer: InnerOptimizer
@@ -31,10 +30,10 @@ class InnerProblem:
     """Of the distilled images."""
     inner_batch_per_class: int
     classes_per_inner_batch: int | None = None
-    """Classes in an inner batch, drawn anew at each step. None: all."""
+    """Classes in an inner batch, redrawn at each step. None: all."""
     max_states: int | None = None
-    """States of a window that may be kept at once (each with its gradient), of every replica that is computed
-    at once; None: all of them."""
+    """States of a window (each with its gradient) that may be stored at a time, for each replica of a group; None:
+    all of them."""
 
     @property
     def network(self) -> Network:
@@ -63,11 +62,11 @@ def draw_inner(
     *,
     batch: int | None = None,
 ) -> InnerDraws:
-    """All draws of one inner training, from the streams `init`, `inner-batch`, `inner-augment` and their parts.
+    """All draws of one inner training, from the streams `init`, `inner-batch`, `inner-augment` and their substreams.
 
-    They depend on the place (seed, outer step, replica) and on shapes, never on the values of the data.
-    With a number for `batch`, batches of that many rows are drawn at random, whatever their classes, for
-    sets that are large or not class-balanced; without, they are the problem's class-balanced ones.
+    They depend on (seed, outer step, replica) and on shapes, never on the values of the data. A number for `batch`
+    draws random batches of that many rows, for sets that are large or not class-balanced; None draws the problem's
+    class-balanced batches.
     """
 
     def stream(name: str) -> Stream:
@@ -91,17 +90,17 @@ def inner_batch(data: TrainingSet, draws: InnerDraws, t: int) -> DistilledData:
 
 
 def group_batches(data: TrainingSet, draws: Sequence[InnerDraws], t: int) -> Batches:
-    """`inner_batch` of each replica. Augmented one by one: their operations may differ."""
+    """`inner_batch` of each replica, augmented separately, since their operations may differ."""
     return Batches.stack([inner_batch(data, one, t) for one in draws])
 
 
 def initial_state(problem: InnerProblem, draws: Sequence[InnerDraws]) -> InnerState:
-    """Before the first step: tensors [R, P], a row for each replica."""
+    """The state before the first step: tensors [R, P]."""
     return problem.optimizer.init(stack([one.theta_P for one in draws]))
 
 
 class Trajectory(NamedTuple):
-    """A stretch of inner training: the state before each step, each step's gradient [R, P], and the last state."""
+    """A recorded part of the inner training: the state before each step, its gradient [R, P], the final state."""
 
     states: list[InnerState]
     grads: list[Tensor]
@@ -116,7 +115,7 @@ def run_steps(
     state: InnerState,
     num_steps: int,
 ) -> InnerState:
-    """`num_steps` inner steps from `state`, keeping nothing (the burn-in)."""
+    """`num_steps` inner steps from `state`, without recording them (the burn-in)."""
     for t in range(state.num_steps, state.num_steps + num_steps):
         grad_RP, _ = problem.functions.gradients(state.theta_P, group_batches(data, draws, t))
         state = problem.optimizer.step(state, grad_RP)
@@ -131,9 +130,9 @@ def run_window(
     state: InnerState,
     num_steps: int,
 ) -> Trajectory:
-    """`num_steps` inner steps from `state`, keeping the states and gradients that the adjoint needs.
+    """`num_steps` inner steps from `state`, recording the states and gradients that the adjoint needs.
 
-    Memory: (2 + moments) P floats a step and replica, whatever the number and size of the images.
+    Memory: (2 + moments) P floats per step and replica, whatever the number and size of the images.
     """
     states, grads = [], []
     for t in range(state.num_steps, state.num_steps + num_steps):

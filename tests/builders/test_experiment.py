@@ -113,7 +113,7 @@ def test_the_memory_for_states_bounds_the_window() -> None:
     bytes_per_state = 4 * 8 * problem.network.num_parameters
     assert problem.max_states == int(1e-3 * 2**30 / bytes_per_state)
     with pytest.raises(
-        ConfigError, match=r"compute.state_memory_gib: a window of 6 steps needs room for at least 5"
+        ConfigError, match=r"compute.state_memory_gib: a window of 6 steps needs memory for at least 5"
     ):
         build_experiment(
             tiny_config(truncation={"window_length": 6}, compute={"state_memory_gib": 1e-6}), GREY, 10
@@ -207,7 +207,7 @@ def test_a_network_that_cannot_be_set_side_by_side_takes_its_replicas_one_by_one
     assert build_experiment(tiny_config(**own), GREY, 10).group_size == 1
     at_once = {"compute": {"replicas_at_once": 2}}
     with pytest.raises(
-        ConfigError, match=r"^compute\.replicas_at_once: .*SqueezeNet does not say .*got 2.*set it to 1"
+        ConfigError, match=r"^compute\.replicas_at_once: .*SqueezeNet cannot be grouped.*got 2.*set it to 1"
     ):
         build_experiment(tiny_config(**own, **at_once), GREY, 10)
 

@@ -234,7 +234,7 @@ def test_other_channels_and_sizes(name: str, image_shape: tuple[int, int, int]) 
         (
             NetworkSpec(name="vgg11"),
             (1, 16, 16),
-            "too small: an instance norm would be left with a map of 1x1",
+            "too small: an instance norm would get a map of 1x1",
         ),
         (NetworkSpec(name="resnet18"), (1, 8, 8), "resnet18 for 8x8 images: .*too small: an instance norm"),
         (NetworkSpec(name="alexnet"), (1, 4, 4), "alexnet for 4x4 images: .*too small"),
@@ -242,15 +242,15 @@ def test_other_channels_and_sizes(name: str, image_shape: tuple[int, int, int]) 
         (
             NetworkSpec(name="convnet3-gn", width=6),
             (1, 32, 32),
-            "4 groups of two channels or more; 6 channels",
+            "4 equal groups of two channels or more .got 6 channels",
         ),
         (
             NetworkSpec(name="convnet3-gn", width=4),
             (1, 32, 32),
-            "4 groups of two channels or more; 4 channels",
+            "4 equal groups of two channels or more .got 4 channels",
         ),
-        (NetworkSpec(name="resnet18", activation="gelu"), CIFAR, "no choice of activation .got 'gelu'"),
-        (NetworkSpec(name="mlp2", pooling="max"), CIFAR, "mlp2 .*no choice of pooling .got 'max'"),
+        (NetworkSpec(name="resnet18", activation="gelu"), CIFAR, "activation cannot be chosen .got 'gelu'"),
+        (NetworkSpec(name="mlp2", pooling="max"), CIFAR, "mlp2 .*pooling cannot be chosen .got 'max'"),
     ],
 )
 def test_errors_say_what_was_wrong(

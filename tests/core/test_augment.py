@@ -176,7 +176,7 @@ def test_an_operation_is_its_reference_image_by_image(operation: str, shape: tup
 @pytest.mark.parametrize("magnitude", [0.0, 0.5, 1 - 2.0**-24])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_ends_and_the_middle_of_the_magnitudes(operation: str, magnitude: float) -> None:
-    x, row = images(SHAPES[1]), [magnitude] * OPERATIONS[operation].numbers
+    x, row = images(SHAPES[1]), [magnitude] * OPERATIONS[operation].num_magnitudes
     expected = torch.tensor([REFERENCES[operation](image, row) for image in x.tolist()], dtype=torch.float64)
     torch.testing.assert_close(apply(x, given(operation, [row] * 3)), expected, rtol=0, atol=1e-13)
 
@@ -185,7 +185,7 @@ def test_the_ends_and_the_middle_of_the_magnitudes(operation: str, magnitude: fl
 def test_the_middle_magnitude_is_the_identity_where_it_is_the_middle_of_a_range(operation: str) -> None:
     """Scale is the exception: the factor 1 is at (1 - 1/1.2) / (1.2 - 1/1.2)."""
     middle = (1 - 1 / 1.2) / (1.2 - 1 / 1.2) if operation == "scale" else 0.5
-    drawn = given(operation, [[middle] * OPERATIONS[operation].numbers] * 5)
+    drawn = given(operation, [[middle] * OPERATIONS[operation].num_magnitudes] * 5)
     torch.testing.assert_close(apply(images(), drawn), images(), rtol=0, atol=1e-12)
 
 
@@ -227,7 +227,7 @@ def test_rotation_turns_counter_clockwise_for_a_large_magnitude() -> None:
 
 @pytest.mark.parametrize("operation", ["crop", "scale", "rotate"])
 def test_zeros_come_in_from_outside(operation: str) -> None:
-    drawn = given(operation, [[1 - 2.0**-24] * OPERATIONS[operation].numbers])
+    drawn = given(operation, [[1 - 2.0**-24] * OPERATIONS[operation].num_magnitudes])
     moved = apply(torch.ones(1, 1, 16, 16, dtype=torch.float64), drawn)[0, 0]
     assert float(moved[15, 15]) == 0.0
     assert float(moved[8, 8]) == pytest.approx(1.0, abs=1e-12)
@@ -401,7 +401,7 @@ def test_single_is_one_operation_a_step_each_equally_often(operations: tuple[str
     assert statistic < limit
     for drawn in draws:
         (m,) = drawn.magnitudes
-        assert m.shape == (2, OPERATIONS[drawn.operations[0]].numbers)
+        assert m.shape == (2, OPERATIONS[drawn.operations[0]].num_magnitudes)
 
 
 def test_composed_is_flip_colours_and_cutout_always_and_one_of_the_rest() -> None:
@@ -414,7 +414,7 @@ def test_composed_is_flip_colours_and_cutout_always_and_one_of_the_rest() -> Non
     assert statistic < limit
     for drawn in draws:
         assert [m.shape for m in drawn.magnitudes] == [
-            (2, OPERATIONS[name].numbers) for name in drawn.operations
+            (2, OPERATIONS[name].num_magnitudes) for name in drawn.operations
         ]
 
 

@@ -165,16 +165,14 @@ def test_other_networks_have_no_statistics(make_case: Callable) -> None:
 def test_batch_norm_is_not_computed_in_passes(make_case: Callable) -> None:
     """Parts would have other statistics than the whole, and rows of zeros would count among them."""
     network = make_case(network="convnet2-bn").problem.network
-    with pytest.raises(
-        ValueError, match="batch norm joins the images of a batch: it cannot be computed in passes"
-    ):
+    with pytest.raises(ValueError, match="batch norm needs whole batches: images_per_pass must be None"):
         StepFunctions(network, images_per_pass=4)
     assert microbatch_size(network, SHAPE, 100, torch.float32, CPU) is None
     assert microbatch_size(make_case().problem.network, SHAPE, 100, torch.float32, CPU) == 100
 
 
 def test_batch_norm_without_running_statistics_is_refused() -> None:
-    with pytest.raises(ValueError, match="without running statistics has no test mode"):
+    with pytest.raises(ValueError, match="without running statistics has no eval mode"):
         Network(nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()))
 
 

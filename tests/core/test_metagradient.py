@@ -107,7 +107,7 @@ def test_segments_fit_and_are_as_long_as_can_be(length: int, max_states: int | N
 
 def test_a_window_that_cannot_fit_is_refused_with_the_least_room() -> None:
     """ceil(1000 / k) + k is least at, for one, k = 32: 32 + 32."""
-    with pytest.raises(ValueError, match="1000 steps needs room for at least 64 states, not 20"):
+    with pytest.raises(ValueError, match="1000 steps needs memory for at least 64 states, not 20"):
         segment_length(1000, 20)
 
 

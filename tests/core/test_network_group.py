@@ -124,7 +124,7 @@ def test_a_layer_that_joins_channels_is_refused() -> None:
     with torch.device("meta"):
         network = Network(nn.Sequential(nn.Conv2d(2, 4, 3), nn.LocalResponseNorm(3), nn.Flatten()))
     with pytest.raises(
-        ValueError, match="LocalResponseNorm layers side by side; compute the replicas one by"
+        ValueError, match="layers of type LocalResponseNorm cannot be grouped; compute the replicas one by"
     ):
         NetworkGroup(network, 2)
     NetworkGroup(network, 1)
@@ -147,7 +147,10 @@ def test_a_module_that_does_not_say_that_it_keeps_channels_apart_is_refused() ->
 
     with torch.device("meta"):
         network = Network(Concatenating())
-    with pytest.raises(ValueError, match="Concatenating does not say that it keeps channels apart; compute"):
+    with pytest.raises(
+        ValueError,
+        match="Concatenating cannot be grouped, since it does not declare keeps_channels_apart; compute",
+    ):
         NetworkGroup(network, 2)
 
 

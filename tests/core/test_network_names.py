@@ -54,14 +54,17 @@ def test_no_network_has_two_names() -> None:
         ("convnet10", "unknown network 'convnet10'; known:"),
         ("convnet03", "unknown network"),
         ("alexnet5", "unknown network 'alexnet5'"),
-        ("resnet19", "unknown network 'resnet19'; known: .* resnet18, resnet34, resnet50; with another norm"),
+        (
+            "resnet19",
+            "unknown network 'resnet19'; known: .* resnet18, resnet34, resnet50; with a suffix for another norm",
+        ),
         ("ResNet18", "unknown network"),
         ("resnet18bn", "unknown network"),
         ("resnet18-", "unknown network"),
         ("resnet18-xy", "unknown norm -xy of network 'resnet18-xy'; known: -bn, -gn, -in, -ln, -none"),
-        ("resnet18-in", "instance norm is what resnet18 has by itself; write resnet18, not resnet18-in"),
-        ("mlp2-bn", "mlp2 has no place for a norm, so -bn has no effect; write mlp2"),
-        ("mlp2-none", "mlp2 has no place for a norm"),
+        ("resnet18-in", "instance norm is the default of resnet18; write resnet18, not resnet18-in"),
+        ("mlp2-bn", "mlp2 has no norms, so -bn has no effect; write mlp2"),
+        ("mlp2-none", "mlp2 has no norms"),
     ],
 )
 def test_what_is_no_name_is_refused_with_what_is_one(name: str, message: str) -> None:

@@ -178,7 +178,7 @@ def test_buffers_are_refused() -> None:
 def test_a_network_that_draws_by_itself_is_refused() -> None:
     """At a probability of 0 it draws nothing."""
     with pytest.raises(
-        ValueError, match=r"Dropout\(0.5\) draws at random by itself; set its probability to 0"
+        ValueError, match=r"Dropout\(0.5\) uses the global random generator; set its probability to 0"
     ):
         Network(nn.Sequential(nn.Flatten(), nn.Dropout(0.5)))
     Network(nn.Sequential(nn.Flatten(), nn.Dropout(0.0)))

@@ -280,5 +280,5 @@ def test_networks_that_cannot_be_set_side_by_side_are_trained_one_by_one(make_ca
     case = make_case(module=module)
     what = (case.problem, case.data, lambda: [patterns(9, 1.0)], [2])
     assert retrain_group(*what, seed=1, indices=[3]) == [retrain(*what, seed=1, index=3)]
-    with pytest.raises(ValueError, match="LocalResponseNorm layers side by side"):
+    with pytest.raises(ValueError, match="layers of type LocalResponseNorm cannot be grouped"):
         retrain_group(*what, seed=1, indices=[0, 1])

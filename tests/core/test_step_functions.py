@@ -155,7 +155,7 @@ def test_autocast_is_near_and_keeps_the_type_of_the_data(
     hessian, _ = halved.product(theta, batch, lam)
     assert hessian.dtype == torch.float32
     assert 1e-5 < relative_difference(hessian, case.problem.functions.product(theta, batch, lam)[0]) < 0.2
-    with pytest.raises(ValueError, match="'forward' does not go with autocast"):
+    with pytest.raises(ValueError, match="'forward' does not support autocast"):
         StepFunctions(case.problem.network, product_form="forward", autocast=torch.bfloat16)
 
 

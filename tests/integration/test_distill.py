@@ -110,7 +110,7 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
         assert [step for step, _ in history(tracker, "seconds_per_outer_step")] == list(range(1, 8))
     assert said[0] == said[1]
     assert re.search(
-        r"^failed: outer step 7, window \[\d, \d\), replicas \[0, 1\]: .*; D was not touched", said[0]
+        r"^failed: outer step 7, window \[\d, \d\), replicas \[0, 1\]: .*; D was not changed", said[0]
     )
     kept = sorted((tmp_path / "run" / "train" / "run").glob("step_*/state.arrow"))
     assert [path.parent.name for path in kept] == ["step_00000005"]

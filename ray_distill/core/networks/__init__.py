@@ -1,1 +1,1 @@
-"""Networks as pure functions of a flat vector of parameters, their names, and several run as one."""
+"""Networks as pure functions of a flat parameter vector, their names, and groups of networks computed together."""

@@ -1,7 +1,7 @@
-"""AlexNet and VGG for small images: chains of normed convolutions, ReLUs and max pools, and one linear layer.
+"""AlexNet and VGG for small images: normalised convolutions, ReLUs and max pools, then one linear layer.
 
-The layers of Krizhevsky et al. (2012) and of Simonyan and Zisserman (2015), configurations A, B, D and E, in the
-sizes that dataset condensation compares on: a norm after each convolution, no hidden linear layers, no dropout.
+As in Krizhevsky et al. (2012) and in Simonyan and Zisserman (2015), configurations A, B, D and E, in the variants used
+in dataset condensation: a norm after each convolution, no hidden linear layers, no dropout.
 """
 
 from torch import nn
@@ -17,7 +17,7 @@ def alexnet(image_shape: MapShape, num_classes: int, *, width: int, norm: str) -
     """
     if width % 2:
         raise ValueError(
-            f"the width must be even: other layers have half as many channels again (got {width})"
+            f"the width must be even, since some layers have 1.5 times as many channels (got {width})"
         )
     plan = [(2, 5, True), (3, 5, True), (4, 3, False), (3, 3, False), (3, 3, True)]
     layers: list[nn.Module] = []
@@ -33,7 +33,7 @@ def alexnet(image_shape: MapShape, num_classes: int, *, width: int, norm: str) -
 
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""In each block of a VGG; with the linear layers of the original (three, here one) they make up its depth."""
+"""Convolutions in each block; the original's three linear layers (one here) count towards the depth."""
 
 
 def vgg(image_shape: MapShape, num_classes: int, *, depth: int, width: int, norm: str) -> nn.Module:

@@ -1,6 +1,6 @@
-"""The networks that distillation itself usually goes through: ConvNet-d, and a perceptron.
+"""ConvNet-d and MLPs, the usual networks for distillation.
 
-ConvNet-d as in Gidaris and Komodakis (2018), by way of Zhao et al. (dataset condensation, 2021) and the paper.
+ConvNet-d as in Gidaris and Komodakis (2018), used by Zhao et al. (dataset condensation, 2021) and the paper.
 """
 
 import math
@@ -11,7 +11,7 @@ from ray_distill.core.networks.layers import MapShape, first_padding, halved, he
 
 
 def activation_layer(name: str) -> nn.Module:
-    """The activation of this name; all of them can be differentiated twice."""
+    """The activation of this name; all are twice differentiable."""
     match name:
         case "relu":
             return nn.ReLU()
@@ -56,7 +56,7 @@ def convnet(
 
 
 def mlp(image_shape: MapShape, num_classes: int, *, depth: int, width: int, activation: str) -> nn.Module:
-    """A perceptron with `depth` hidden layers."""
+    """An MLP with `depth` hidden layers."""
     size = math.prod(image_shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):

@@ -1,15 +1,14 @@
-"""Several networks of one architecture as one: their channels side by side.
+"""Several networks of one architecture computed as one, with their channels concatenated.
 
-R networks, each with its own parameters and its own images, are one network with R times the channels:
-convolutions and group norms take R times the groups, linear layers and layer norms become R of them, batch
-norms have statistics for each channel anyway, and what works on each channel by itself stays as it is. Nothing
-joins channels of different networks, so neither does a NaN.
+R networks, each with its own parameters and images, form one network with R times the channels: convolutions and
+group norms get R times the groups, linear layers and layer norms become R of them, batch norms have statistics per
+channel anyway, and channelwise layers are unchanged. Channels of different networks never mix, so neither do NaNs.
 
-Any chain of such layers will do. A module with a forward of its own must say that it keeps the channels apart
-outside of its layers (`keeps_channels_apart`), as a sum of two branches does: one that concatenates channels
-would mix the networks without an error.
+Any sequence of such layers can be grouped. A module with its own `forward` must declare that it does not mix channels
+outside its layers (`keeps_channels_apart = True`), as with the sum of two branches: concatenating channels would mix
+the networks silently.
 
-Axes, beside those of the package: R replicas; F the features of one network.
+Axes, besides those of the package: R replicas; F features of one network.
 """
 
 import copy
@@ -22,18 +21,18 @@ from torch.nn import functional as F
 from ray_distill.core.networks.network import Network
 
 RunningStatistics = dict[str, Tensor]
-"""Mean and unbiased variance of each batch norm, [R * C], and its number of batches, one for all networks, which take
-their steps together; empty for networks without."""
+"""Mean and unbiased variance of each batch norm, [R * C], and its number of batches, common to all networks; empty for
+networks without batch norm."""
 
 CHANNELWISE = (
     *(nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Softplus, nn.Identity),
     *(nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.Flatten),
 )
-"""Layers that treat each channel alone; flattening keeps the order of the channels."""
+"""Layers that process each channel separately; flattening keeps the order of the channels."""
 
 
 class GroupedLinear(nn.Module):
-    """R linear layers: [N, R * F] -> [N, R * outputs], with the rows of their parameters one after another."""
+    """R linear layers: [N, R * F] -> [N, R * outputs], with their parameters concatenated along the rows."""
 
     bias: nn.Parameter | None
 
@@ -58,7 +57,7 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedLayerNorm(nn.Module):
-    """R layer norms over maps: [N, R * C, H, W] -> the same, with the rows of their parameters one after another."""
+    """R layer norms over maps: [N, R * C, H, W] -> the same, with their parameters concatenated along the rows."""
 
     def __init__(self, layer: nn.LayerNorm, replicas: int) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class GroupedLayerNorm(nn.Module):
 
 
 def _replicated(layer: nn.Module, replicas: int) -> nn.Module:
-    """R copies of one layer, side by side. Raises: ValueError for a layer that is not known to allow it."""
+    """R copies of a layer as one layer. Raises: ValueError for a type of layer that cannot be grouped."""
     match layer:
         case nn.Conv2d():
             return nn.Conv2d(
@@ -103,20 +102,19 @@ def _replicated(layer: nn.Module, replicas: int) -> nn.Module:
             return layer
         case _:
             raise ValueError(
-                f"replicas at once: no way is known to set {type(layer).__name__} layers side by side; "
-                "compute the replicas one by one"
+                f"layers of type {type(layer).__name__} cannot be grouped; compute the replicas one by one"
             )
 
 
 def check_groupable(module: nn.Module) -> None:
-    """Raises: ValueError if the module cannot be set side by side with others of its kind."""
+    """Raises: ValueError if networks like this module cannot be computed as a group."""
     with torch.device("meta"):
         for layer in module.modules():
             if not any(True for _ in layer.children()):
                 _replicated(layer, 2)
             elif type(layer) is not nn.Sequential and not getattr(layer, "keeps_channels_apart", False):
                 raise ValueError(
-                    f"replicas at once: {type(layer).__name__} does not say that it keeps channels apart; "
+                    f"{type(layer).__name__} cannot be grouped, since it does not declare keeps_channels_apart; "
                     "compute the replicas one by one"
                 )
 
@@ -124,8 +122,8 @@ def check_groupable(module: nn.Module) -> None:
 def group_module(module: nn.Module, replicas: int) -> nn.Module:
     """R networks like `module` as one: images [N, R * C, H, W] -> logits [N, R * K], on the meta device.
 
-    Its parameters have the names of the module's, and R times the rows, those of one network after another.
-    Raises: ValueError if the module joins channels, or might.
+    Its parameters have the module's names and R times the rows, network by network.
+    Raises: ValueError if the module mixes channels, or might.
     """
     check_groupable(module)
     module = copy.deepcopy(module)
@@ -138,22 +136,22 @@ def group_module(module: nn.Module, replicas: int) -> nn.Module:
 
 
 class NetworkGroup:
-    """R networks as one function: `group(theta_RP, images_RNCHW) -> logits_RNK`, and as they are judged.
+    """R networks as one function: `group(theta_RP, images_RNCHW) -> logits_RNK`, and in eval mode.
 
-    On a CPU this pays for small networks, whose time goes into starting operations: eager step functions are
-    1.4 to 3.7 times as fast as one by one, a metagradient up to 1.8 times. A network that keeps a core busy
-    alone gains nothing, or loses a little. Not measured on a GPU (LOG, 2026-11-24).
+    On a CPU this pays for small networks, whose time is dominated by operator overhead: eager step functions are 1.4
+    to 3.7 times as fast as for single networks, a metagradient up to 1.8 times. A network that keeps a core busy gains
+    nothing, or loses a little. Not measured on a GPU (LOG, 2026-11-24).
     """
 
     def __init__(self, network: Network, replicas: int) -> None:
-        """Raises: ValueError if the network cannot be set side by side with others of its kind."""
+        """Raises: ValueError if the network cannot be grouped and there are several replicas."""
         self.network, self.replicas = network, replicas
         self.module = self._grouped(network.module)
         self.sizes = network.sizes
         self.shapes = {name: (replicas * shape[0], *shape[1:]) for name, shape in network.shapes.items()}
 
     def _grouped(self, module: nn.Module) -> nn.Module:
-        # One network is itself: the same operations, hence the same bits.
+        # A single network stays as it is: the same operations, hence the same bits.
         return module if self.replicas == 1 else group_module(module, self.replicas)
 
     @cached_property
@@ -165,7 +163,7 @@ class NetworkGroup:
         return self._grouped(self.network.eval_module)
 
     def _parameters(self, theta_RP: Tensor) -> dict[str, Tensor]:
-        """Of the wide module, by name."""
+        """The parameters of the grouped module by name."""
         parts = theta_RP.split(self.sizes, dim=1)
         return {
             name: part.reshape(shape) for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
@@ -182,7 +180,7 @@ class NetworkGroup:
         return self._logits(self.module, self._parameters(theta_RP), images_RNCHW)
 
     def initial_statistics(self, like: Tensor) -> RunningStatistics:
-        """Before the first batch: means 0 and variances 1, of the type and on the device of `like`."""
+        """Before the first batch: means 0 and variances 1, with the dtype and device of `like`."""
         return {
             name: torch.full(
                 buffer.shape,
@@ -197,15 +195,15 @@ class NetworkGroup:
     def updated_statistics(
         self, statistics: RunningStatistics, theta_RP: Tensor, images_RNCHW: Tensor
     ) -> RunningStatistics:
-        """The running statistics after one more training batch of each network, by each norm's own momentum."""
+        """The running statistics after one more training batch of each network, with each norm's momentum."""
         if not statistics:
             return statistics
         after = {name: value.clone() for name, value in statistics.items()}
-        # The module writes what it has seen into the buffers that it is given.
+        # The module updates the buffers that it is given in place.
         self._logits(self._tracking_module, {**self._parameters(theta_RP), **after}, images_RNCHW)
         return after
 
     def eval_logits(self, theta_RP: Tensor, statistics: RunningStatistics, images_NCHW: Tensor) -> Tensor:
-        """Logits [R, N, K] of the same images in test mode: by the running statistics, each image by itself."""
+        """Logits [R, N, K] of the same images for all networks in eval mode, with the running statistics."""
         images_RNCHW = images_NCHW.expand(self.replicas, *images_NCHW.shape)
         return self._logits(self._eval_module, {**self._parameters(theta_RP), **statistics}, images_RNCHW)

@@ -1,11 +1,9 @@
-"""What networks are called, and what each family of them leaves open.
+"""Names of networks, and the options of each family.
 
-A name is a family, its depth where there are several, and `-norm` where the norm is not the family's usual
-one: `convnet3`, `alexnet`, `resnet18-bn`. Every network has one name only, so that tables cannot count it
-twice.
+A name is a family, its depth if there are several, and `-norm` if the norm is not the family's default: `convnet3`,
+`alexnet`, `resnet18-bn`. Every network has exactly one name, so that tables cannot list it twice.
 
-No torch here, unlike in the rest of `core`: a configuration checks names and options with this module, and
-tells a mistake at once.
+Does not import torch, so that checking a configuration is fast.
 """
 
 import re
@@ -13,26 +11,26 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 NORMS = {"bn": "batch", "gn": "group", "in": "instance", "ln": "layer", "none": "none"}
-"""What stands in a name, and what it means."""
+"""Suffix in a name -> norm."""
 ACTIVATIONS = ("relu", "leaky-relu", "sigmoid", "silu", "gelu", "softplus")
 POOLINGS = ("avg", "max", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A kind of architecture."""
+    """A family of architectures."""
 
     depths: tuple[int, ...] = ()
-    """Those that can be built; none where there is only one."""
+    """The depths that can be built; empty for a single architecture."""
     norm: str | None
-    """The usual one, which a name does not mention. None: there is no place for a norm."""
+    """The default norm, which names omit. None: the family has no norms."""
     width: int
-    """The published one: channels of each block of a convnet, units of each hidden layer of a perceptron,
-    otherwise channels of the first convolution, which the others are in proportion to."""
+    """The published width: channels of each block of a convnet, units of each hidden layer of an MLP, otherwise
+    channels of the first convolution, to which the others are proportional."""
     activation: str | None = None
-    """The usual one, where there is a choice."""
+    """The default activation; None if it cannot be chosen."""
     pooling: str | None = None
-    """The usual one, where there is a choice."""
+    """The default pooling; None if it cannot be chosen."""
 
 
 FAMILIES = {
@@ -47,29 +45,31 @@ FAMILIES = {
 
 
 class NetworkName(NamedTuple):
-    """A name, taken apart."""
+    """A parsed name."""
 
     family: str
     depth: int
-    """0 where a family has only one."""
+    """0 for a family with a single architecture."""
     norm: str
     """One of the values of NORMS."""
 
 
 def known_names() -> str:
-    """What can be built, for messages."""
+    """The allowed names, for messages."""
     names = []
-    for family, what in FAMILIES.items():
-        all_depths = [f"{family}{depth}" for depth in what.depths] or [family]
+    for name, family in FAMILIES.items():
+        all_depths = [f"{name}{depth}" for depth in family.depths] or [name]
         if len(all_depths) > 4:
             all_depths = [f"{all_depths[0]} .. {all_depths[-1]}"]
         names += all_depths
     suffixes = " ".join(f"-{short}" for short in NORMS)
-    return f"{', '.join(names)}; with another norm than the usual one ({suffixes}) as in resnet18-bn"
+    return (
+        f"{', '.join(names)}; with a suffix for another norm than the default ({suffixes}), as in resnet18-bn"
+    )
 
 
 def parse_name(name: str) -> NetworkName:
-    """`convnet3` -> ("convnet", 3, "instance"). Raises: ValueError that says what can be built."""
+    """`convnet3` -> ("convnet", 3, "instance"). Raises: ValueError with the allowed names."""
     match = re.fullmatch(r"([a-z]+)([0-9]*)(?:-([a-z]+))?", name)
     family = FAMILIES.get(match[1]) if match else None
     if match is None or family is None or match[2] not in ([str(d) for d in family.depths] or [""]):
@@ -78,8 +78,8 @@ def parse_name(name: str) -> NetworkName:
     if suffix is not None and suffix not in NORMS:
         raise ValueError(f"unknown norm -{suffix} of network {name!r}; known: -{', -'.join(NORMS)}")
     if suffix is not None and family.norm is None:
-        raise ValueError(f"{plain} has no place for a norm, so -{suffix} has no effect; write {plain}")
+        raise ValueError(f"{plain} has no norms, so -{suffix} has no effect; write {plain}")
     if suffix is not None and NORMS[suffix] == family.norm:
-        raise ValueError(f"{family.norm} norm is what {plain} has by itself; write {plain}, not {name}")
+        raise ValueError(f"{family.norm} norm is the default of {plain}; write {plain}, not {name}")
     norm = NORMS[suffix] if suffix is not None else family.norm or "none"
     return NetworkName(match[1], int(match[2] or 0), norm)

@@ -1,14 +1,13 @@
 """Networks as pure functions of one flat parameter vector.
 
-The module that describes a network lives on the meta device: it holds no numbers and draws none. Its
-parameters are a vector theta_P, so that an inner optimiser step is one elementwise operation whatever
-the architecture, and the state of a window is a few vectors.
+The module that describes a network is on the meta device: it has no values and draws none. The parameters are a
+vector theta_P, so that an inner optimiser step is one elementwise operation whatever the architecture, and a state
+is a few vectors.
 
-Batch norm makes a network two functions. In training, and in the outer loss that a metagradient is of, it
-takes mean and variance from the batch at hand: a function of (theta, batch) like any other, but one that
-joins the images of a batch. What is trained is then judged by running statistics (`core.side_by_side` has both
-for any number of networks, `core.retrain` keeps them), which are numbers beside theta and have no part in any
-gradient.
+Batch norm makes a network two functions. In training, and in the outer loss, it normalises with the mean and variance
+of the batch: a function of (theta, batch) like any other, but one in which the images of a batch affect each other.
+Trained networks are evaluated with running statistics (`group` computes them, `core.retrain` tracks them), which are
+separate from theta and take no part in any gradient.
 """
 
 import copy
@@ -32,7 +31,7 @@ ImageShape = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What to build: a name of `core.network_names`, and what its family leaves open; None is the usual."""
+    """A network's name (see `names`) and the options of its family; None is the default."""
 
     name: str
     width: int | None = None
@@ -41,7 +40,7 @@ class NetworkSpec:
 
 
 def _without_statistics(module: nn.Module) -> nn.Module:
-    """A copy whose batch norms know the batch at hand alone."""
+    """A copy whose batch norms use batch statistics only."""
     module = copy.deepcopy(module)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -51,36 +50,36 @@ def _without_statistics(module: nn.Module) -> nn.Module:
 
 
 class Network:
-    """A network as a function: `network(theta_P, images_NCHW) -> logits_NK`, as it is in training."""
+    """A network as a function in training mode: `network(theta_P, images_NCHW) -> logits_NK`."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Take a module, whose numbers, if it has any, are of no account.
+        """Wrap a module; its parameter values are ignored.
 
-        Raises: ValueError for dropout, whose draws no stream would know; for buffers other than the running
-            statistics of batch norms; for layers whose initialisation is not known.
+        Raises: ValueError for dropout, whose draws would not come from a stream; for buffers other than the running
+            statistics of batch norms; for layers without a known initialisation.
         """
         for layer in module.modules():
             if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0.0:
                 raise ValueError(
-                    f"{type(layer).__name__}({layer.p}) draws at random by itself; set its probability to 0"
+                    f"{type(layer).__name__}({layer.p}) uses the global random generator; set its probability to 0"
                 )
-        joining = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-        if not all(layer.track_running_stats for layer in joining):
-            raise ValueError("a batch norm without running statistics has no test mode")
-        self.module = _without_statistics(module.train()) if joining else module.train()
+        batch_norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        if not all(layer.track_running_stats for layer in batch_norms):
+            raise ValueError("a batch norm without running statistics has no eval mode")
+        self.module = _without_statistics(module.train()) if batch_norms else module.train()
         if buffers := [name for name, _ in self.module.named_buffers()]:
             more = f" and {len(buffers) - 1} more" if len(buffers) > 1 else ""
-            raise ValueError(f"a network with buffers has no functional form here (got {buffers[0]}{more})")
-        self.has_batch_norm = bool(joining)
-        """Whether the logits of an image depend on the others of its batch."""
+            raise ValueError(f"networks with buffers are not supported (got {buffers[0]}{more})")
+        self.has_batch_norm = bool(batch_norms)
+        """Whether, in training, the logits of an image depend on the others in its batch."""
         self.tracking_module = module
-        """As in training, with batch norms that keep running statistics in buffers."""
+        """In training mode, with batch norms that track running statistics in buffers."""
         self.eval_module = copy.deepcopy(module).eval()
-        """Batch norms take the running statistics in their buffers."""
+        """In eval mode: batch norms use the running statistics in their buffers."""
         self.shapes = {name: p.shape for name, p in module.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.num_parameters = sum(self.sizes)
-        self._init_laws = [_uniform_init(module, name) for name in self.shapes]
+        self._initializers = [_uniform_init(module, name) for name in self.shapes]
 
     def unflatten(self, theta_P: Tensor) -> dict[str, Tensor]:
         """Named views of the parameter vector."""
@@ -95,7 +94,7 @@ class Network:
         return logits
 
     def max_activation_size(self, image_shape: ImageShape) -> int:
-        """The most numbers that any layer puts out for one image of this shape."""
+        """The number of elements of the largest layer output for one image of this shape."""
         sizes: list[int] = []
         hooks = [
             layer.register_forward_hook(lambda _module, _args, out: sizes.append(out.numel()))
@@ -109,7 +108,7 @@ class Network:
         return max(sizes)
 
     def forward_flops(self, image_shape: ImageShape) -> int:
-        """Floating-point operations of the products in one image's forward pass, as torch counts them."""
+        """Floating-point operations of the matrix products in one image's forward pass, as torch counts them."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self.eval_module(torch.empty(1, *image_shape, device="meta"))
         return int(counter.get_total_flops())
@@ -119,25 +118,24 @@ class Network:
 
         Weights and biases of convolutions and linear layers: uniform on +-1/sqrt(fan in). Norms: 1 and 0.
         """
-        bounds, offsets = self._init_law
+        bounds, offsets = self._init_ranges
         uniform = stream.uniform(self.num_parameters, dtype=dtype)[0]
         return (2.0 * uniform - 1.0) * bounds.to(uniform) + offsets.to(uniform)
 
     @cached_property
-    def _init_law(self) -> tuple[Tensor, Tensor]:
-        """Half-width and centre of each parameter's uniform law: two float64 [P]."""
-        of_each = zip(*self._init_laws, strict=True)
+    def _init_ranges(self) -> tuple[Tensor, Tensor]:
+        """Half-width and centre of each parameter's uniform distribution: two float64 [P]."""
         bounds, offsets = (
             torch.cat(
                 [torch.full((n,), x, dtype=torch.float64) for n, x in zip(self.sizes, values, strict=True)]
             )
-            for values in of_each
+            for values in zip(*self._initializers, strict=True)
         )
         return bounds, offsets
 
 
 def _uniform_init(module: nn.Module, name: str) -> tuple[float, float]:
-    """Half-width and centre of the uniform law of one parameter tensor. Raises: ValueError if none is known."""
+    """Half-width and centre of a parameter's uniform initialisation. Raises: ValueError if none is known."""
     owner = module.get_submodule(name.rpartition(".")[0])
     match owner:
         case nn.Conv2d() | nn.Linear():
@@ -159,23 +157,23 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 def _module(spec: NetworkSpec, image_shape: ImageShape, num_classes: int) -> nn.Module:
     name = parse_name(spec.name)
-    usual = FAMILIES[name.family]
-    options: dict[str, int | str] = {"width": spec.width or usual.width}
-    if usual.depths:
+    family = FAMILIES[name.family]
+    options: dict[str, int | str] = {"width": spec.width or family.width}
+    if family.depths:
         options["depth"] = name.depth
-    if usual.norm is not None:
+    if family.norm is not None:
         options["norm"] = name.norm
     for option in ("activation", "pooling"):
-        chosen, default = getattr(spec, option), getattr(usual, option)
+        chosen, default = getattr(spec, option), getattr(family, option)
         if default is not None:
             options[option] = chosen or default
         elif chosen is not None:
-            raise ValueError(f"there is no choice of {option} (got {chosen!r})")
+            raise ValueError(f"{option} cannot be chosen (got {chosen!r})")
     return BUILDERS[name.family](image_shape, num_classes, **options)
 
 
 def build_network(spec: NetworkSpec, image_shape: ImageShape, num_classes: int) -> Network:
-    """The network that the spec describes, for images of this shape.
+    """The specified network for images of this shape.
 
     Raises: ValueError for an unknown name, an option that the family does not have, or images that are too small.
     """

@@ -1,7 +1,7 @@
 """ResNet for small images (He et al., 2016): a 3x3 stem of stride 1 without pooling, and an average pool at the end.
 
-The stride of a bottleneck block is that of its 3x3 convolution, as in torchvision and the field's code. At
-width 64 with batch norm, ResNet18 is the network that CIFAR-10's tables call by that name.
+The stride of a bottleneck block is in its 3x3 convolution, as in torchvision. At width 64 with batch norm, ResNet18
+is the network of that name in CIFAR-10 benchmarks.
 """
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ray_distill.core.networks.layers import MapShape, head, normed_convolution
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-"""In each of the four stages."""
+"""Blocks in each of the four stages."""
 
 
 class ResidualBlock(nn.Module):
@@ -31,21 +31,21 @@ class ResidualBlock(nn.Module):
 def _block(
     shape: MapShape, width: int, *, bottleneck: bool, stride: int, norm: str
 ) -> tuple[ResidualBlock, MapShape]:
-    """A block of two 3x3 convolutions, or of 1x1, 3x3 and 1x1 to four times the width; and its map's shape."""
+    """A block of two 3x3 convolutions, or a bottleneck (1x1, 3x3, 1x1 with 4 times the width); its output shape."""
     # (channels, kernel, stride) of each convolution.
     plan = [(width, 3, stride), (width, 3, 1)]
     if bottleneck:
         plan = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
     branch: list[nn.Module] = []
-    mapped = shape
+    output_shape = shape
     for index, (channels, kernel, step) in enumerate(plan):
-        normed, mapped = normed_convolution(mapped, channels, kernel, norm=norm, stride=step)
+        normed, output_shape = normed_convolution(output_shape, channels, kernel, norm=norm, stride=step)
         branch += normed if index == 0 else [nn.ReLU(), *normed]
     shortcut: nn.Module = nn.Identity()
-    if mapped != shape:
-        normed, _ = normed_convolution(shape, mapped[0], 1, norm=norm, stride=stride)
+    if output_shape != shape:
+        normed, _ = normed_convolution(shape, output_shape[0], 1, norm=norm, stride=stride)
         shortcut = nn.Sequential(*normed)
-    return ResidualBlock(nn.Sequential(*branch), shortcut), mapped
+    return ResidualBlock(nn.Sequential(*branch), shortcut), output_shape
 
 
 def resnet(image_shape: MapShape, num_classes: int, *, depth: int, width: int, norm: str) -> nn.Module:
