@@ -1,4 +1,4 @@
-"""Pictures of a search: every trial is there, the best one on top, values where they belong."""
+"""Figures of a search: all trials, the best on top, values in the right positions."""
 
 from pathlib import Path
 
@@ -33,26 +33,26 @@ TRIALS = [
 
 
 def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
-    """What each trial's line goes through; the names from the bottom to the top."""
+    """The points of each trial's line, by name from the bottom to the top."""
     drawn = sorted(figure.axes[0].lines, key=lambda line: line.get_zorder())
     return {str(line.get_label()): tuple(list(xy) for xy in line.get_data()) for line in drawn}  # type: ignore[misc]
 
 
 def test_parallel_coordinates_have_a_line_for_each_trial_and_the_best_on_top() -> None:
-    """lr spans 0.001 to 10, so a decade is a quarter of the axis; accuracies 30 to 90 percent; d was never
-    validated and ends at the last key, at the bottom of the pile."""
+    """lr spans 0.001 to 10, so a decade is a quarter of the axis; accuracies 30 to 90 percent; d was never validated and ends
+    at the last key, below all others."""
     drawn = lines(parallel_coordinates(TRIALS))
     assert list(drawn) == ["d", "c", "a", "e", "b"]
-    place = {name: ys for name, (_, ys) in drawn.items()}
-    assert len(place["d"]) == 4
-    assert [place[name][2] for name in "aebcd"] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
-    assert [place[name][3] for name in "eba"] == [0.0, 0.5, 1.0]
-    assert [place[name][4] for name in "caeb"] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
-    assert place["e"][0] == 0.0, "no window: below all that have one"
+    positions = {name: ys for name, (_, ys) in drawn.items()}
+    assert len(positions["d"]) == 4
+    assert [positions[name][2] for name in "aebcd"] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert [positions[name][3] for name in "eba"] == [0.0, 0.5, 1.0]
+    assert [positions[name][4] for name in "caeb"] == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    assert positions["e"][0] == 0.0, "no window: below all that have one"
 
 
 def test_curves_are_the_validations_in_percent() -> None:
-    """The best one on top; d has no curve; b was stopped and c failed, so each ends with a mark."""
+    """The best on top; d has no curve; b was stopped and c failed, so each ends with a marker."""
     steps = lines(accuracy_curves(TRIALS, "outer_step"))
     assert list(steps) == ["c", "a", "e", "b"]
     assert steps["e"] == ([10, 20, 30], pytest.approx([40.0, 60.0, 70.0]))
@@ -88,7 +88,7 @@ def test_the_map_has_a_point_for_each_pair() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "places", "texts"),
+    ("values", "positions", "texts"),
     [
         ([3, 3], [0.5, 0.5], ["3"]),
         ([1, 2, 5], [0.0, 0.25, 1.0], ["1", "2", "5"]),
@@ -99,15 +99,15 @@ def test_the_map_has_a_point_for_each_pair() -> None:
         ([None, 1, 2], [0.0, 0.14, 1.0], ["none", "1", "2"]),
     ],
 )  # fmt: skip
-def test_values_lie_where_they_belong(values: list, places: list[float], texts: list[str]) -> None:  # type: ignore[type-arg]
+def test_positions_on_an_axis(values: list, positions: list[float], texts: list[str]) -> None:  # type: ignore[type-arg]
     scale = axis_scale(values)
-    assert [scale.position(value) for value in values] == pytest.approx(places)
+    assert [scale.position(value) for value in values] == pytest.approx(positions)
     assert [text for _, text in scale.ticks] == texts
 
 
 @pytest.mark.parametrize("number", [1, 4, 5])
-def test_all_pictures_are_written(tmp_path: Path, number: int) -> None:
-    """Of one trial, of several, of one that never was validated alone."""
+def test_all_figures_are_written(tmp_path: Path, number: int) -> None:
+    """Of one trial, of several, and of a single one that was never validated."""
     trials = [TRIALS[3]] if number == 4 else TRIALS[:number]
     paths = save_figures(trials, tmp_path)
     assert [path.stem for path in paths] == [

@@ -1,4 +1,4 @@
-"""The memory of a search: what is read back is what was written, whatever cut it off."""
+"""The journal of a search is read back as it was written, even if its last line was cut off."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.helpers.tiny_search import tiny_search
 
 
 def report(name: str, step: int, accuracy: float) -> dict[str, Any]:
-    kept = f"tune/attempt-1/{name}/checkpoint_{step:06d}"
+    checkpoint = f"tune/attempt-1/{name}/checkpoint_{step:06d}"
     return {
         "trial": name,
         "outer_step": step,
         "seconds": 2.0 * step,
         "validation_accuracy": accuracy,
-        "checkpoint": kept,
+        "checkpoint": checkpoint,
     }
 
 
@@ -34,23 +34,23 @@ def written(path: Path) -> SearchJournal:
 
 
 def test_a_journal_is_read_back(tmp_path: Path) -> None:
-    """Values, curve, last checkpoint, how it ended; a line that was cut off is as if never written."""
+    """Values, curve, last checkpoint and end; a line that was cut off is ignored."""
     journal = written(tmp_path / "j")
     journal.write("end", trial="trial-000", status="stopped", reason=None)
     whole = (tmp_path / "j").read_bytes()
     for cut in (0, 1, 30):
         (tmp_path / "j").write_bytes(whole[: len(whole) - cut])
-        again = SearchJournal(tmp_path / "j").trials
-        assert again["trial-001"] == journal.trials["trial-001"]
-        assert again["trial-000"].status == ("running" if cut else "stopped")
-    record = again["trial-001"]
-    assert record.curve == [ValidationResult(5, 10.0, 0.2), ValidationResult(10, 20.0, 0.4)]
-    assert (record.outer_steps, record.seconds) == (10, 20.0)
-    assert again["trial-001"].checkpoint == "tune/attempt-1/trial-001/checkpoint_000010"
+        trials = SearchJournal(tmp_path / "j").trials
+        assert trials["trial-001"] == journal.trials["trial-001"]
+        assert trials["trial-000"].status == ("running" if cut else "stopped")
+    log = trials["trial-001"]
+    assert log.curve == [ValidationResult(5, 10.0, 0.2), ValidationResult(10, 20.0, 0.4)]
+    assert (log.outer_steps, log.seconds) == (10, 20.0)
+    assert log.checkpoint == "tune/attempt-1/trial-001/checkpoint_000010"
 
 
-def test_a_trial_that_goes_on_forgets_what_it_will_say_again(tmp_path: Path) -> None:
-    """Taken up at step 5, its report of step 10 comes once more and is there once."""
+def test_a_resumed_trial_forgets_what_it_will_report_again(tmp_path: Path) -> None:
+    """Resumed at step 5, it reports step 10 again, and has it once."""
     journal = written(tmp_path / "j")
     journal.write("goes_on", trial="trial-001", outer_step=5)
     assert [m.outer_step for m in journal.trials["trial-001"].curve] == [5]
@@ -59,8 +59,8 @@ def test_a_trial_that_goes_on_forgets_what_it_will_say_again(tmp_path: Path) -> 
     assert [m.outer_step for m in journal.trials["trial-001"].curve] == [5, 10]
 
 
-def test_a_trial_that_goes_back_without_a_word_says_again_what_came_after(tmp_path: Path) -> None:
-    """Its process was started again, from an older state than its last report: the curve ends with what it says now."""
+def test_a_trial_that_restarts_from_an_older_state_reports_again(tmp_path: Path) -> None:
+    """Its process was restarted from an older state than its last report: the curve ends with the new report."""
     journal = written(tmp_path / "j")
     journal.write("report", **report("trial-001", 15, 0.5))
     journal.write("report", **report("trial-001", 10, 0.4))
@@ -69,9 +69,9 @@ def test_a_trial_that_goes_back_without_a_word_says_again_what_came_after(tmp_pa
     assert (log.checkpoint_step, [kept.outer_step for kept in log.checkpoints]) == (10, [5, 10])
 
 
-def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
-    """From an exchange on, its values, curve and checkpoint are the parent's; with another inner step size, whose
-    accuracies cannot be compared, the curve begins anew."""
+def test_a_clone_has_its_parents_lineage(tmp_path: Path) -> None:
+    """After an exchange its lineage, curve and checkpoint are the parent's; with another inner step size, with which
+    accuracies cannot be compared, the curve is empty."""
     journal = written(tmp_path / "j")
     kept = "tune/attempt-1/trial-001/checkpoint_000010"
     clone = {"trial": "trial-000", "parent": "trial-001", "values": {"outer.lr": 0.3}, "checkpoint": kept}
@@ -89,7 +89,7 @@ def test_a_clone_has_the_way_of_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_search(tmp_path: Path) -> None:
-    """More trials and more hours are the same search; another seed is not; an empty folder is none."""
+    """More trials and more hours are the same search; another seed is not; an empty folder has none."""
     folder, tracker = SearchDir(tmp_path / "s"), Tracker("sqlite:////there/mlflow.db", "abc")
     with pytest.raises(ConfigError, match="holds no search"):
         folder.tracker_to_resume(tiny_search())

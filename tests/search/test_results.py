@@ -1,4 +1,4 @@
-"""The order of a search's trials, and what people and programs read."""
+"""The leaderboard: its order, and what people and programs read."""
 
 import json
 from pathlib import Path
@@ -32,8 +32,8 @@ TRIALS = [
 
 
 def test_the_order_is_by_the_best_validation() -> None:
-    """b and e reached 0.7, b at step 10 and e at 20; a 0.5; c had 0.9 but failed, so it follows the sound ones;
-    f and d were never validated and have no rank."""
+    """b and e reached 0.7, b at step 10 and e at 20; a 0.5; c had 0.9 but failed, so it comes after those; f and d were never
+    validated and have no rank."""
     rows = leaderboard(TRIALS)
     assert [(row.rank, row.trial) for row in rows] == [
         (1, "b"),
@@ -65,17 +65,17 @@ def test_people_read_percent() -> None:
     assert markdown([]) == "no trials\n"
 
 
-def test_a_heading_is_as_short_as_it_may_be() -> None:
-    """The last word of a key that no other key has; both keys whole where they share it. Columns are in the order in
-    which keys first appear, not in that of their letters."""
+def test_headings_are_as_short_as_possible() -> None:
+    """The last part of a key if no other key has it, else the whole key. Columns are in the order in which keys first appear,
+    not in alphabetical order."""
     keys = {"outer.lr": 0.1, "inner.lr": 0.2, "data.image_size": 8}
     table = terminal_table(leaderboard([trial("a", [0.5], **keys)]))
     shown = [str(column.header) for column in table.columns]
     assert shown[2:5] == ["outer.\nlr", "inner.\nlr", "image_\nsize"]
 
 
-def test_values_are_shown_as_they_are_written() -> None:
-    """As in YAML; a bar in a value does not end its cell."""
+def test_values_are_shown_as_in_yaml() -> None:
+    """A bar in a value does not end its cell."""
     values = {"a": True, "b": None, "c": "x|y", "d": 0.000123456}
     assert (
         markdown(leaderboard([trial("t", [0.5], **values)]))
@@ -85,7 +85,7 @@ def test_values_are_shown_as_they_are_written() -> None:
 
 
 def test_programs_read_numbers(tmp_path: Path) -> None:
-    """Parquet and JSON hold the same rows, in their own types; a key with ints, text and none is JSON text."""
+    """Parquet and JSON have the same rows, in their own types; a key with integers, text and none is JSON text."""
     mixed = [
         trial("a", [0.5], **{"batch": 10, "window": 3, "lr": 1}),
         trial("b", [0.25], **{"batch": None, "window": 4, "lr": 0.5}),

@@ -1,117 +1,93 @@
-"""Where trials' values come from: functions of the search file, and of what the trials before came to."""
+"""The space of a search: every trial that it can give is a valid configuration."""
 
-from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from ray_distill.config.truncation import RatBpttConfig
+from ray_distill.core.rng import Stream
 from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import SearchJournal
-from ray_distill.search.population import as_schedules, explore
-from ray_distill.search.sampler import OptunaSampler, planned_values, trial_name, trial_number, uniform
+from ray_distill.search.space import MAX_UNIFORM
 from tests.helpers.tiny import TINY
-from tests.helpers.tiny_search import SPACE, tiny_search
+from tests.helpers.tiny_search import WIDE_SPACE, tiny_search
 
 
-def test_trials_are_a_function_of_the_file() -> None:
-    """More trials begin with the same ones; another seed has others; trial 0 is the base; names lead to numbers."""
-    few, many = planned_values(tiny_search()), planned_values(tiny_search(budget={"trials": 9}))
-    assert many[:4] == few == planned_values(tiny_search(name="again"))
-    assert few[0] == tiny_search().search_space.base_values()
-    assert planned_values(tiny_search(seed=1))[1] != few[1]
-    assert len({repr(values) for values in many}) == 9
-    assert trial_number(trial_name(1234)) == 1234
+def draws(search: SearchConfig, count: int) -> list[dict[str, Any]]:
+    """Values of `count` trials, from a stream."""
+    numbers = Stream(seed=5, name="draws").uniform(16, range(count), dtype=torch.float64).tolist()
+    rows = map(iter, numbers)
+    return [search.search_space.draw(lambda key, count, row=row: next(row)) for row in rows]
 
 
-PBT = {
-    "scheduler": {"name": "pbt", "every": 5, "resample": 0.3},
-    "space": SPACE
-    | {
-        "inner.lr": {"loguniform": [1e-3, 1e-2]},
-        "truncation.window_length": {"uniform": [0.2, 1.0], "fraction_of": "truncation.unroll_length"},
-    },
-}
+def test_a_thousand_draws_are_valid_with_exactly_the_keys_that_apply() -> None:
+    """Each parses, with its window within its unroll; a key is drawn if and only if it applies to the trial."""
+    search = tiny_search(space=WIDE_SPACE)
+    seen = set()
+    for values in draws(search, 1000):
+        config = search.search_space.config(values)
+        rule, truncation = values["truncation.rule"], config.truncation
+        windowed = rule in ("t-bptt", "rat-bptt")
+        assert ("truncation.window_length" in values) == windowed
+        assert ("truncation.redraw_every" in values) == (rule in ("r-bptt", "rat-bptt"))
+        assert ("truncation.min_window_start" in values) == (rule == "rat-bptt")
+        assert ("inner.momentum" in values) == (values["inner.optimizer"] == "sgd")
+        if windowed:
+            assert 1 <= truncation.window_length <= truncation.unroll_length <= 40
+        if isinstance(truncation, RatBpttConfig):
+            latest = truncation.unroll_length - truncation.window_length
+            assert 0 <= truncation.min_window_start <= latest
+            seen.add(truncation.min_window_start == latest)
+    assert seen == {True, False}
 
 
-def test_a_thousand_changes_stay_in_the_space() -> None:
-    """Whatever a member takes over is a configuration with its window within its unroll, and moves every key both ways."""
-    search = tiny_search(**PBT)
-    values, moved = search.search_space.base_values(), set()
-    for step in range(1000):
-        new = explore(search, values, step, 1)
-        search.search_space.config(new)
-        assert new["truncation.window_length"] >= 0.2 * new["truncation.unroll_length"]
-        moved |= {(key, new[key] > values[key]) for key in new if new[key] != values[key]}
-        values = new
-    assert moved == {(key, up) for key in values for up in (True, False)}
+def test_ranges_reach_both_ends() -> None:
+    """The smallest number gives a range's low end, the largest its high end, which may be another value; a fraction 0.28 of
+    25 is 7, although 0.28 * 25 is more in floating point, and 0.29 of 25 is 8."""
+    space = tiny_search().search_space
+    low = space.draw(lambda key, _: 0.0)
+    high = space.draw(lambda key, _: MAX_UNIFORM)
+    assert low == {"truncation.unroll_length": 2, "truncation.window_length": 1, "outer.lr": 1e-4}
+    assert high == {"truncation.unroll_length": 8, "truncation.window_length": 8, "outer.lr": 0.1}
+    base = TINY | {"truncation": {"rule": "rat-bptt", "unroll_length": 25, "window_length": 3}}
+    fractions = {"choice": [0.28, 0.29], "fraction_of": "truncation.unroll_length"}
+    grid = tiny_search(base=base, space={"truncation.window_length": fractions}).search_space
+    assert [grid.draw(lambda *_, n=n: n)["truncation.window_length"] for n in (0.0, 0.5)] == [7, 8]
 
 
-def test_without_resampling_a_value_moves_by_a_quarter() -> None:
-    """A step size is multiplied or divided by 1.25, a length of 3 moves by one; a choice goes to its neighbour."""
-    space = SPACE | {"outer.lr": {"choice": [0.001, 0.01, 0.1]}, "inner.lr": {"loguniform": [1e-4, 1e-2]}}
-    search = tiny_search(scheduler={"name": "pbt", "every": 5, "resample": 0.0}, space=space)
-    base = search.search_space.base_values()
-    seen: dict[str, set[Any]] = {key: set() for key in base}
-    for number in range(40):
-        for key, value in explore(search, base, 5, number).items():
-            seen[key].add(value)
-    assert seen["inner.lr"] == {0.0008, 0.00125}
-    assert seen["outer.lr"] == {0.001, 0.1}
-    assert seen["truncation.unroll_length"] == {5, 8}
-    assert seen["truncation.window_length"] == {2, 4}
+def test_a_grid_has_each_point_once() -> None:
+    """2 unrolls x 3 fractions; the fractions 0.4 and 0.5 of unroll 2 are both 1."""
+    search = tiny_search(
+        algorithm="grid",
+        budget={},
+        space={
+            "truncation.unroll_length": {"grid": [2, 10]},
+            "truncation.window_length": {"grid": [0.4, 0.5, 1.0], "fraction_of": "truncation.unroll_length"},
+        },
+    )
+    points = [tuple(values.values()) for values in search.search_space.grid()]
+    assert points == [(2, 1), (2, 2), (10, 4), (10, 5), (10, 10)]
+    assert search.num_trials == 5
 
 
-def test_a_way_as_schedules() -> None:
-    """Values that changed are piecewise, from the steps where they did; the others are numbers; it is a
-    configuration whose schedules give these values."""
-    search = tiny_search(**PBT)
-    first = search.search_space.base_values()
-    second = first | {"outer.lr": 0.02}
-    third = second | {"outer.lr": 0.03, "truncation.window_length": 2}
-    values = as_schedules(search, [(0, first), (5, second), (10, third)])
-    assert values == {
-        "truncation.unroll_length": 6,
-        "truncation.window_length": {"schedule": "piecewise", "values": [3, 2], "from_steps": [0, 10]},
-        "outer.lr": {"schedule": "piecewise", "values": [0.01, 0.02, 0.03], "from_steps": [0, 5, 10]},
-        "inner.lr": 0.001,
-    }
-    config = search.search_space.full_config(values)
-    assert config.outer.lr.from_steps == (0, 5, 10)  # type: ignore[union-attr]
+def test_the_bases_values() -> None:
+    """Those of the searched keys that apply to it; the configuration with them is the base."""
+    search = tiny_search(space=WIDE_SPACE)
+    values = search.search_space.base_values()
+    assert values["truncation.window_length"] == 3
+    assert "inner.momentum" not in values
+    assert search.search_space.config(values) == search.config
 
 
-def tried(search: SearchConfig, path: Path, count: int) -> list[dict[str, Any]]:
-    """Trials of Optuna's whose accuracy is best at outer.lr 0.1, drawn one after another by a new sampler each."""
-    found = []
-    for number in range(count):
-        journal = SearchJournal(path)
-        drawn = OptunaSampler(search, journal).sample(number)
-        found.append(drawn.values)
-        name = trial_name(number)
-        journal.write("trial", trial=name, values=drawn.values, numbers=drawn.numbers)
-        accuracy = float(str(drawn.values["outer.lr"])) * 5
-        report = {"outer_step": 5, "seconds": 1.0, "validation_accuracy": accuracy, "checkpoint": None}
-        journal.write("report", trial=name, **report)
-        journal.write("end", trial=name, status="finished", reason=None)
-    return found
-
-
-def test_optuna_learns_and_a_resumed_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
-    """The same trials whenever they are drawn; later ones are nearer to the best step size than random ones."""
-    search = tiny_search(algorithm="optuna", budget={"trials": 30})
-    found = tried(search, tmp_path / "a", 30)
-    again = tried(search, tmp_path / "b", 15)
-    assert again == found[:15]
-    assert found[0] == search.search_space.base_values()
-    for values in found:
-        search.search_space.config(values)
-    late = sorted(values["outer.lr"] for values in found[15:])[7]
-    random = sorted(values["outer.lr"] for values in planned_values(tiny_search(budget={"trials": 30}))[15:])[
-        7
-    ]
-    assert late > 2 * random
-
-
-def test_numbers_of_a_search_are_apart() -> None:
-    """Another use, step or trial is another number."""
-    search = tiny_search(base=TINY)
-    numbers = {uniform(search, use, step, n) for use in "ab" for step in (0, 5) for n in (0, 1)}
-    assert len(numbers) == 8
-    assert all(0 <= number < 1 for number in numbers)
+@pytest.mark.parametrize("many", ["inner.lr", "outer.lr"])
+def test_a_subset_many_values_corners_has_both_ends_of_each_key(many: str) -> None:
+    """1,200 values of one key and 2 of another are 2,400 corners, of which at most 600 are parsed. Every fourth would keep the
+    key that changes fastest at one of its ends, whichever of the two that is."""
+    few = {"inner.lr": "outer.lr", "outer.lr": "inner.lr"}[many]
+    many_values = {"choice": [n / 10_000 for n in range(1, 1201)]}
+    corners = list(
+        tiny_search(space={few: {"choice": [0.01, 0.02]}, many: many_values}).search_space.corners()
+    )
+    assert 300 < len(corners) <= 600
+    assert {values[few] for values in corners} == {0.01, 0.02}
+    assert len({values[many] for values in corners}) > 300

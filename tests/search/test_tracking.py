@@ -1,4 +1,4 @@
-"""A search in a real MLflow store: nested, told apart by name, and nothing lost while the store is away."""
+"""A search in a real MLflow store: nested runs, found by name, and nothing lost while the store is away."""
 
 import json
 import sqlite3
@@ -30,7 +30,7 @@ def point(step: int, accuracy: float = 0.5) -> StepMetrics:
 
 
 def children(parent: Tracker) -> dict[str, Any]:
-    """The search's trials in the store, by name; each must be there once."""
+    """The search's trials in the store, by name; each must be there exactly once."""
     client = parent.client
     experiment = client.get_run(parent.run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
@@ -48,7 +48,7 @@ def record(name: str, accuracy: float, status: str = "finished") -> TrialLog:
 
 
 def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path: Path) -> None:
-    """Four trials at once: each has its own parameters, points and end; the search has its leaderboard."""
+    """Four concurrent trials: each has its own parameters, steps and end; the search has its leaderboard."""
     (tmp_path / "picture.png").write_bytes(b"png")
     warnings: list[str] = []
     with tracked_search(parent, tmp_path, warnings) as tracking:
@@ -94,9 +94,9 @@ def test_a_search_is_one_run_with_a_run_for_each_trial(parent: Tracker, tmp_path
     assert [row[table["columns"].index("trial")] for row in table["data"]] == ["d", "b", "a"]
 
 
-def test_a_resumed_search_goes_on_in_the_same_runs(parent: Tracker, tmp_path: Path) -> None:
-    """The first was stopped, as was a trial: both runs go on. Steps that were taken again are there
-    once, a value that has changed since leaves the parameter alone and is a metric over steps."""
+def test_a_resumed_search_continues_in_the_same_runs(parent: Tracker, tmp_path: Path) -> None:
+    """The search was stopped, and a trial in it: both runs continue. Repeated steps are there once; a value that has changed
+    since does not change the parameter and is a metric over steps."""
     first = SearchTracking(parent, tmp_path)
     first.begin_trial("a", {LR: 0.1})
     first.log_steps("a", [point(1), point(2)])
@@ -140,15 +140,15 @@ def test_the_search_ends_as_its_block_did(
 
 
 def locked(parent: Tracker) -> sqlite3.Connection:
-    """The store under a lock, until this is closed: nobody can read or write it."""
+    """Lock the store until this is closed: nobody can read or write it."""
     store = sqlite3.connect(parent.uri.removeprefix("sqlite:///"), isolation_level=None, timeout=30)
     store.execute("begin exclusive")
     return store
 
 
 def test_a_locked_store_gets_everything_from_the_next_process(parent: Tracker, tmp_path: Path) -> None:
-    """The store is locked when a trial begins and until the search has ended: the end says what is missing
-    and how it gets there; the resumed search says it, at the times when it happened."""
+    """The store is locked from a trial's start until the search has ended: a warning says what is missing and how to send it;
+    the resumed search sends it, with the original times."""
     first = SearchTracking(parent, tmp_path)
     first.begin_trial("a", {LR: 0.1})
     assert first.queue.flush(60)
@@ -174,8 +174,8 @@ def test_a_locked_store_gets_everything_from_the_next_process(parent: Tracker, t
     assert SearchTracking(parent, tmp_path).num_recovered == 0
 
 
-def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path) -> None:
-    """The process was killed between MLflow's answer and the mark that it is said."""
+def test_sending_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path) -> None:
+    """The process was killed between MLflow's answer and the acknowledgement."""
     first = SearchTracking(parent, tmp_path)
     first.begin_trial("a", {LR: 0.1})
     first.log_steps("a", [point(1), point(2)])
@@ -198,7 +198,7 @@ def test_saying_everything_twice_changes_nothing(parent: Tracker, tmp_path: Path
     assert parent.client.get_run(parent.run_id).data.to_dictionary() == before
 
 
-def test_a_run_that_somebody_deleted_does_not_stop_the_rest(parent: Tracker, tmp_path: Path) -> None:
+def test_a_deleted_run_does_not_stop_the_others(parent: Tracker, tmp_path: Path) -> None:
     tracking = SearchTracking(parent, tmp_path)
     tracking.begin_trial("a", {LR: 0.1})
     tracking.begin_trial("b", {LR: 0.2})
@@ -213,7 +213,7 @@ def test_a_run_that_somebody_deleted_does_not_stop_the_rest(parent: Tracker, tmp
 
 
 def test_the_driver_never_waits_for_the_store(parent: Tracker, tmp_path: Path) -> None:
-    """While the thread is held in a call, the driver says a hundred things."""
+    """While the thread is blocked in a call, the driver logs a hundred steps."""
     held, free = threading.Event(), threading.Event()
     tracking = SearchTracking(parent, tmp_path)
 
