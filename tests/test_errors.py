@@ -1,4 +1,4 @@
-"""What the system refuses: the user's mistake or the world's failure, with what to do; and nothing half-written."""
+"""The operating system's errors: the user's mistake or a failure, with what to do; and no partial files."""
 
 import errno
 import resource
@@ -16,7 +16,7 @@ from ray_distill.utils.atomic import write_text
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "says"),
+    ("number", "code", "text"),
     [
         (errno.ENOENT, 2, "error: "),
         (errno.ENOTDIR, 2, "error: "),
@@ -31,19 +31,19 @@ from ray_distill.utils.atomic import write_text
         (None, 1, "failed: "),
     ],
 )
-def test_a_path_is_a_mistake_and_a_broken_world_is_not(
-    number: int | None, code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_path_is_a_user_error_and_a_failing_system_is_not(
+    number: int | None, code: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the system's number; pyarrow's object stores give none. The message names the path."""
+    """By errno, which pyarrow's object stores do not set. The message names the path."""
     error = OSError("the bucket is away") if number is None else OSError(number, "so", str(tmp_path / "a"))
     with pytest.raises(typer.Exit) as ended, exit_codes("go on like this"):
         raise error
     assert ended.value.exit_code == code
-    said = capsys.readouterr().err
-    assert said.startswith("error: " if code == 2 else "failed: ")
-    assert says in said
-    assert str(error) in said
-    assert ("MiB free of" in said) == (number in (errno.ENOSPC, errno.EDQUOT))
+    message = capsys.readouterr().err
+    assert message.startswith("error: " if code == 2 else "failed: ")
+    assert text in message
+    assert str(error) in message
+    assert ("MiB free of" in message) == (number in (errno.ENOSPC, errno.EDQUOT))
 
 
 @contextmanager
@@ -57,9 +57,9 @@ def small_files(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_without_room_the_old_file_stays(tmp_path: Path) -> None:
-    """A text and a checkpoint, larger than the system takes: the error names the file, which is what it was, and nothing
-    is left beside it."""
+def test_on_a_full_disk_the_old_file_stays(tmp_path: Path) -> None:
+    """A text and a checkpoint larger than the limit: the error names the file, which is unchanged, and nothing is left
+    beside it."""
     text, state = tmp_path / "run.json", tmp_path / "state.arrow"
     write_text(text, "old")
     checkpoint.save_tensors(state, {"a": torch.zeros(3)}, {"step": 1})

@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader sees what was there before or all of the new, whatever happens in between."""
+"""Atomic writes: a reader sees the old contents or all of the new ones, whatever happens."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes its place at `path`, on the disk, when the block ends without an error.
+    """A file to write to, which replaces `path` when the block ends without an error, after an fsync.
 
-    It lies beside `path` meanwhile, under a hidden name of its own. Raises: OSError, with the path.
+    Until then it has a hidden name beside `path`. Raises: OSError, with the path.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as e:
-        # A write that finds no room does not say where.
+        # The error of a write to a full disk has no path.
         if e.filename is None and e.errno is not None:
             raise OSError(e.errno, e.strerror, str(path)) from e
         raise
@@ -33,11 +33,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 text."""
+    """Write UTF-8 text atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Readable JSON."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(values, indent=2) + "\n")

@@ -1,7 +1,8 @@
-"""Waiting for what may never answer, but not for ever."""
+"""A time limit for a blocking call."""
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from ray_distill.errors import RunError
@@ -9,23 +10,18 @@ from ray_distill.errors import RunError
 T = TypeVar("T")
 
 
-def call_with_timeout(work: Callable[[], T], limit_s: float) -> T:
-    """What `work` returns. Raises: what it raises; RunError if it takes longer."""
-    came: list[T] = []
-    raised: list[Exception] = []
+def call_with_timeout(function: Callable[[], T], timeout_s: float) -> T:
+    """Returns what the function returns. Raises: what it raises; RunError if it takes longer."""
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            came.append(work())
+            future.set_result(function())
         except Exception as e:
-            raised.append(e)
+            future.set_exception(e)
 
-    # A thread that nobody waits for: libraries wait for minutes on a place that does not answer.
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if raised:
-        raise raised[0]
-    if not came:
-        raise RunError(f"no answer in {limit_s} s")
-    return came[0]
+    # Not an executor, which waits for its threads at exit: libraries block for minutes on a host that does not answer.
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([future], timeout_s).done:
+        raise RunError(f"no answer in {timeout_s} s")
+    return future.result()

@@ -1,4 +1,4 @@
-"""The run that nothing disturbs, to hold others against: the bare loop and the bare jobs, in this process."""
+"""An undisturbed run to compare others with: the plain outer loop and the plain jobs, in this process."""
 
 import json
 import sqlite3
@@ -28,20 +28,20 @@ Query = Callable[[str], list[tuple[Any, ...]]]
 """SQL -> rows."""
 
 
-def _ask_sqlite(store: Path, sql: str) -> list[tuple[Any, ...]]:
+def _query_sqlite(store: Path, sql: str) -> list[tuple[Any, ...]]:
     with sqlite3.connect(store) as connection:
         return connection.execute(sql).fetchall()
 
 
 class Undisturbed:
-    """What a run of this configuration must come to, wherever and however often it was interrupted."""
+    """The result of a run with this configuration, wherever it runs and however often it is interrupted."""
 
     def __init__(self, config: Config) -> None:
-        # Also where this is made by a fixture that comes before the one for each test.
+        # Again here, since a fixture may construct this before the one that runs for each test.
         torch.set_num_threads(1)
         b = self._bench = Bench(config)
-        self.points: list[tuple[str, int, float]] = []
-        """(name, outer step, value) of all measurements, without seconds."""
+        self.metrics: list[tuple[str, int, float]] = []
+        """(name, outer step, value) of all metrics but seconds."""
 
         self.end = outer_loop(
             b.experiment,
@@ -49,58 +49,58 @@ class Undisturbed:
             b.validation,
             RunState.start(b.initial, b.experiment.outer),
             SingleProcess(),
-            lambda report: self.points.extend(
-                (name, point.outer_step, value)
-                for point in report.points
-                for name, value in point.values.items()
+            lambda report: self.metrics.extend(
+                (name, step.outer_step, value)
+                for step in report.points
+                for name, value in step.values.items()
                 if not name.startswith("seconds_")
             ),
         )
 
     def check(self, folder: Path, store: Path | Query) -> None:
         """Asserts that the finished run in the folder has this D and validation accuracy, bit for bit, and that the
-        store, sqlite's file or a database that holds nothing else, has one distillation, FINISHED, with each measurement
-        once and of this value."""
+        store, sqlite's file or a database that holds nothing else, has one distillation, FINISHED, with each metric
+        once and with this value."""
         best = self.end.best
         assert best is not None
         dataset = DistilledDataset.load(folder / "distilled.parquet")
         assert torch.equal(dataset.images_NCHW, best.data.images_NCHW.float())
         assert dataset.provenance["validation_accuracy"] == best.accuracy
         assert dataset.provenance["outer_step"] == best.outer_step
-        ask = partial(_ask_sqlite, store) if isinstance(store, Path) else store
-        runs = ask(
+        query = partial(_query_sqlite, store) if isinstance(store, Path) else store
+        runs = query(
             "select runs.run_uuid, status from runs join tags on tags.run_uuid = runs.run_uuid "
             "where tags.key = 'kind' and tags.value = 'distill'"
         )
-        rows = ask("select key, step, value from metrics")
-        names = {name for name, _, _ in self.points}
+        rows = query("select key, step, value from metrics")
+        names = {name for name, _, _ in self.metrics}
         assert runs == [(json.loads((folder / "run.json").read_text())["run_id"], "FINISHED")]
-        assert sorted(row for row in rows if row[0] in names) == sorted(self.points)
+        assert sorted(row for row in rows if row[0] in names) == sorted(self.metrics)
 
     def check_evaluation(self, folder: Path, store: Path | Query, config: Config) -> None:
         """Asserts that the finished run in the folder has the table that this configuration gives for this D, bit for bit,
         and that the store has one evaluation, FINISHED, below the run, with each mean once in both.
 
-        The configuration may differ from the run's own in how D is judged, at one horizon.
+        The configuration may differ from the run's in how D is evaluated, at one horizon.
         """
         run_id = json.loads((folder / "run.json").read_text())["run_id"]
         dataset = to_dataset(config, self._bench.data, self.end, run_id)
         records = evaluate_here([load_evaluation_set(DISTILLED, dataset, config, self._bench.data)])
-        found = read_results(folder / "distilled.evaluation" / "evaluation.json")
-        assert found.failures == []
-        assert numbers(found.records) == numbers(records)
-        ask = partial(_ask_sqlite, store) if isinstance(store, Path) else store
-        (judged,) = ask(
+        results = read_results(folder / "distilled.evaluation" / "evaluation.json")
+        assert results.failures == []
+        assert numbers(results.records) == numbers(records)
+        query = partial(_query_sqlite, store) if isinstance(store, Path) else store
+        (evaluation,) = query(
             "select runs.run_uuid, status from runs join tags on tags.run_uuid = runs.run_uuid "
             f"where tags.key = 'mlflow.parentRunId' and tags.value = '{run_id}'"
         )
-        assert judged[1] == "FINISHED"
+        assert evaluation[1] == "FINISHED"
         means = [(metric_name(row), row.inner_steps, row.mean) for row in result_rows(records)]
-        rows = ask("select run_uuid, key, step, value from metrics where key like 'test_accuracy/%'")
-        assert sorted(rows) == sorted((run, *mean) for run in (run_id, judged[0]) for mean in means)
+        rows = query("select run_uuid, key, step, value from metrics where key like 'test_accuracy/%'")
+        assert sorted(rows) == sorted((run, *mean) for run in (run_id, evaluation[0]) for mean in means)
 
 
 def status(folder: Path) -> str:
-    """What MLflow says of the run in the folder."""
+    """The status in MLflow of the run in the folder."""
     identity = json.loads((folder / "run.json").read_text())
     return str(MlflowClient(identity["uri"]).get_run(identity["run_id"]).info.status)

@@ -1,4 +1,4 @@
-"""Files that are written whole, or not at all."""
+"""Atomic writes: all or nothing."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def half_written(path: Path) -> None:
         raise OSError("disk full")
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
     """Before that, a reader finds the old text, also when a write fails half-way; nothing else is left behind."""
     path = tmp_path / "file"
     write_text(path, "old")
@@ -31,11 +31,8 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc to read an open file by")
-def test_a_file_is_on_the_disk_before_it_takes_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine that goes down leaves the old file or all of the new one: the new bytes are forced to the disk, all of
-    them, while the old text still lies at its place."""
+def test_a_file_is_synced_before_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash leaves the old file or all of the new one: all new bytes are synced while the old file is still in place."""
     path, forced = tmp_path / "file", []
     write_text(path, "old")
 
@@ -48,7 +45,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(
     assert path.read_text() == "new"
 
 
-def test_json_is_for_people_too(tmp_path: Path) -> None:
+def test_json_is_indented(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1, None]})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == {"b": [1, None]}

@@ -1,4 +1,4 @@
-"""What is printed where there is no terminal."""
+"""Progress without a terminal."""
 
 import io
 
@@ -7,9 +7,9 @@ from rich.console import Console
 from ray_distill.utils.progress import progress_bar
 
 
-def test_lines_come_with_every_tenth_and_with_news_while_nothing_gets_done() -> None:
-    """Of 40 units every fourth is a line. What is said without progress is one once, also after some is made; what
-    comes with progress is none; and there is an end to them."""
+def test_a_line_for_every_tenth_and_for_status_changes_without_progress() -> None:
+    """Of 40 units every fourth is a line. A status that changes without progress is printed once, also in mid-work; one
+    that comes with progress is not; and their number is limited."""
     out = io.StringIO()
     with progress_bar(Console(file=out, width=200), "evaluating", 40) as update:
         update(0, "")
