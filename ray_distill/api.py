@@ -145,7 +145,8 @@ def distill(
     Raises: UserError (bad configuration or data, a folder in use), RunError.
     """
     from ray_distill.cluster.connection import ray_while_preparing
-    from ray_distill.pipeline import open_run_folder, prepare, run_experiment
+    from ray_distill.pipeline import prepare, run_experiment
+    from ray_distill.storage.output_folder import open_run_folder
 
     began = time.monotonic()
     if resume and replace:
@@ -274,9 +275,10 @@ def search(
     Raises: UserError, RunError.
     """
     from ray_distill.cluster.connection import ray_while_preparing
-    from ray_distill.pipeline import finalise_search, open_search_folder, prepare, prepare_development
+    from ray_distill.pipeline import finalise_search, prepare, prepare_development
     from ray_distill.search.config import load_search
     from ray_distill.search.run import run_search
+    from ray_distill.search.search_dir import open_search_folder
 
     began, bar = time.monotonic(), _bar(progress)
     settings = load_search(config, overrides)

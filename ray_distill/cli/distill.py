@@ -73,7 +73,7 @@ def _run(
     replace: bool = False,
     unique: bool = False,
 ) -> None:
-    from ray_distill.pipeline import local_store_warning, open_run_folder
+    from ray_distill.storage.output_folder import local_store_warning, open_run_folder
 
     folder, uri = open_run_folder(config, out, resume=resume, replace=replace, unique=unique, advice=advice)
     print_lines(describe(config, folder.path))

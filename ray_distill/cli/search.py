@@ -11,6 +11,7 @@ from ray_distill.cli.options import DryRun, Out, Resume, Set
 from ray_distill.search.config import SearchConfig, load_search
 
 if TYPE_CHECKING:
+    from ray_distill.data.splits import DevelopmentData
     from ray_distill.search.run import SearchResult
     from ray_distill.search.search_dir import SearchDir
 
@@ -49,24 +50,26 @@ def search(
 
 
 def _run(settings: SearchConfig, out: Path | None, *, resume: bool, finalise: bool) -> None:
-    from ray_distill.cluster.connection import ray_while_preparing
-    from ray_distill.pipeline import (
-        finalise_search,
-        local_store_warning,
-        open_search_folder,
-        prepare,
-        prepare_development,
-    )
-    from ray_distill.search.run import run_search
+    from ray_distill.search.search_dir import open_search_folder
+    from ray_distill.storage.output_folder import local_store_warning
 
     advice = "Use --resume to continue the search in it, or another --out."
     folder, uri = open_search_folder(settings, out, resume=resume, advice=advice)
     print_lines(describe(settings, folder.path))
     if note := local_store_warning(folder.storage, uri, "search"):
         warn(note, "note")
-    get = prepare if finalise else prepare_development
-    dashboard = settings.workers > 1
-    with ray_while_preparing(lambda: get(settings.config, uri, bar), dashboard=dashboard) as data:
+
+    def prepare() -> "DevelopmentData":
+        from ray_distill.pipeline import prepare, prepare_development
+
+        return (prepare if finalise else prepare_development)(settings.config, uri, bar)
+
+    from ray_distill.cluster.connection import ray_while_preparing
+
+    with ray_while_preparing(prepare, dashboard=settings.workers > 1) as data:
+        from ray_distill.pipeline import finalise_search
+        from ray_distill.search.run import run_search
+
         result = run_search(settings, data, folder, uri, bar, resume=resume, began=STARTED)
         _print_result(result, folder)
         if finalise:

@@ -20,9 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_distill.search.config import SearchConfig
+from ray_distill.search.config import SearchConfig, check_installed
+from ray_distill.storage.job_scratch import refuse_job_scratch
+from ray_distill.storage.output_folder import RUNS, storage_of
 from ray_distill.storage.remote import StorageUnavailableError
 from ray_distill.storage.workdir import WorkDir
+from ray_distill.tracking.uri import check_exists, store_uri
 from ray_distill.utils.jsonl import pending_lines, replace_outbox
 
 JOURNAL = "journal.jsonl"
@@ -123,3 +126,24 @@ class SearchDir(WorkDir[SearchConfig]):
         self._download(self.path, (self.identity_name, self.config_name))
         replace_outbox(self.path / OUTBOX, self.storage.read(OUTBOX) or b"")
         self._download(self.path, (JOURNAL,))
+
+
+def open_search_folder(
+    settings: SearchConfig, out: Path | None, *, resume: bool, advice: str = "Use another --out."
+) -> tuple[SearchDir, str]:
+    """The folder of a search, checked before anything is written, and the URI of its MLflow store.
+
+    Args and Raises: as `open_run_folder`.
+    """
+    check_installed(settings)
+    path = out or RUNS / settings.name
+    refuse_job_scratch(path, "--out")
+    folder = SearchDir(path, storage_of(settings.config))
+    uri = store_uri(settings.config.tracking.uri, out or RUNS)
+    if resume:
+        uri = folder.tracker_to_resume(settings).uri
+        folder.check_unlocked()
+        check_exists(uri)
+    else:
+        folder.check_empty(advice)
+    return folder, uri

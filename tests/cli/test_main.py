@@ -53,6 +53,18 @@ def test_a_thread_that_is_left_behind_costs_neither_output_nor_exit_code() -> No
         assert "taken down" not in done.stdout
 
 
+@pytest.mark.parametrize("verb", ["distill", "search"])
+def test_a_folder_in_use_is_reported_without_importing_torch(verb: str, tmp_path: Path) -> None:
+    """Nor Ray nor MLflow, which take seconds."""
+    (tmp_path / "text").touch()
+    file = {"distill": DIGITS, "search": str(ROOT / "experiments" / "search_window_digits.yaml")}[verb]
+    code = f"import sys; from ray_distill.cli.main import app; app([{verb!r}, {file!r}, '--out', {str(tmp_path)!r}], "
+    code += "standalone_mode=False); print({'torch', 'ray', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "exists and is not empty" in done.stderr
+    assert done.stdout == "set()\n"
+
+
 def test_a_dry_run_prints_the_resolved_configuration_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
