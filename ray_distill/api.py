@@ -134,7 +134,7 @@ def distill(
         config: a YAML file, a dict of its sections, or a `Config`.
         out: the folder of the results. Default: `runs/NAME`.
         train: training data in place of `data.source`: a torch Dataset of (image, label), or a pair (images, labels);
-            see `data.in_memory`. They are stored below `data.root`, for the workers.
+            see `data.in_memory`. They are stored in `data.root`, for the workers.
         test: the test split that belongs to `train`.
         overrides: `"outer.lr=0.01"` strings, or a dict {"outer.lr": 0.01}.
         resume: continue the unfinished run in `out` from its last checkpoint.
@@ -155,9 +155,9 @@ def distill(
         )
     values = apply_overrides(as_plain(config), overrides)
     if train is not None:
-        root = values.get("data", {}).get("root") or default_root()
-        source = store_in_memory(train, test, Path(root).expanduser() / "in_memory")
-        values = {**values, "data": {**values.get("data", {}), "source": source}}
+        section = dict(values.get("data", {}))
+        folder_of_data = Path(section.pop("root", None) or default_root()).expanduser() / "in_memory"
+        values["data"] = {**section, "source": store_in_memory(train, test, folder_of_data)}
     elif test is not None:
         raise UserError("test: is the test split of `train`, which is missing")
     checked = parse_config(values)
@@ -168,7 +168,9 @@ def distill(
     for callback in callbacks:
         callback.on_start(checked, folder.path)
     with ray_while_preparing(lambda: prepare(checked, uri, bar), stay_connected=True) as data:
-        outcome = run_experiment(checked, data, folder, uri, bar, resume=resume, replace=replace, began=began)
+        outcome = run_experiment(
+            checked, data, folder, uri, bar, resume=resume, replace=replace, began=began, callbacks=callbacks
+        )
     return _run_of(folder, checked, outcome)
 
 

@@ -6,7 +6,7 @@ then to MLflow: a store that is away costs a warning, never a result.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from ray_distill.builders.experiment import check_fits_data, load_development_data
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.data.splits import DevelopmentData
+from ray_distill.distillation.callbacks import Callback
 from ray_distill.distillation.outputs import contact_sheet_of, to_dataset
 from ray_distill.distillation.trainer import check_cluster, train
 from ray_distill.evaluation.results import ResultRow, at_last_horizon
@@ -147,11 +148,13 @@ def run_experiment(
     resume: bool,
     replace: bool = False,
     began: float,
+    callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Distil, keep, evaluate, on the connected Ray cluster. The MLflow run ends with it.
 
     Args:
         resume, replace: as `open_run_dir` has them.
+        callbacks: called as the distillation goes on.
         began: `time.monotonic()` when the command began, from which the seconds count.
 
     Raises: ConfigError, StoreError or StorageError before anything is distilled; DistillError, PoolError,
@@ -161,7 +164,7 @@ def run_experiment(
     warnings: list[str] = []
     with open_run_dir(config, folder, uri, resume=resume, replace=replace) as tracker:
         with bar("distilling", config.outer.steps) as update:
-            state, unlogged = train(config, data, folder, tracker, update)
+            state, unlogged = train(config, data, folder, tracker, update, callbacks)
         warn_on_failure(warnings, lambda: tracker.log_steps(unlogged))
         dataset = to_dataset(config, data, state, tracker.run_id)
         dataset.save(folder.artifact)

@@ -8,6 +8,7 @@ a second and logs to MLflow in a background thread.
 import io
 import logging
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ray.exceptions
 import ray.train
 
 from ray_distill.core.metrics import StepMetrics
+from ray_distill.distillation.callbacks import Callback, CallbackList
 from ray_distill.distillation.mailbox import RunReport
 from ray_distill.tracking.retry_queue import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker
@@ -96,17 +98,20 @@ class ReportLogger:
     until the mailbox says that MLflow has them.
     """
 
-    def __init__(self, tracker: Tracker, mailbox: Any) -> None:
+    def __init__(self, tracker: Tracker, mailbox: Any, callbacks: Sequence[Callback] = ()) -> None:
         self._tracker, self._mailbox = tracker, mailbox
+        self._callbacks = CallbackList(callbacks)
         self._number = 0
         self._queue: RetryQueue[RunReport] = RetryQueue(self._log)
 
     def poll(self, update: Update) -> None:
-        """Queue new reports for MLflow and update the progress bar."""
+        """Queue new reports for MLflow, update the progress bar, and call the callbacks."""
+        reports: list[RunReport] = []
         # A lost mailbox must not harm the run.
         with suppress(ray.exceptions.RayError):
             contents = ray.get(self._mailbox.fetch.remote(self._number), timeout=10)
-            for report in contents.reports:
+            reports = contents.reports
+            for report in reports:
                 if report.damaged_checkpoints:
                     logger.warning("%s", report.damaged_checkpoints)
                 self._queue.put(report)
@@ -114,6 +119,8 @@ class ReportLogger:
             unavailable = self._queue.last_error is not None
             note = f"  (MLflow unavailable, {self._queue.num_pending} reports pending)" if unavailable else ""
             update(contents.done, contents.status + note)
+        for report in reports:
+            self._callbacks(report)
 
     def close(self) -> None:
         """Wait for MLflow up to a limit. Metrics that are still pending are in the last checkpoint."""

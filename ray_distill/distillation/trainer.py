@@ -7,6 +7,7 @@ checkpoints. Its reports go through the trainer's controller to the driver, whic
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray_distill.cluster.process_group import GroupConfig
 from ray_distill.config.config import Config
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation import recovery
+from ray_distill.distillation.callbacks import Callback
 from ray_distill.distillation.checkpoint import SavedRun, load_state
 from ray_distill.distillation.mailbox import MailboxActor
 from ray_distill.distillation.reporting import CHECKPOINT_FILE, ReportForwarder, ReportLogger
@@ -137,7 +139,12 @@ def _last_lines(failures: dict[int, Exception]) -> list[str]:
 
 
 def train(
-    config: Config, data: DevelopmentData, folder: RunDir, tracker: Tracker, update: Update
+    config: Config,
+    data: DevelopmentData,
+    folder: RunDir,
+    tracker: Tracker,
+    update: Update,
+    callbacks: Sequence[Callback] = (),
 ) -> SavedRun:
     """Distil with Ray Train, from the folder's last checkpoint if there is one.
 
@@ -153,7 +160,7 @@ def train(
         logger.warning("%s", error)
     try:
         with (
-            closing(ReportLogger(tracker, mailbox)) as reports,
+            closing(ReportLogger(tracker, mailbox, callbacks)) as reports,
             environment(placement_timeout_env(config)),
         ):
             result = _fit(trainer, reports, folder, update)
