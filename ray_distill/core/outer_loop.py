@@ -22,7 +22,7 @@ from ray_distill.core.retrain import Score, retrain
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Schedule, integer_at
 from ray_distill.core.state import Best, RunState
-from ray_distill.core.truncation import CurriculumState, ForwardCurriculum, Truncation, Window
+from ray_distill.core.truncation import CurriculumState, ForwardCurriculum, TruncationRule, Window
 from ray_distill.core.unroll import InnerProblem, draw_inner
 
 
@@ -57,7 +57,7 @@ class Experiment:
     inner: InnerProblem
     """The inner training in validation; distillation uses the same with `inner_lr`."""
     inner_lr: Schedule
-    truncation: Truncation
+    truncation: TruncationRule | ForwardCurriculum
     redraw_every: int
     engine: GroupEngine
     group_size: int = 1

@@ -10,7 +10,7 @@ The forward curriculum depends on the run so far: it takes and returns its state
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ray_distill.core.rng import Stream
 from ray_distill.core.schedules import Schedule, integer_at
@@ -26,6 +26,17 @@ class Window(NamedTuple):
     def end(self) -> int:
         """The total number of inner steps."""
         return self.start + self.length
+
+
+class TruncationRule(Protocol):
+    """What the outer loop needs of a rule; one of your own works as those here do."""
+
+    @property
+    def unroll_length(self) -> Schedule:
+        """N."""
+
+    def draw(self, stream: Stream) -> Window:
+        """The window at the stream's outer step; random only by the stream, so that a run can be repeated."""
 
 
 def _uniform_integer(stream: Stream, low: int, high: int) -> int:
