@@ -1,6 +1,6 @@
-"""The files to start from in experiments/cluster: as far as they can be checked where there is no cluster.
+"""The templates in experiments/cluster, as far as they can be tested without a cluster.
 
-Not checked, since nothing here can: that a cloud, Kubernetes or Slurm takes them; that the image builds.
+Not tested: that a cloud, Kubernetes or Slurm accepts them; that the image builds.
 """
 
 import json
@@ -48,8 +48,8 @@ def test_the_launcher_files_fit_rays_own_schema(name: str) -> None:
     assert (values.get("head_node_type") in types) == bool(types)
 
 
-def test_a_mistake_in_a_launcher_file_would_be_seen() -> None:
-    """The schema is no formality: an unknown key does not pass."""
+def test_the_schema_detects_an_unknown_key() -> None:
+    """So that the test above can fail."""
     spec = find_spec("ray")
     assert spec is not None
     assert spec.origin is not None
@@ -68,7 +68,7 @@ def test_every_file_names_the_pinned_ray() -> None:
     assert f"rayproject/ray:{PINNED['ray']}-{PYTHON}\n" in (FILES / "Dockerfile").read_text()
 
 
-def test_what_a_job_brings_to_nodes_with_ray_alone_is_what_the_project_needs() -> None:
+def test_the_runtime_environment_has_the_projects_dependencies() -> None:
     """The project's dependencies but for Ray, at the versions that its tests have passed with."""
     needed = [name for name in PROJECT["project"]["dependencies"] if not name.startswith("ray[")]
     assert len(needed) == len(PROJECT["project"]["dependencies"]) - 1
@@ -118,7 +118,7 @@ def test_the_manifest_is_a_rayjob() -> None:
     assert set(yaml.safe_load(spec["runtimeEnvYAML"])) == {"env_vars"}
 
 
-def test_the_manifests_pods_have_room_for_its_run() -> None:
+def test_the_workers_fit_into_the_manifests_pods() -> None:
     """The options on its command line are a run that the package accepts, and its workers fit the pods."""
     spec = read("rayjob.yaml")["spec"]
     words = spec["entrypoint"].split()
@@ -148,7 +148,7 @@ STUBS = {
 
 
 class Slurm:
-    """The script, with stand-ins for the commands of Slurm and Ray."""
+    """The script, with stubs for the commands of Slurm and Ray."""
 
     def __init__(self, folder: Path) -> None:
         self.log, self.results = folder / "log", folder / "results"
@@ -177,8 +177,8 @@ class Slurm:
 
     def run(self, *arguments: str, **environment: str) -> int:
         process = self.start(*arguments, **environment)
-        said, _ = process.communicate(timeout=60)
-        assert "line " not in said, said
+        output, _ = process.communicate(timeout=60)
+        assert "line " not in output, output
         return process.returncode
 
     def steps(self) -> list[str]:
@@ -213,14 +213,14 @@ def test_the_slurm_script_starts_a_node_on_each_machine_and_the_run_on_the_first
     assert f"at {address}" in log
 
 
-def test_the_slurm_script_goes_on_with_a_run_that_is_there(slurm: Slurm) -> None:
+def test_the_slurm_script_resumes_an_existing_run(slurm: Slurm) -> None:
     slurm.results.mkdir()
     (slurm.results / "run.json").touch()
     assert slurm.run("c.yaml", str(slurm.results)) == 0
     assert slurm.steps()[-1] == f"m1: ray-distill distill c.yaml --out {slurm.results} --resume"
 
 
-def test_the_slurm_script_passes_sigterm_on_and_waits(slurm: Slurm) -> None:
+def test_the_slurm_script_forwards_sigterm_and_waits(slurm: Slurm) -> None:
     """What Slurm does before the time is up: the run gets it, cleans up, and its exit code is the script's."""
     process = slurm.start("c.yaml", str(slurm.results), STEPS="1000")
     deadline = time.monotonic() + 60
@@ -233,6 +233,6 @@ def test_the_slurm_script_passes_sigterm_on_and_waits(slurm: Slurm) -> None:
     assert slurm.log.read_text().splitlines()[-1] == "stopped"
 
 
-def test_the_slurm_script_says_how_it_is_used(slurm: Slurm) -> None:
+def test_the_slurm_script_prints_its_usage(slurm: Slurm) -> None:
     assert slurm.run("c.yaml") == 2
     assert not slurm.log.exists()

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# One run on Slurm: a Ray node on each machine of the allocation, the command on the first of them.
+# One run on Slurm: a Ray node on each machine of the allocation, and the command on the first.
 #
 #   sbatch experiments/cluster/slurm.sh experiments/cifar10_ipc10.yaml /shared/runs/ipc10 --set cluster.num_workers=4
 #
-# CONFIG.yaml, the folder for results, then further options of `ray-distill distill`. If the folder holds a run, it goes on
-# with that: submit the same line again after a run was stopped, or let Slurm do it (--requeue).
+# Arguments: CONFIG.yaml, the folder for the results, further options of `ray-distill distill`. A run in the folder is
+# resumed: submit the same line again after it was stopped, or let Slurm do it (--requeue).
 #
 # Change: the lines that begin with #SBATCH, and the line that puts `ray` and `ray-distill` on the path. The folder for
-# results must be one that all machines see. For GPUs, uncomment --gpus-per-node and give --set cluster.use_gpu=true.
-# Checked: the order of commands, what a signal does and the exit codes, with stand-ins for Slurm's and Ray's commands. Not
-# tried: no Slurm has seen it.
+# the results must be shared by all machines. For GPUs, uncomment --gpus-per-node and add --set cluster.use_gpu=true.
+# Tested: the order of commands, signals and exit codes, with stubs for Slurm's and Ray's commands. Not tested: on Slurm.
 #SBATCH --job-name=ray-distill
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -19,7 +18,7 @@
 #SBATCH --output=ray-distill-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# SIGTERM for this script two minutes before the time is up: the run ends with its checkpoint, and MLflow says KILLED.
+# SIGTERM to this script two minutes before the time limit: the run keeps its checkpoint and is marked KILLED in MLflow.
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
 if (($# < 2)); then
@@ -30,18 +29,18 @@ config=$1 results=$2
 shift 2
 export PATH="${RAY_DISTILL_BIN:-$PWD/.venv/bin}:$PATH"
 
-# A token for this run alone: whoever has it may run commands on these machines.
+# A token for this run only: anyone who has it can run commands on these machines.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
-# A path as short as this one, since Ray's sockets lie below it; on each machine's own disk.
+# On each machine's own disk, and short: Ray's sockets are below it, and the length of their paths is limited.
 temporary=/tmp/rd-$SLURM_JOB_ID
 port=$((20000 + SLURM_JOB_ID % 10000))
-# One core of each machine stays with Ray's own processes: where all compute, workers wait for them.
+# One core of each machine is left to Ray's own processes; otherwise workers wait for them.
 cpus=$((SLURM_CPUS_PER_TASK > 1 ? SLURM_CPUS_PER_TASK - 1 : 1))
 
 mapfile -t machines < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${machines[0]}
-# Becomes a command on one machine; to be called in a subshell or in the background, whose id is then that of srun.
+# Replaces the shell by a command on one machine: call it in a subshell or in the background, so that $! is srun's.
 on() {
     local machine=$1
     shift
@@ -64,9 +63,9 @@ for machine in "${machines[@]:1}"; do
     on "$machine" ray start --block --address="$RAY_ADDRESS" --num-cpus="$cpus" --temp-dir="$temporary" &
     steps+=($!)
 done
-all_there="import os, ray, sys; ray.init(logging_level='ERROR'); sys.exit(len([n for n in ray.nodes() if n['Alive']]) < ${#machines[@]})"
+all_joined="import os, ray, sys; ray.init(logging_level='ERROR'); sys.exit(len([n for n in ray.nodes() if n['Alive']]) < ${#machines[@]})"
 for attempt in {1..30}; do
-    if (on "$head" python -c "$all_there" 2>/dev/null); then break; fi
+    if (on "$head" python -c "$all_joined" 2>/dev/null); then break; fi
     if ((attempt == 30)); then
         echo "not all of ${machines[*]} have joined the Ray cluster at $RAY_ADDRESS" >&2
         exit 1
@@ -80,7 +79,7 @@ on "$head" ray-distill distill "$config" --out "$results" "${resume[@]}" "$@" &
 run=$!
 code=0
 wait "$run" || code=$?
-# A signal ends the first wait; the command takes some seconds more.
+# A signal interrupts the first wait; the command needs some more seconds.
 while kill -0 "$run" 2>/dev/null; do
     code=0
     wait "$run" || code=$?
