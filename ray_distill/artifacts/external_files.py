@@ -212,7 +212,7 @@ def _decoded(listing: Listing) -> NDArray[np.uint8]:
     for image in images:
         if image.pixels_CHW.shape != first.pixels_CHW.shape:
             raise DataError(
-                f"{image.place} is {list(image.pixels_CHW.shape)} and {first.place} {list(first.pixels_CHW.shape)}; "
+                f"{image.location} is {list(image.pixels_CHW.shape)} and {first.location} {list(first.pixels_CHW.shape)}; "
                 "all images of a set must have one size and be all grey or all in colour"
             )
     return np.stack([image.pixels_CHW for image in images])

@@ -1,14 +1,14 @@
-"""Images and labels in one Arrow IPC file, written as they come and opened without reading them.
+"""Images and labels in one Arrow IPC file, written image by image and opened by mapping it into memory.
 
 | column | type |
 |---|---|
 | `image` | fixed_shape_tensor<uint8 or float, [C, H, W]> |
 | `label` | int64 |
 
-One record batch, not compressed: the images are one stretch of the file, and a tensor over the mapped file is the
-whole set. The names of the classes and the rest are JSON under the metadata key `ray_distill`. How many images
-there are is known at the end alone (broken ones are left out), so they are spooled to a file beside the
-target first, which is then copied behind Arrow's header: twice the disk for a while, never twice the memory.
+One record batch, uncompressed: the images are contiguous in the file, so a tensor over the mapped file is all of them.
+Class names and the rest are JSON under the metadata key `ray_distill`. The number of images is only known at the end
+(broken ones are skipped), so they are first written to a raw file next to the target, which is then copied behind
+Arrow's header: temporarily twice the disk space, never twice the memory.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ from ray_distill.data.labelled_images import DataError, LabelledImages
 
 FORMAT = 1
 _KEY = b"ray_distill"
-_TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
+_TORCH_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
 
 
 class ArrowImageWriter:
-    """Images on their way into a file at `path`; `close` it, finished or not."""
+    """Writes images to a file at `path`. Call `close` in any case: it removes the raw file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._raw_path = path, path.with_name(f"{path.name}.raw")
@@ -45,7 +45,7 @@ class ArrowImageWriter:
         self.num_images = 0
 
     def add(self, images_NCHW: NDArray[Any]) -> None:
-        """Append images, all of one shape and type."""
+        """Append images; all must have one shape and dtype."""
         self.image_shape, self._dtype = images_NCHW.shape[1:], images_NCHW.dtype
         content = np.ascontiguousarray(images_NCHW).data
         self._raw.write(content)
@@ -53,11 +53,11 @@ class ArrowImageWriter:
         self.num_images += len(images_NCHW)
 
     def finish(self, labels_N: Tensor, metadata: dict[str, Any]) -> None:
-        """Write the file.
+        """Write the Arrow file.
 
         Args:
             labels_N: the class of each image.
-            metadata: `class_names` and `white` as LabelledImages has them, and `broken` if there are any.
+            metadata: `class_names` and `white` as in LabelledImages, and `broken` if there are any.
         """
         import pyarrow as pa
 
@@ -77,7 +77,7 @@ class ArrowImageWriter:
             [pa.ExtensionArray.from_storage(tensor, stored), pa.array(labels)], schema=schema
         )
         with self._path.open("wb") as file:
-            # ImageNet at 64x64 is six times as many values as 32 bits count.
+            # ImageNet at 64x64 has more values than a 32-bit count holds.
             options = pa.ipc.IpcWriteOptions(allow_64bit=True)
             with pa.ipc.new_file(file, schema, options=options) as writer:
                 writer.write_batch(batch)
@@ -85,13 +85,13 @@ class ArrowImageWriter:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Remove the spooled images."""
+        """Remove the raw file."""
         self._raw.close()
         self._raw_path.unlink(missing_ok=True)
 
 
 def open_images(path: Path) -> LabelledImages:
-    """The images of a file that a ArrowImageWriter finished, mapped. Raises: DataError for any other file."""
+    """The images of a file by `ArrowImageWriter`, mapped into memory. Raises: DataError for any other file."""
     import pyarrow as pa
 
     try:
@@ -111,7 +111,7 @@ def open_images(path: Path) -> LabelledImages:
         dtype = np.dtype(tensor.value_type.to_pandas_dtype())
         shape = (len(stored), *tensor.shape)
         if (
-            dtype not in _TORCH
+            dtype not in _TORCH_DTYPES
             or len(tensor.shape) != 3
             or min(shape) < 1
             or stored.offset
@@ -133,26 +133,26 @@ def open_images(path: Path) -> LabelledImages:
             mapping=mapping,
             broken=tuple(header.get("broken", ())),
         )
-    # What a broken file makes Arrow and NumPy raise is many things.
+    # Arrow and NumPy raise many kinds of errors for damaged files.
     except Exception as e:
         raise DataError(
-            f"{path} is not a file of prepared images ({e}); remove it, to have it made anew"
+            f"{path} is not a valid file of prepared images ({e}); remove it, and it is rebuilt"
         ) from e
 
 
 def _check_header(header: dict[str, Any], labels_N: NDArray[np.int64]) -> None:
-    """Raises: ValueError for values of another kind than a ArrowImageWriter writes; KeyError for missing ones."""
+    """Raises: ValueError for values that `ArrowImageWriter` never writes; KeyError for missing ones."""
     texts = [header["digest"], *header["class_names"], *header.get("broken", ())]
     if not all(type(text) is str for text in texts) or not isinstance(header["class_names"], list):
-        raise ValueError("names that are no texts")
+        raise ValueError("names are not strings")
     if type(header["white"]) is not int or not 1 <= header["white"] <= 255:
         raise ValueError(f"white is {header['white']}")
     if labels_N.min() < 0 or labels_N.max() >= len(header["class_names"]):
-        raise ValueError("labels of classes that have no name")
+        raise ValueError("labels without a class name")
 
 
 def _read_only_tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor over memory that must not be written to: nothing here writes to real images."""
+    """A tensor over read-only memory; nothing writes to real images."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

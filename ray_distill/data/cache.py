@@ -1,11 +1,10 @@
-"""Files that one process builds while others wait, and that are whole whenever they are there.
+"""A cache of files that one process builds while others wait, and that machines may share.
 
-The builder holds a lock of the operating system's, which ends with the process that holds it, however that ends,
-and writes under another name: a file at its own name was finished. What a killed builder left is
-removed by the next.
+The builder holds an operating-system lock, which is released however the process ends, and writes to a temporary name:
+a file at its own name is complete. Temporary files of a killed builder are removed by the next one.
 
-A store (a URI) that machines share may hold copies of them under the same names, which say what they were made from:
-what is missing here is fetched from it, and what it lacks is uploaded.
+A store (a URI) that machines share holds copies under the same names, which contain a hash of what they were made from.
+Files missing here are fetched from it, and files it lacks are uploaded.
 """
 
 import logging
@@ -21,17 +20,16 @@ from ray_distill.utils.lock import file_lock
 logger = logging.getLogger(__name__)
 
 OnWait = Callable[[], None]
-"""Called before a wait for another process."""
+"""Called before waiting for another process."""
 
 
 def build_once(target: Path, build: Callable[[Path], None], waiting: OnWait | None = None) -> bool:
-    """Have the file at `target`: build it, or wait for who does, unless it is there.
+    """Ensure that the file exists: build it, or wait for the process that does.
 
     Args:
-        build: writes the file at the path that it is given; other files that it makes beside it must have names
-            that begin with that path's.
+        build: writes the file to the path it is given; names of other files it creates must start with that path.
 
-    Returns: whether it was built here.
+    Returns: whether this call built it.
     """
     if target.exists():
         return False
@@ -49,89 +47,89 @@ def build_once(target: Path, build: Callable[[Path], None], waiting: OnWait | No
 
 
 def _remove_parts(target: Path) -> None:
-    for left in target.parent.glob(f".{target.name}.part-*"):
-        left.unlink()
+    for part in target.parent.glob(f".{target.name}.part-*"):
+        part.unlink()
 
 
-class _NotThereError(Exception):
-    """The store has no such file."""
+class _NotInStoreError(Exception):
+    """The store lacks the file."""
 
 
 def build_or_fetch(
     target: Path, shared: str | None, build: Callable[[Path], None], waiting: OnWait | None = None
 ) -> None:
-    """Have the file at `target`, as `build_once`, and in the store: whatever lacks it gets it from the other.
+    """Ensure that the file exists here (`build_once`) and in the store, copying it to where it is missing.
 
     Args:
-        shared: URI of the store's folder, or None.
+        shared: URI of a folder in the store, or None.
 
-    Raises: DataError for a store that cannot be read. One that takes no file is a warning: others build it then.
+    Raises: DataError for a store that cannot be read. A failed upload is only logged: other machines build the file.
     """
     if shared is None:
         build_once(target, build, waiting)
         return
-    place = fs_path(shared) / target.name
+    remote = fs_path(shared) / target.name
 
     def fetch_or_build(part: Path) -> None:
-        if not _copied(place, part):
+        if not _download(remote, part):
             build(part)
 
     build_once(target, fetch_or_build, waiting)
-    _put(target, place)
+    _upload(target, remote)
 
 
 def fetch(target: Path, shared: str | None) -> bool:
-    """Whether the file is at `target`, if need be by fetching it from the store. Raises: DataError."""
+    """Whether the file exists, after fetching it from the store if necessary. Raises: DataError."""
     if target.exists():
         return True
     if shared is None:
         return False
 
-    def fetch(part: Path) -> None:
-        if not _copied(fs_path(shared) / target.name, part):
-            raise _NotThereError
+    def download(part: Path) -> None:
+        if not _download(fs_path(shared) / target.name, part):
+            raise _NotInStoreError
 
     try:
-        build_once(target, fetch)
-    except _NotThereError:
+        build_once(target, download)
+    except _NotInStoreError:
         return False
     return True
 
 
-def _copied(place: FsPath, part: Path) -> bool:
-    """Whether the store had the file, which is at `part` then."""
+def _download(remote: FsPath, part: Path) -> bool:
+    """Copy the file from the store to `part`, if the store has it."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
-    if not place.is_file():
+    if not remote.is_file():
         return False
-    with place.errors():
+    with remote.errors():
         copy_files(
-            place.path,
+            remote.path,
             str(part),
-            source_filesystem=place.filesystem,
+            source_filesystem=remote.filesystem,
             destination_filesystem=LocalFileSystem(),
         )
     return True
 
 
-def _put(target: Path, place: FsPath) -> None:
+def _upload(target: Path, remote: FsPath) -> None:
     import pyarrow as pa
     from pyarrow.fs import LocalFileSystem, copy_files
 
-    if place.is_file():
+    if remote.is_file():
         return
-    # An object is there when it is whole; a file is there as it grows.
-    part = place.parent / f".{place.name}.part-{uuid.uuid4().hex}" if place.is_local else place
+    # An object appears in a store when it is complete; a file in a folder, as soon as it is created.
+    part = remote.parent / f".{remote.name}.part-{uuid.uuid4().hex}" if remote.is_local else remote
     try:
-        if place.is_local:
-            place.filesystem.create_dir(place.parent.path)
+        if remote.is_local:
+            remote.filesystem.create_dir(remote.parent.path)
         copy_files(
             str(target),
             part.path,
             source_filesystem=LocalFileSystem(),
-            destination_filesystem=place.filesystem,
+            destination_filesystem=remote.filesystem,
         )
-        if part != place:
-            place.filesystem.move(part.path, place.path)
+        if part != remote:
+            remote.filesystem.move(part.path, remote.path)
     except (OSError, pa.ArrowException) as e:
-        logger.warning("%s could not be put into data.cache: %s", place, first_line(e))
+        logger.warning("could not upload %s to data.cache: %s", remote, first_line(e))

@@ -1,8 +1,8 @@
-"""DecodedImage once: the pixels of a source in an Arrow file of the cache, as integers.
+"""The decoded pixels of a source, cached in an Arrow file.
 
-Kept are uint8 pixels (CIFAR-10: 154 MB, ImageNet at 64x64: 16 GB), since floats are four times as large and made
-in no time from a batch. The file's name holds a hash of all that its pixels depend on: paths, sizes and times of
-the source's files, and what was kept of them. Another process that wants the same waits for the one that builds.
+They are uint8 (CIFAR-10: 154 MB, ImageNet at 64x64: 16 GB): floats are four times as large, and quickly made from a batch.
+The file's name contains a hash of all that its pixels depend on: paths, sizes and times of the source's files, and which
+images were selected. A process that needs the same file waits for the one that builds it.
 """
 
 import hashlib
@@ -27,44 +27,45 @@ from ray_distill.data.strata import balanced_rows
 from ray_distill.utils.secrets import redact
 
 LIMIT_STREAM = Stream(seed=0, name="images kept by a limit")
-"""Constant: a limit keeps the same images in every run, whatever its seed."""
+"""Independent of the run's seed: a limit selects the same images in every run."""
 
 DECODER_VERSION = 1
-"""Raised with every change after which the same files give other pixels."""
+"""Incremented with every change by which the same files give other pixels."""
 
 _CHUNK_IMAGES = 256
 
 
-class _MixedColour(Exception):  # noqa: N818 (a turn, not an error)
-    """An image with colour came after grey ones."""
+class _MixedColour(Exception):  # noqa: N818 (a signal, not an error)
+    """A colour image came after grey ones: all must be written as RGB."""
 
 
 def cached_pixels(
     listing: Listing, spec: DataSpec, split: str, progress: Progress | None = None
 ) -> LabelledImages:
-    """The listing's images as the spec wants them, from the cache; decoded into it first if they are not there.
+    """The listing's images as the spec selects and scales them, from the cache; decoded into it first if necessary.
 
     Args:
-        split: `development` or `test`. A limit is for the first.
+        split: `development` or `test`. The spec's limit applies to `development` only.
 
-    Raises: DataError for classes that there are not, an image that cannot be decoded beyond the spec's
-        tolerance, or one of another size than the first.
+    Raises: DataError for unknown classes, more broken images than the spec tolerates, or images of different sizes.
     """
-    known, side = listing.image_shape, spec.image_size
-    if side is not None and known is not None and known[1:] == (side, side):
-        raise DataError(f"data.image_size: has no effect, {spec.source} has this size; remove it")
-    wanted = _wanted(listing, spec, split)
+    shape, side = listing.image_shape, spec.image_size
+    if side is not None and shape is not None and shape[1:] == (side, side):
+        raise DataError(
+            f"data.image_size: has no effect, the images of {spec.source} have this size; remove it"
+        )
+    selected = _selected(listing, spec, split)
     path = spec.cache / f"{_slug(spec.source)}-{split}-{_key(listing, spec, split)}.arrow"
 
     def waiting() -> None:
         if progress is not None:
-            progress("waiting for another process to decode", 0, len(wanted))
+            progress("waiting for another process to decode", 0, len(selected))
 
-    build_or_fetch(path, spec.shared, lambda part: _decode_into(part, wanted, spec, progress), waiting)
+    build_or_fetch(path, spec.shared, lambda part: _decode_into(part, selected, spec, progress), waiting)
     return open_images(path)
 
 
-def _wanted(listing: Listing, spec: DataSpec, split: str) -> Listing:
+def _selected(listing: Listing, spec: DataSpec, split: str) -> Listing:
     if spec.classes is not None:
         listing = listing.take_classes(spec.classes)
     if split == "development" and spec.limit is not None:
@@ -73,14 +74,14 @@ def _wanted(listing: Listing, spec: DataSpec, split: str) -> Listing:
 
 
 def _slug(source: str) -> str:
-    """A readable part for a file's name."""
+    """The source as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", redact(source))[-40:].strip("-.")
 
 
 def _key(listing: Listing, spec: DataSpec, split: str) -> str:
-    kept = [DECODER_VERSION, split, spec.kind, spec.image_size, spec.classes, spec.max_broken]
-    kept += [spec.limit] if split == "development" else []
-    key = hashlib.blake2b(json.dumps(kept).encode(), digest_size=8)
+    selection = [DECODER_VERSION, split, spec.kind, spec.image_size, spec.classes, spec.max_broken]
+    selection += [spec.limit] if split == "development" else []
+    key = hashlib.blake2b(json.dumps(selection).encode(), digest_size=8)
     for file in listing.files:
         key.update(file.stamp().encode())
     return key.hexdigest()
@@ -88,29 +89,29 @@ def _key(listing: Listing, spec: DataSpec, split: str) -> str:
 
 def _decode_into(path: Path, listing: Listing, spec: DataSpec, progress: Progress | None) -> None:
     try:
-        _spool(path, listing, spec, progress, colour=False)
+        _write(path, listing, spec, progress, colour=False)
     except _MixedColour:
-        _spool(path, listing, spec, progress, colour=True)
+        _write(path, listing, spec, progress, colour=True)
 
 
-def _spool(path: Path, listing: Listing, spec: DataSpec, progress: Progress | None, *, colour: bool) -> None:
+def _write(path: Path, listing: Listing, spec: DataSpec, progress: Progress | None, *, colour: bool) -> None:
     broken = BrokenImages.up_to(spec.max_broken, len(listing))
     images = decode_images(listing, image_size=spec.image_size, broken=broken, progress=progress)
-    spool, rows = ArrowImageWriter(path), list[int]()
+    writer, rows = ArrowImageWriter(path), list[int]()
     try:
         for chunk in _chunks(_uniform(images, colour=colour)):
-            spool.add(np.stack([image.pixels_CHW for image in chunk]))
+            writer.add(np.stack([image.pixels_CHW for image in chunk]))
             rows += [image.row for image in chunk]
         if not rows:
-            raise DataError(f"{spec.source}: every image is broken, the first {broken.names[0]}")
+            raise DataError(f"{spec.source}: no image can be decoded; the first is {broken.names[0]}")
         metadata = {"class_names": listing.class_names, "white": listing.white, "broken": broken.names}
-        spool.finish(listing.labels_N[torch.tensor(rows)], metadata)
+        writer.finish(listing.labels_N[torch.tensor(rows)], metadata)
     finally:
-        spool.close()
+        writer.close()
 
 
 def _uniform(images: Iterator[DecodedImage], *, colour: bool) -> Iterator[DecodedImage]:
-    """Images of one size and one number of channels: grey ones are spread to RGB beside colour.
+    """Images of one size and one number of channels: grey ones become RGB if there are colour ones.
 
     Raises: DataError for another size than that of the first; _ColourAfterGrey.
     """
@@ -123,16 +124,16 @@ def _uniform(images: Iterator[DecodedImage], *, colour: bool) -> Iterator[Decode
         if image.pixels_CHW.shape[1:] != size:
             height, width = image.pixels_CHW.shape[1:]
             raise DataError(
-                f"{image.place}: the image is {height}x{width} (height x width), the ones before it are "
-                f"{size[0]}x{size[1]}; bring them to one size with data.image_size"
+                f"{image.location}: the image is {height}x{width} (height x width), but the ones before it are "
+                f"{size[0]}x{size[1]}; set data.image_size to scale them to one size"
             )
         grey = len(image.pixels_CHW) == 1
         if not grey and not colour:
             raise _MixedColour
-        yield image._replace(pixels_CHW=_spread(image.pixels_CHW)) if grey and colour else image
+        yield image._replace(pixels_CHW=_to_rgb(image.pixels_CHW)) if grey and colour else image
 
 
-def _spread(grey_1HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _to_rgb(grey_1HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(grey_1HW, 3, axis=0)
 
 

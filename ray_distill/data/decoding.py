@@ -1,7 +1,6 @@
-"""From image files to pixels of one size: decoded side by side, scaled and cut, broken ones counted.
+"""From image files to pixels of one size: decoded in parallel, scaled and cropped, broken ones counted.
 
-Pillow decodes, and scales with its filter spread over the pixels that become one (no aliasing). It lets go of
-Python's lock meanwhile, so threads use all cores.
+Pillow decodes, and scales with an antialiasing filter. It releases the GIL meanwhile, so threads use all cores.
 """
 
 import io
@@ -21,61 +20,61 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, units done, units in all)."""
+"""Called with (activity, units done, total units)."""
 
 _PART_IMAGES = 128
 _SHOWN_BROKEN = 5
 
 
-class _UnreadableImage(Exception):  # noqa: N818 (a value that a thread hands over, not an error of ours)
+class _UnreadableImage(Exception):  # noqa: N818 (returned by threads as a value)
     """Why an image is broken."""
 
 
 class DecodedImage(NamedTuple):
-    """An image's row in the listing, where it is, and its pixels [C, H, W]: one channel if grey, else RGB."""
+    """An image's row in the listing, its location for messages, and its pixels [C, H, W]: one channel if grey, else RGB."""
 
     row: int
-    place: str
+    location: str
     pixels_CHW: NDArray[np.uint8]
 
 
 @dataclass
 class BrokenImages:
-    """The images that could not be decoded so far."""
+    """The images so far that cannot be decoded."""
 
     allowed: int
     names: list[str] = field(default_factory=list)
-    """Where each is and why it is broken."""
+    """Location and reason of each."""
 
     @classmethod
     def up_to(cls, max_broken: float, num_images: int) -> "BrokenImages":
-        """Tolerates a count, or a fraction (below 1) of the images."""
+        """Tolerates `max_broken` images, or that fraction of them if below 1."""
         return cls(int(max_broken * num_images) if max_broken < 1 else int(max_broken))
 
-    def add(self, place: str, why: str) -> None:
-        """Count one. Raises: DataError if that is one too many."""
-        self.names.append(f"{place}: {why}")
+    def add(self, location: str, reason: str) -> None:
+        """Count one. Raises: DataError if it is one too many."""
+        self.names.append(f"{location}: {reason}")
         if len(self.names) > self.allowed:
             shown = "\n  ".join(self.names[:_SHOWN_BROKEN])
             if self.allowed == 0:
                 raise DataError(
-                    f"{shown}\nmend or remove it, or let data.max_broken say how many may be left out"
+                    f"{shown}\nfix or remove it, or set data.max_broken to the number of images that may be skipped"
                 )
             raise DataError(
-                f"more broken images than the {self.allowed} that data.max_broken allows; the first:\n  {shown}"
+                f"more broken images than data.max_broken allows ({self.allowed}); the first:\n  {shown}"
             )
 
 
 def decode_images(
     listing: Listing, *, image_size: int | None, broken: BrokenImages, progress: Progress | None = None
 ) -> Iterator[DecodedImage]:
-    """The listing's images in order, without the broken ones.
+    """The listing's images in order, skipping broken ones.
 
     Args:
-        image_size: scale the shorter side to it and cut a square out of the middle. None: as they are.
-        broken: takes the broken ones.
+        image_size: scale the shorter side to it and crop the central square. None: as they are.
+        broken: collects the broken ones.
 
-    Raises: DataError for one broken image too many.
+    Raises: DataError for too many broken images.
     """
     row = 0
     with ThreadPoolExecutor() as pool:
@@ -83,11 +82,11 @@ def decode_images(
             parts = [batch[i : i + _PART_IMAGES] for i in range(0, len(batch), _PART_IMAGES)]
             sizes = [image_size] * len(parts)
             for part, images in zip(parts, pool.map(_decode_part, parts, sizes), strict=True):
-                for (place, _), pixels_CHW in zip(part, images, strict=True):
+                for (location, _), pixels_CHW in zip(part, images, strict=True):
                     if isinstance(pixels_CHW, _UnreadableImage):
-                        broken.add(place, str(pixels_CHW))
+                        broken.add(location, str(pixels_CHW))
                     else:
-                        yield DecodedImage(row, place, pixels_CHW)
+                        yield DecodedImage(row, location, pixels_CHW)
                     row += 1
             if progress is not None and batch:
                 progress("decoding", row, len(listing))
@@ -100,8 +99,8 @@ def _decode_part(
     for _, encoded in part:
         try:
             images.append(_pixels(encoded, image_size))
-        except _UnreadableImage as why:
-            images.append(why)
+        except _UnreadableImage as reason:
+            images.append(reason)
     return images
 
 
@@ -114,7 +113,7 @@ def _pixels(encoded: Encoded, image_size: int | None) -> NDArray[np.uint8]:
         except DataError as error:
             raise _UnreadableImage(str(error)) from error
     if not encoded:
-        raise _UnreadableImage("there is no image in it (it holds no bytes); files beside it are not read")
+        raise _UnreadableImage("the image is empty (0 bytes); files that it refers to are not read")
     return _decode(encoded, image_size)
 
 
@@ -124,9 +123,11 @@ def _decode(encoded: bytes, image_size: int | None) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise _UnreadableImage(f"the image has mode {image.mode}; only 8 bits a channel can be read")
+                raise _UnreadableImage(
+                    f"the image has mode {image.mode}; only 8 bits per channel are supported"
+                )
             if image_size is not None:
-                # A JPEG can be decoded at a half, a quarter or an eighth of its size for as much less work.
+                # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, for proportionally less work.
                 image.draft(None, (2 * image_size, 2 * image_size))
             grey = image.mode in ("1", "L", "LA")
             plain = image.convert("L" if grey else "RGB")
@@ -139,7 +140,7 @@ def _decode(encoded: bytes, image_size: int | None) -> NDArray[np.uint8]:
 
 
 def _square(image: "Image.Image", side: int) -> "Image.Image":
-    """The shorter side scaled to `side`, then the square in the middle."""
+    """The shorter side scaled to `side`, then the central square."""
     from PIL.Image import Resampling
 
     scale = side / min(image.size)

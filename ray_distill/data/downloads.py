@@ -1,7 +1,7 @@
-"""Fetching the archives of named sources, by torchvision's downloader, which checks their MD5.
+"""Downloads of named sources, by torchvision's downloader, which checks their MD5.
 
-Only what can be had without an account is fetched, and only to this machine; in all other cases the message
-says which file to put where. Files come to their place whole: what a download that was killed left is not there.
+Only archives that need no account are downloaded, and only to a local folder; otherwise the error says which file to put
+where. Files are moved into place when they are complete, so a killed download leaves none.
 """
 
 import socket
@@ -17,11 +17,11 @@ from ray_distill.data.spec import DataSpec
 from ray_distill.utils.lock import file_lock
 
 TIMEOUT_S = 20.0
-"""Without an answer for so long a server counts as away."""
+"""Timeout of a server that does not answer."""
 
 
 class Download(NamedTuple):
-    """Where a file is published, and the MD5 that its publisher gives."""
+    """Where a file is published, and its published MD5."""
 
     urls: tuple[str, ...]
     md5: str
@@ -35,32 +35,33 @@ def ensure_downloaded(
     *,
     unpacked: str | None = None,
 ) -> DataFile:
-    """The file `name` in the folder, downloaded if it is not there.
+    """The file `name` in the folder, downloaded if it is missing.
 
     Args:
-        unpacked: with it, `name` is an archive that is unpacked in the folder, and this is the file that is
-            wanted of it.
+        unpacked: the file to return, if `name` is an archive to unpack in the folder.
 
-    Raises: DataError that says which file to put where, if it can neither be found nor fetched.
+    Raises: DataError that says which file to put where, if it is missing and cannot be downloaded.
     """
-    wanted = folder / (unpacked or name)
-    if wanted.is_file():
-        return existing_file(wanted)
+    target = folder / (unpacked or name)
+    if target.is_file():
+        return existing_file(target)
     if not folder.is_local:
         raise DataError(
-            f"{spec.source}: there is no file {wanted}; put it there, or let data.root be a local folder"
+            f"{spec.source}: {target} does not exist; put it there, or set data.root to a local folder"
         )
     with file_lock(Path(folder.path) / f".{name}.lock"):
-        if not wanted.is_file():
-            with TemporaryDirectory(dir=folder.path, prefix=".fetching-") as aside:
-                _download(spec, folder, name, download(), Path(aside), unpack=unpacked is not None)
-                for new in Path(aside).iterdir():
+        if not target.is_file():
+            with TemporaryDirectory(dir=folder.path, prefix=".fetching-") as temporary:
+                _download(spec, folder, name, download(), Path(temporary), unpack=unpacked is not None)
+                for new in Path(temporary).iterdir():
                     new.rename(Path(folder.path) / new.name)
-    return existing_file(wanted, f"the archive {name} should hold it; remove what it was unpacked to")
+    return existing_file(
+        target, f"it should be in the archive {name}; remove the folder that it was unpacked to"
+    )
 
 
 def _download(
-    spec: DataSpec, folder: FsPath, name: str, download: Download, aside: Path, *, unpack: bool
+    spec: DataSpec, folder: FsPath, name: str, download: Download, temporary: Path, *, unpack: bool
 ) -> None:
     from torchvision.datasets.utils import download_url, extract_archive
 
@@ -68,25 +69,25 @@ def _download(
     for url in download.urls:
         try:
             with _socket_timeout():
-                download_url(url, aside, name, download.md5)
+                download_url(url, temporary, name, download.md5)
             break
         except (OSError, RuntimeError, ValueError) as e:
             failures.append(f"{url}: {e}")
     else:
         reasons = "\n  ".join(failures)
-        then = f" and unpack it there (tar -xzf {name})" if unpack else ""
+        unpacking = f" and unpack it there (tar -xzf {name})" if unpack else ""
         raise DataError(
-            f"{spec.source} is not in {folder}, and could not be downloaded:\n  {reasons}\n"
-            f"Fetch {name} on a machine that can, put it into {folder}{then}; or let data.root name the folder "
+            f"{spec.source} is not in {folder} and could not be downloaded:\n  {reasons}\n"
+            f"Download {name} on another machine, put it into {folder}{unpacking}; or set data.root to the folder "
             "that has it."
         )
     if unpack:
-        extract_archive(aside / name, aside, remove_finished=True)
+        extract_archive(temporary / name, temporary, remove_finished=True)
 
 
 @contextmanager
 def _socket_timeout() -> Iterator[None]:
-    """Sockets that give up after a while: the downloader sets no limit of its own."""
+    """Sets a timeout for new sockets: the downloader has none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)
     try:

@@ -1,7 +1,7 @@
-"""Labelled images as they lie in an Arrow file, and the error for data that cannot be used.
+"""Labelled images in a mapped Arrow file, and the error for unusable data.
 
-The tensor of the images is the file itself, mapped into memory: all processes of a machine share its pages, and
-what is not read costs nothing. `pixel_chunks` makes floats of a few rows at a time.
+The tensor of the images is the file, mapped into memory: all processes of a machine share its pages, and pages that are not
+read cost nothing. `pixel_chunks` converts a few rows at a time to floats.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from torch import Tensor
 from ray_distill.errors import UserError
 
 CHUNK_IMAGES = 1000
-"""Images that are turned into floats at a time: 12 MB of CIFAR."""
+"""Images converted to floats at a time: 12 MB of CIFAR."""
 
 
 class DataError(UserError):
-    """The data that the user named cannot be used; the message says what, where and how to mend it."""
+    """Unusable data; the message says what is wrong, where, and how to fix it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,24 +27,24 @@ class LabelledImages:
     """Images and their classes."""
 
     images_NCHW: Tensor
-    """uint8 from 0 to `white`, or float32 where they are preprocessed. Never written to."""
+    """uint8 from 0 to `white`, or float32 if preprocessed. Read-only."""
     labels_N: Tensor
     """int64, each in 0 .. K-1."""
     class_names: tuple[str, ...]
     white: int = 255
     """The value of full intensity: the pixels in [0, 1] are images_NCHW / white."""
     digest: str
-    """Of the pixels, the labels and the names: the same for the same images wherever they come from."""
+    """Hash of the pixels, labels and names: equal for equal images from any source."""
     path: Path
-    """The file that they lie in."""
+    """The Arrow file."""
     mapping: mmap
-    """That file in memory."""
+    """The file, mapped into memory."""
     broken: tuple[str, ...] = ()
-    """Images of the source that could not be decoded and were left out: where they are, and why."""
+    """Images skipped because they cannot be decoded: location and reason of each."""
 
     @property
     def num_classes(self) -> int:
-        """K, the classes that have a name, seen or not."""
+        """K, the named classes, whether they have images or not."""
         return len(self.class_names)
 
     @property

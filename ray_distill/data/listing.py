@@ -1,7 +1,6 @@
-"""What a source holds before its images are decoded: a row for each image, its class, and how to get at it.
+"""The images of a source before they are decoded: a row for each, with its class, and how to read it.
 
-Every layout of files (`parquet_images`, `class_folders` ..) gives a listing; what is kept of it is chosen by
-taking rows; `decoding` turns what is left into pixels.
+Every reader in `formats` gives a listing; images are selected by taking rows; `decoding` makes pixels of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,10 @@ from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import DataFile
 
 Encoded = bytes | DataFile | NDArray[np.uint8] | None
-"""An image file's content, the file itself, or pixels [C, H, W]; None where there should be one and is not."""
+"""An image file's content, the file itself, or pixels [C, H, W]; None if the image is missing."""
 
 EncodedBatch = list[tuple[str, Encoded]]
-"""Where each image is, for people, and the image."""
+"""(location for messages, image) of each."""
 
 _BATCH_ROWS = 1024
 
@@ -32,48 +31,48 @@ class Listing:
     """int64, each in 0 .. K-1."""
     class_names: tuple[str, ...]
     files: tuple[DataFile, ...]
-    """All files that it depends on."""
+    """All files that the images and labels come from."""
     batches: Callable[[NDArray[np.int64]], Iterator[EncodedBatch]]
-    """(ascending rows) -> their images in this order, some at a time."""
+    """(ascending rows) -> their images in this order, in batches."""
     white: int = 255
     """The value of full intensity."""
     image_shape: tuple[int, int, int] | None = None
-    """(C, H, W) where it is known before anything is decoded."""
+    """(C, H, W), if known before decoding."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
     def take(self, rows_N: Tensor) -> "Listing":
-        """The listing of these rows, which ascend."""
+        """The listing of these ascending rows."""
         rows, batches = rows_N.numpy(), self.batches
         return replace(self, labels_N=self.labels_N[rows_N], batches=lambda chosen: batches(rows[chosen]))
 
-    def take_classes(self, wanted: Sequence[str | int]) -> "Listing":
+    def take_classes(self, classes: Sequence[str | int]) -> "Listing":
         """The listing of these classes, by name or index, numbered in this order.
 
-        Raises: DataError for a class that there is not, or that is named twice.
+        Raises: DataError for an unknown class, or a duplicate.
         """
-        old = [self._class(name) for name in wanted]
+        old = [self._class(name) for name in classes]
         for i, k in enumerate(old):
             if k in old[:i]:
                 raise DataError(
-                    f"data.classes: {wanted[i]!r} names the class {self.class_names[k]} again; remove it"
+                    f"data.classes: {classes[i]!r} is a duplicate of class {self.class_names[k]}; remove it"
                 )
         new_K = torch.full((len(self.class_names),), -1)
         new_K[torch.tensor(old)] = torch.arange(len(old))
-        kept = self.take((new_K[self.labels_N] >= 0).nonzero().flatten())
+        selected = self.take((new_K[self.labels_N] >= 0).nonzero().flatten())
         return replace(
-            kept, labels_N=new_K[kept.labels_N], class_names=tuple(self.class_names[k] for k in old)
+            selected, labels_N=new_K[selected.labels_N], class_names=tuple(self.class_names[k] for k in old)
         )
 
-    def _class(self, wanted: str | int) -> int:
-        if isinstance(wanted, int) and 0 <= wanted < len(self.class_names):
-            return wanted
-        if wanted in self.class_names:
-            return self.class_names.index(str(wanted))
+    def _class(self, name: str | int) -> int:
+        if isinstance(name, int) and 0 <= name < len(self.class_names):
+            return name
+        if name in self.class_names:
+            return self.class_names.index(str(name))
         names = ", ".join(self.class_names[:12]) + (", .." if len(self.class_names) > 12 else "")
         raise DataError(
-            f"data.classes: there is no class {wanted!r}; allowed: 0 .. {len(self.class_names) - 1}, or of {names}"
+            f"data.classes: there is no class {name!r}; allowed: 0 .. {len(self.class_names) - 1}, or names: {names}"
         )
 
 
@@ -86,7 +85,7 @@ def file_listing(
     """Image files, each with its class.
 
     Args:
-        others: files that the labels were read from.
+        others: files that the labels come from.
     """
 
     def batches(rows: NDArray[np.int64]) -> Iterator[EncodedBatch]:
@@ -109,16 +108,16 @@ def array_listing(
     *,
     white: int = 255,
 ) -> Listing:
-    """Pixels that are there already. Raises: DataError for no image, or a label outside 0 .. K-1."""
-    where = str(files[0])
+    """Images that are arrays already. Raises: DataError for no image, or a label outside 0 .. K-1."""
+    location = str(files[0])
     if len(images_NCHW) != len(labels_N) or len(images_NCHW) == 0:
-        raise DataError(f"{where}: {len(images_NCHW)} images and {len(labels_N)} labels")
+        raise DataError(f"{location}: {len(images_NCHW)} images and {len(labels_N)} labels")
     labels = torch.from_numpy(labels_N.astype(np.int64))
-    check_labels(labels, len(class_names), where)
+    check_labels(labels, len(class_names), location)
 
     def batches(rows: NDArray[np.int64]) -> Iterator[EncodedBatch]:
         for start in range(0, len(rows), _BATCH_ROWS):
-            yield [(f"{where}, row {row}", images_NCHW[row]) for row in rows[start : start + _BATCH_ROWS]]
+            yield [(f"{location}, row {row}", images_NCHW[row]) for row in rows[start : start + _BATCH_ROWS]]
 
     channels, height, width = images_NCHW.shape[1:]
     return Listing(
@@ -137,6 +136,6 @@ def check_labels(labels_N: Tensor, num_classes: int, where: str) -> None:
     if len(wrong) > 0:
         row = int(wrong[0])
         raise DataError(
-            f"{where}, row {row}: the label is {int(labels_N[row])}; with {num_classes} classes it must "
-            f"lie in 0 .. {num_classes - 1}"
+            f"{where}, row {row}: label {int(labels_N[row])} is out of range; with {num_classes} classes labels "
+            f"must be in 0 .. {num_classes - 1}"
         )

@@ -74,33 +74,33 @@ def fs_path(path: str) -> FsPath:
     try:
         filesystem, inside = resolve(path)
     except FS_ERRORS as e:
-        raise DataError(redact(f"{path} names no place that can be reached: {e}")) from e
+        raise DataError(redact(f"{path} is not a usable path or URI: {e}")) from e
     # Options and credentials of the URI are kept out of messages and of keys.
     return FsPath(filesystem, inside, f"{scheme}://" if separator and scheme != "file" else "")
 
 
 def existing_file(place: FsPath, advice: str = "") -> DataFile:
-    """The file at a place. Raises: DataError with the advice if there is none."""
+    """The file. Raises: DataError with the advice if it does not exist."""
     info = place.info()
     if not info.is_file:
-        raise DataError(f"there is no file {place}{advice and '; '}{advice}")
+        raise DataError(f"file {place} does not exist{advice and '; '}{advice}")
     return DataFile(place, info.size, info.mtime_ns)
 
 
 def matching_files(place: FsPath, pattern: str) -> list[DataFile]:
-    """The files that a path names, sorted: those that match `pattern` in a folder, itself, or its matches.
+    """Sorted files: those that match `pattern` in a folder, a single file, or those that the path matches as a pattern.
 
-    Raises: DataError if there is none.
+    Raises: DataError if there are none.
     """
     if place.is_folder():
         files = place.files(pattern)
         if not files:
-            there = ", ".join(place.names()[:_SHOWN_NAMES]) or "nothing"
-            raise DataError(f"the folder {place} has no {pattern}; in it: {there}")
+            content = ", ".join(place.names()[:_SHOWN_NAMES]) or "nothing"
+            raise DataError(f"folder {place} has no {pattern}; it contains: {content}")
         return files
     if place.is_file():
         return [existing_file(place)]
     files = place.parent.files(place.name) if place.parent.is_folder() else []
     if not files:
-        raise DataError(f"there is no file or folder {place}, and nothing matches it as a pattern")
+        raise DataError(f"{place} does not exist, and no file matches it as a pattern")
     return files

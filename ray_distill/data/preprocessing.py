@@ -1,14 +1,13 @@
-"""Preprocessing of real images: nothing, per-channel normalisation, or ZCA (`whitening`); fitted on train.
+"""Preprocessing of real images: none, per-channel normalisation, or ZCA (`whitening`); fitted on train.
 
-Each kind is a frozen value with the same interface, so that a run, an artefact and an evaluation apply
-the very same numbers:
+All kinds are immutable and have one interface; runs, artefacts and evaluations apply the same instance:
 
     apply(images in [0, 1])   -> preprocessed images          float32 [N, C, H, W]
-    to_pixels(preprocessed)   -> images in [0, 1] to look at  float32 [N, C, H, W]
+    to_pixels(preprocessed)   -> images in [0, 1] to view    float32 [N, C, H, W]
     unclamped_pixels(..)      -> the same before values are clamped to [0, 1]
-    check_shape(images)       -> ValueError for images that it was not fitted for
-    describe()                -> one line for people
-    to_record()               -> (plain data, float32 tensors); `preprocessing_from_record` undoes it
+    check_shape(images)       -> ValueError for images of another shape than it was fitted on
+    describe()                -> one line of text
+    to_record()               -> (plain data, float32 tensors); inverse: `preprocessing_from_record`
     kind                      -> "none" | "normalise" | "zca"
 
 A fitted one is saved as an Arrow IPC file: a row for each tensor, the rest as JSON in the schema's metadata.
@@ -41,7 +40,7 @@ class NoPreprocessing:
     kind = "none"
 
     def check_shape(self, images_NCHW: Tensor) -> None:
-        """Images of any shape will do."""
+        """Accepts any shape."""
 
     def apply(self, images_NCHW: Tensor) -> Tensor:
         """The same images as float32."""
@@ -56,17 +55,17 @@ class NoPreprocessing:
         return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text."""
         return "none: pixels in [0, 1]"
 
     def to_record(self) -> Record:
-        """Plain data and tensors to keep."""
+        """Plain data and tensors to save."""
         return {"kind": self.kind}, {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Normalisation:
-    """Each channel minus its training mean, over its training standard deviation."""
+    """Each channel minus its training mean, divided by its training standard deviation."""
 
     mean_C: Tensor
     std_C: Tensor
@@ -92,19 +91,19 @@ class Normalisation:
         return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text."""
         mean, std = (", ".join(f"{v:.4f}" for v in t.tolist()) for t in (self.mean_C, self.std_C))
         return f"normalise: (pixels in [0, 1] - mean) / std for each channel; mean ({mean}), std ({std})"
 
     def to_record(self) -> Record:
-        """Plain data and tensors to keep."""
+        """Plain data and tensors to save."""
         return {"kind": self.kind}, {"mean_C": self.mean_C, "std_C": self.std_C}
 
     def check_shape(self, images_NCHW: Tensor) -> None:
-        """Raises: ValueError for images that this was not fitted for."""
+        """Raises: ValueError for images with another number of channels."""
         if images_NCHW.ndim != 4 or images_NCHW.shape[1] != len(self.mean_C):
             raise ValueError(
-                f"images of shape {list(images_NCHW.shape)} for a normalisation of {len(self.mean_C)} channel(s)"
+                f"the normalisation was fitted on {len(self.mean_C)} channel(s), got images of shape {list(images_NCHW.shape)}"
             )
 
 
@@ -112,14 +111,14 @@ Preprocessing = NoPreprocessing | Normalisation | ZcaWhitening
 
 
 def fit_preprocessing(kind: str, pixel_chunks: Iterable[Tensor], *, zca_shrinkage: float) -> Preprocessing:
-    """The preprocessing of this kind, fitted on training images that come in chunks.
+    """The preprocessing of this kind, fitted on chunks of training images.
 
     Args:
         pixel_chunks: float tensors [n, C, H, W] in [0, 1], read once; the sums run in float64.
-        zca_shrinkage: read by `zca` only, above 0.
+        zca_shrinkage: for `zca` only; above 0.
 
-    Raises: ValueError for an unknown kind or a shrinkage that is not above 0; DataError for no images, or
-        images that cannot be normalised or whitened because they are constant.
+    Raises: ValueError for an unknown kind or a shrinkage that is not above 0; DataError for no images, or constant
+        ones, which cannot be normalised or whitened.
     """
     match kind:
         case "none":
@@ -128,17 +127,17 @@ def fit_preprocessing(kind: str, pixel_chunks: Iterable[Tensor], *, zca_shrinkag
             return _fit_normalisation(pixel_chunks)
         case "zca":
             return fit_whitening(pixel_chunks, zca_shrinkage)
-    raise ValueError(f"unknown preprocessing {kind!r}; known: {', '.join(KINDS)}")
+    raise ValueError(f"unknown preprocessing {kind!r}; allowed: {', '.join(KINDS)}")
 
 
 def preprocessing_from_record(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preprocessing:
-    """The preprocessing that `to_record` described.
+    """The preprocessing of a record by `to_record`.
 
-    Raises: ValueError, KeyError or TypeError for a record that no preprocessing has.
+    Raises: ValueError, KeyError or TypeError for any other record.
     """
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"the tensor {name} of the preprocessing is not finite float32")
+            raise ValueError(f"the tensor {name} of the preprocessing must be finite float32")
     match description["kind"]:
         case "none":
             return NoPreprocessing()
@@ -150,7 +149,7 @@ def preprocessing_from_record(description: Mapping[str, Any], tensors: Mapping[s
         case "zca":
             return whitening_from_record(description, tensors["whiten_DD"])
         case unknown:
-            raise ValueError(f"unknown preprocessing {unknown!r}; known: {', '.join(KINDS)}")
+            raise ValueError(f"unknown preprocessing {unknown!r}; allowed: {', '.join(KINDS)}")
 
 
 def _fit_normalisation(pixel_chunks: Iterable[Tensor]) -> Normalisation:
@@ -162,17 +161,17 @@ def _fit_normalisation(pixel_chunks: Iterable[Tensor]) -> Normalisation:
         total_C = total_C + values.sum(dim=(0, 2, 3))
         squares_C = squares_C + (values**2).sum(dim=(0, 2, 3))
     if count == 0:
-        raise DataError("there is no training image to fit the normalisation on")
+        raise DataError("there are no training images to fit the normalisation on")
     mean_C = total_C / count
     variance_C = squares_C / count - mean_C**2
-    # Float64 sums of squares in [0, 1] leave a constant channel a variance of about 1e-16.
+    # With float64 sums of squares in [0, 1] the variance of a constant channel is about 1e-16, not 0.
     if bool((variance_C < 1e-12).any()):
-        raise DataError("a channel has one value in all training images; use the preprocessing none")
+        raise DataError("a channel is constant over all training images; set data.preprocessing to none")
     return Normalisation(mean_C=mean_C.to(torch.float32), std_C=variance_C.sqrt().to(torch.float32))
 
 
 def save_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
-    """Write it."""
+    """Write a fitted preprocessing to an Arrow IPC file."""
     import pyarrow as pa
 
     description, tensors = preprocessing.to_record()
@@ -188,7 +187,7 @@ def save_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
 
 
 def load_preprocessing(path: Path) -> Preprocessing:
-    """What `save_preprocessing` wrote. Raises: DataError for any other file."""
+    """Read a file by `save_preprocessing`. Raises: DataError for any other file."""
     import pyarrow as pa
 
     try:
@@ -201,10 +200,12 @@ def load_preprocessing(path: Path) -> Preprocessing:
         tensors = {}
         names, shapes = table.column("name").to_pylist(), table.column("shape").to_pylist()
         for name, shape, values in zip(names, shapes, table.column("values"), strict=True):
-            # A copy of its own: aligned as any tensor, so that products with it round as before saving.
+            # A copy, aligned like any tensor, so that products with it round as before saving.
             flat = np.array(values.values.to_numpy(zero_copy_only=True), copy=True)
             tensors[name] = torch.from_numpy(flat).reshape(shape)
         return preprocessing_from_record(header["preprocessing"], tensors)
-    # What a broken file makes Arrow and NumPy raise is many things.
+    # Arrow and NumPy raise many kinds of errors for damaged files.
     except Exception as e:
-        raise DataError(f"{path} is not a fitted preprocessing ({e}); remove it, to have it made anew") from e
+        raise DataError(
+            f"{path} is not a valid fitted preprocessing ({e}); remove it, and it is fitted again"
+        ) from e

@@ -1,4 +1,4 @@
-"""Sources of real data, and what a distillation may see of them: everything but the test split.
+"""Sources of real data, and their development data: everything but the test split.
 
 | source | development data | test data |
 |---|---|---|
@@ -14,12 +14,11 @@
 | `npz:FILE`, `torch:FILE` | `x_train`, `y_train` (or `train_images`, `train_labels`) | `x_test`, `y_test` (..) |
 | | `images`, `labels` | `data.test_source` |
 
-Test data are read by `held_out` alone. Named sources lie in `data.root`; the first five names but `digits` are
-downloaded into it. PATH may be a URI that pyarrow reads (s3://, gs:// ..). How each layout is read is said in its
-module.
+Named sources are read from `data.root`; `mnist`, `fashion-mnist`, `cifar10` and `cifar100` are downloaded into it. PATH may
+be a URI that pyarrow reads (s3://, gs:// ..). The modules in `formats` describe the layouts.
 
-That nothing here returns a test image: each reader is given the folder, files, rows or keys that it may read, and
-those of the test split are named in `held_out` alone. It has its own choice of them.
+Nothing here returns a test image: each reader is given the folder, files, rows or keys to read, and those of the test split
+are named in `test_split` alone.
 """
 
 from collections.abc import Callable
@@ -46,64 +45,66 @@ CIFAR_FILES = {
 }
 DEVELOPMENT_KEYS: Keys = (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"))
 TEST_SPLIT_NAMES = ("test", "val", "valid", "validation")
-"""How a file or folder that is not for development begins, or is called."""
+"""Names of folders that are not development data."""
 
 
 def load_development(spec: DataSpec, progress: Progress | None = None) -> LabelledImages:
     """All real data of a source that a distillation may see: train and validation, never test.
 
-    From the cache; decoded into it first if they are not there.
+    From the cache; decoded into it first if necessary.
 
-    Raises: DataError for an unknown source, or data that cannot be used.
+    Raises: DataError for an unknown source or unusable data.
     """
     if spec.limit is not None and spec.limit < 1:
-        raise DataError(f"limit is {spec.limit}; it must be at least 1, or absent to keep all images")
+        raise DataError(f"limit must be at least 1, or None for all images; got {spec.limit}")
     images = cached_pixels(development_listing(spec), spec, "development", progress)
     _check_every_class(spec.source, images)
     return images
 
 
 def development_listing(spec: DataSpec) -> Listing:
-    """The development data before they are decoded. Raises: DataError."""
+    """The development data before decoding. Raises: DataError."""
     return find_reader(spec, READERS)(spec)
 
 
 def find_reader(
     spec: DataSpec, readers: dict[str, Callable[[DataSpec], Listing]]
 ) -> Callable[[DataSpec], Listing]:
-    """The reader of a source. Raises: DataError for a source that there is not."""
+    """The reader of a source. Raises: DataError for an unknown source."""
     reader = readers.get(spec.kind)
     by_path = spec.kind in PATH_KINDS
     if reader is None or by_path != bool(spec.path):
         names = ", ".join(f"{kind}:PATH" if kind in PATH_KINDS else kind for kind in readers)
-        raise DataError(f"unknown source of data {spec.source!r}; known: {names}")
+        raise DataError(f"unknown source of data {spec.source!r}; must be one of {names}")
     return reader
 
 
 def development_files(path: str) -> list[DataFile]:
-    """The files of development data. Raises: DataError for files that are test data by their name."""
+    """The files of the development data. Raises: DataError for files whose name says test."""
     files = matching_files(fs_path(path), "train*.parquet")
     for file in files:
         if file.place.name.startswith("test"):
-            raise DataError(f"{file} is test data by its name; a distillation may not see it")
+            raise DataError(
+                f"{file} is test data by its name, which a distillation must not see; choose training files"
+            )
     return files
 
 
 def development_folder(path: str) -> FsPath:
-    """The folder of the development data's class folders: `train` in it if there is one, else itself.
+    """The folder with the class folders of the development data: `train` in it if it exists, else the folder itself.
 
-    Raises: DataError for a folder that holds or is test data by its name.
+    Raises: DataError for a folder that is or contains test data by its name.
     """
     folder = fs_path(path)
     if not folder.is_folder():
-        raise DataError(f"there is no folder {folder}")
+        raise DataError(f"folder {folder} does not exist")
     if (folder / "train").is_folder():
         return folder / "train"
-    held_out = [name for name in (folder.name, *folder.names()) if name in TEST_SPLIT_NAMES]
-    if held_out:
+    test_names = [name for name in (folder.name, *folder.names()) if name in TEST_SPLIT_NAMES]
+    if test_names:
         raise DataError(
-            f"{folder}: there is no folder train in it, and {held_out[0]} is test data by its name; a distillation "
-            "may not see it"
+            f"{folder}: has no folder train, and {test_names[0]} is test data by its name, which a distillation must not "
+            "see; put the training images in a folder train"
         )
     return folder
 
@@ -122,11 +123,11 @@ def _cifar(spec: DataSpec) -> Listing:
 
 
 def unpacked_folder(spec: DataSpec, folder: str, advice: str) -> FsPath:
-    """The folder of a source that is not downloaded. Raises: DataError with the advice if it is not there."""
+    """The folder of a source that is not downloaded. Raises: DataError with the advice if it does not exist."""
     place = fs_path(spec.root) / folder
     if not place.is_folder():
         raise DataError(
-            f"{spec.source}: there is no folder {place}; {advice}, or let data.root name where it is"
+            f"{spec.source}: folder {place} does not exist; {advice}, or set data.root to the folder that has it"
         )
     return place
 
@@ -134,7 +135,7 @@ def unpacked_folder(spec: DataSpec, folder: str, advice: str) -> FsPath:
 def tiny_imagenet_folder(spec: DataSpec) -> FsPath:
     """The folder of Tiny-ImageNet. Raises: DataError."""
     return unpacked_folder(
-        spec, "tiny-imagenet-200", "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) in its parent"
+        spec, "tiny-imagenet-200", "unpack tiny-imagenet-200.zip (cs231n.stanford.edu) in its parent folder"
     )
 
 
@@ -168,10 +169,10 @@ PATH_KINDS = ("folder", "parquet", "npz", "torch")
 
 
 def _check_every_class(source: str, images: LabelledImages) -> None:
-    """Raises: DataError for a class without images: nothing could be distilled for it."""
+    """Raises: DataError for a class without images, for which nothing could be distilled."""
     counts = torch.bincount(images.labels_N, minlength=images.num_classes)
     empty = [images.class_names[k] for k in torch.nonzero(counts == 0).flatten().tolist()]
     if empty:
         raise DataError(
-            f"{source}: no image of the class(es) {', '.join(empty[:8])}; labels must cover 0 .. K-1"
+            f"{source}: no images of class(es) {', '.join(empty[:8])}; every class needs one (labels must cover 0 .. K-1)"
         )

@@ -1,6 +1,6 @@
-"""Which real data a run asks for, as plain values: the source, what is kept of it, how it is prepared, and where.
+"""Which real data a run uses, as plain values: the source, the selection, the preprocessing, and the folders.
 
-Paths in it are absolute, so that it means the same in every process of the run.
+Paths in it are absolute, so it means the same in every process of a run.
 """
 
 import os
@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CACHE_VARIABLE = "RAY_DISTILL_CACHE"
-"""Environment variable: the folder for all that can be had again, in place of ~/.cache/ray_distill."""
+"""Environment variable: the folder of downloads and prepared data, instead of ~/.cache/ray_distill."""
 
 
 def cache_root() -> Path:
-    """Where downloads and prepared images go unless the configuration says otherwise."""
+    """The default folder of downloads and prepared images."""
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ray_distill"
 
 
 def default_root() -> str:
-    """The folder of the sources that have a name."""
+    """The default folder of named sources."""
     return str(cache_root() / "data")
 
 
 def default_cache() -> Path:
-    """The folder of prepared images."""
+    """The default folder of prepared images."""
     return cache_root() / "prepared"
 
 
@@ -35,28 +35,28 @@ class DataSpec:
     source: str
     """A name, or KIND:PATH (see `sources`)."""
     test_source: str | None = None
-    """KIND:PATH of the test data, where the source has none of its own, or in their place."""
+    """KIND:PATH of the test data, if the source has none, or instead of them."""
     root: str = field(default_factory=default_root)
-    """Folder or URI where the files of named sources lie."""
+    """Folder or URI of the named sources' files."""
     image_size: int | None = None
-    """Images are scaled to this shorter side, then cut to a square in their middle. None: as they are."""
+    """Images are scaled to this shorter side, then cropped to the central square. None: as they are."""
     classes: tuple[str | int, ...] | None = None
-    """The classes that are kept, by name or index; they are numbered in this order. None: all."""
+    """The selected classes, by name or index, numbered in this order. None: all."""
     limit: int | None = None
-    """Development images that are kept, with class counts as equal as can be. None: all."""
+    """Development images to select, with class counts as equal as possible. None: all."""
     max_broken: float = 0.0
-    """Images that may be left out because they cannot be decoded: a count, or a fraction where below 1."""
+    """Images that may be skipped because they cannot be decoded: a count, or a fraction if below 1."""
     preprocessing: str = "none"
     """`none`, `normalise` or `zca`."""
     zca_shrinkage: float = 0.1
     validation_fraction: float = 0.0
-    """Share of each class that is held out of the development images, in [0, 1)."""
+    """Fraction of each class's development images held out for validation, in [0, 1)."""
     seed: int = 0
-    """Decides which images are held out."""
+    """Seed of the choice of validation images."""
     cache: Path = field(default_factory=default_cache)
-    """Where prepared images are kept, on this machine."""
+    """Folder of prepared images on this machine."""
     shared: str | None = None
-    """URI of a folder in a store, by which machines share them. None: they do not."""
+    """URI of a folder in a store by which machines share prepared images. None: they do not."""
 
     @property
     def kind(self) -> str:

@@ -1,8 +1,7 @@
-"""The test split. The only module that can reach it; the evaluation imports it, and `data prepare`, to decode it.
+"""The test split. This is the only module that reads it; the evaluation imports it, and `data prepare`, to decode it.
 
-`distill`, `search` and `outer_loop` are kept from importing it, directly or through others, by a contract
-in pyproject.toml. What they can import returns no test image (see `sources`): which files, folders, rows and keys
-are test data is written here and nowhere else.
+A contract in pyproject.toml keeps distillation and search from importing it, directly or through others. Which files,
+folders, rows and keys are test data is written here and nowhere else (see `sources`).
 """
 
 from collections.abc import Callable
@@ -35,23 +34,22 @@ from ray_distill.data.spec import DataSpec
 _CIFAR_FILES = {"cifar10": ("test_batch.bin",), "cifar100": ("test.bin",)}
 _IDX_FILES = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _KEYS: Keys = (("x_test", "y_test"), ("test_images", "test_labels"))
-_KEYS_ALONE: Keys = (*_KEYS, ("images", "labels"))
+_KEYS_OF_TEST_FILE: Keys = (*_KEYS, ("images", "labels"))
 _FOLDERS = ("test", "val")
 
 
 def load_test(spec: DataSpec, progress: Progress | None = None) -> LabelledImages:
-    """The test split of a source, of its classes all or those that the spec keeps; never limited.
+    """The test split of a source, of the spec's classes; `limit` does not apply.
 
-    From the cache; decoded into it first if it is not there.
+    From the cache; decoded into it first if necessary.
 
-    Raises: DataError for an unknown source, absent test data, test data that are also development data,
-        or data that cannot be used.
+    Raises: DataError for an unknown source, missing or unusable test data, or test data that are also development data.
     """
     return cached_pixels(_reader(spec)(spec), spec, "test", progress)
 
 
 def check_test(spec: DataSpec) -> None:
-    """Raises: DataError if there is no test split to load. Reads none of its images."""
+    """Raises: DataError if there is no test split. Reads none of its images."""
     _reader(spec)
     match spec.kind:
         case "mnist" | "fashion-mnist":
@@ -76,9 +74,7 @@ def check_test(spec: DataSpec) -> None:
 def _reader(spec: DataSpec) -> Callable[[DataSpec], Listing]:
     reader = find_reader(spec, _READERS)
     if spec.test_source is not None and spec.kind not in PATH_KINDS:
-        raise DataError(
-            f"the source {spec.source} has its own test data; remove the test source {spec.test_source!r}"
-        )
+        raise DataError(f"{spec.source} has its own test data; remove the test source {spec.test_source!r}")
     return reader
 
 
@@ -96,26 +92,28 @@ def _annotations(spec: DataSpec) -> DataFile:
 
 
 def _tiny_imagenet(spec: DataSpec) -> Listing:
-    """Tiny-ImageNet's own test images have no labels, so its val is the test split.
+    """Tiny-ImageNet's own test images have no labels, so its val folder is the test split.
 
-    A line of the annotations: file, class, and a box, separated by tabs.
+    A line of the annotations has file, class and bounding box, separated by tabs.
     """
     annotations, folder = _annotations(spec), tiny_imagenet_folder(spec)
     names = class_names_of(folder / "train")
-    there = {file.place.name: file for file in (folder / "val" / "images").files()}
+    images = {file.place.name: file for file in (folder / "val" / "images").files()}
     lines = [line.split("\t")[:2] for line in annotations.read().decode().splitlines() if line.strip()]
     try:
-        files = [there[name] for name, _ in lines]
+        files = [images[name] for name, _ in lines]
         labels = [names.index(wnid) for _, wnid in lines]
     except (KeyError, ValueError) as e:
-        raise DataError(f"{annotations} names what is not there ({e}); unpack the archive again") from e
+        raise DataError(f"{annotations}: has an unknown file or class ({e}); unpack the archive again") from e
     return file_listing(files, labels, names, [annotations])
 
 
 def _imagenet_val(spec: DataSpec) -> FsPath:
     val = imagenet_folder(spec) / "val"
     if not val.is_folder():
-        raise DataError(f"imagenet: there is no folder {val}; put the validation images there as WNID/*.JPEG")
+        raise DataError(
+            f"imagenet: folder {val} does not exist; put the validation images there as WNID/*.JPEG"
+        )
     return val
 
 
@@ -123,32 +121,32 @@ def _imagenet(spec: DataSpec) -> Listing:
     return read_class_folders(_imagenet_val(spec), class_names_of(imagenet_folder(spec) / "train"))
 
 
-def _of_kind(spec: DataSpec) -> str:
-    """The PATH of the test source. Raises: DataError if it is of another kind than the source."""
+def _test_path(spec: DataSpec) -> str:
+    """The PATH of the test source. Raises: DataError if its KIND is not that of the source."""
     assert spec.test_source is not None
     kind, _, path = spec.test_source.partition(":")
     if kind != spec.kind or not path:
         raise DataError(
-            f"the test source is {spec.test_source!r}; {spec.source} is tested on {spec.kind}:PATH"
+            f"the test source of {spec.source} must be {spec.kind}:PATH, got {spec.test_source!r}"
         )
     return path
 
 
 def _test_folder(spec: DataSpec) -> FsPath:
     if spec.test_source is not None:
-        folder = fs_path(_of_kind(spec))
-        found = next((folder / name for name in _FOLDERS if (folder / name).is_folder()), folder)
-        if not found.is_folder() or found == development_folder(spec.path):
-            raise DataError(f"{found} is not a folder, or is named as test data and as development data")
-        return found
+        folder = fs_path(_test_path(spec))
+        test = next((folder / name for name in _FOLDERS if (folder / name).is_folder()), folder)
+        if not test.is_folder() or test == development_folder(spec.path):
+            raise DataError(f"{test} is not a folder, or is given as test data and as development data")
+        return test
     folder = fs_path(spec.path)
     if not folder.is_folder():
-        raise DataError(f"there is no folder {folder}")
+        raise DataError(f"folder {folder} does not exist")
     for name in _FOLDERS:
         if (folder / name).is_folder():
             return folder / name
     raise DataError(
-        f"{folder} has no folder test or val; name the test data in data.test_source, as in folder:PATH"
+        f"{folder} has no folder test or val; set data.test_source to the test data, e.g. folder:PATH"
     )
 
 
@@ -162,16 +160,15 @@ def _test_files(spec: DataSpec) -> list[DataFile]:
         if not place.is_folder():
             development_files(spec.path)
             raise DataError(
-                f"{place} is training data alone; name the test data in data.test_source, as in "
-                "parquet:test.parquet"
+                f"{place} has training data only; set data.test_source to the test data, e.g. parquet:test.parquet"
             )
         return matching_files(place, "test*.parquet")
-    files = matching_files(fs_path(_of_kind(spec)), "test*.parquet")
+    files = matching_files(fs_path(_test_path(spec)), "test*.parquet")
     development = {_identity(file) for file in development_files(spec.path)}
     for file in files:
         if _identity(file) in development:
             raise DataError(
-                f"{file} is named as test data and as development data; they must be different files"
+                f"{file} is given as test data and as development data; they must be different files"
             )
     return files
 
@@ -184,14 +181,14 @@ def _identity(file: DataFile) -> str:
 
 
 def _array_file(spec: DataSpec) -> tuple[str, Keys]:
-    """The file of the test arrays, and the keys that they may have in it."""
+    """The file of the test arrays, and the keys they may have."""
     if spec.test_source is None:
         return spec.path, _KEYS
-    path = _of_kind(spec)
+    path = _test_path(spec)
     file = existing_file(fs_path(path))
     if _identity(file) == _identity(existing_file(fs_path(spec.path))):
-        raise DataError(f"{file} is named as test data and as development data; remove data.test_source")
-    return path, _KEYS_ALONE
+        raise DataError(f"{file} is given as test data and as development data; remove data.test_source")
+    return path, _KEYS_OF_TEST_FILE
 
 
 def _arrays(spec: DataSpec) -> Listing:

@@ -1,15 +1,14 @@
-"""ZCA whitening as the paper's authors have it.
+"""ZCA whitening as in the paper's code.
 
-Each image loses its own mean and is scaled to unit L2 norm, giving the rows x of X; the covariance is
-X^T X / n = U diag(s) U^T, not centred again; with eps = shrinkage * mean(s), the whitening matrix is
+Each image is centred by its own mean and scaled to unit L2 norm, giving the rows x of X; the covariance is
+X^T X / n = U diag(s) U^T, not centred over images; with eps = shrinkage * mean(s), the whitening matrix is
 W = U diag(s + eps)^(-1/2) U^T, and an image becomes x W. There is no per-channel normalisation after it.
 A whitened image has the mean squared norm sum_i s_i / (s_i + eps): for CIFAR-10 and shrinkage 0.1 the
 norms are about 25.6.
 
-Only W is kept, in float32: every use, before saving and after loading, multiplies by the same numbers. U
-and s would take as much room and leave W to be recomputed, with other roundings on another machine; the
-inverse is well conditioned (W's condition number is at most sqrt(1 + s_max / eps), under 100 for CIFAR)
-and is computed when a picture is first wanted.
+Only W is saved, in float32, so that every use multiplies by the same numbers. U and s would take as much space, and W
+recomputed from them would round differently on another machine. The inverse is well conditioned (W's condition number is at
+most sqrt(1 + s_max / eps), under 100 for CIFAR) and is computed when pictures are first needed.
 
 Legend: D = C * H * W, the numbers of one image. W takes 4 D^2 bytes: 38 MB for 3x32x32, 604 MB for 3x64x64.
 Fitting takes up to 48 D^2 bytes (the covariance, the workspace of its eigendecomposition, chunks of images): 0.5 GB
@@ -33,7 +32,7 @@ FITTING_MATRICES = 6
 LARGE_FIT_BYTES = 2**30
 """Memory from which the progress of a fit mentions it."""
 _SMALLEST_NORM = 1e-3
-"""Less than one grey level of 255 in one pixel: an image under it is constant, but for rounding."""
+"""Less than one grey level of 255 in one pixel: an image below it is constant up to rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +45,7 @@ class ZcaWhitening:
     brightness: float
     """Mean over the training images of their own means."""
     contrast: float
-    """Mean over the training images of the norm that the scaling to 1 took away."""
+    """Mean over the training images of their norms before scaling to 1."""
 
     kind = "zca"
 
@@ -63,11 +62,10 @@ class ZcaWhitening:
     def unclamped_pixels(self, images_NCHW: Tensor) -> Tensor:
         """The inverse of the whitening, given brightness and contrast of a training image.
 
-        What whitening took from each image, its mean and its norm, is lost, and a distilled image never
-        had them. So each image is scaled to the mean norm of the training images and moved to their
-        mean brightness: a real image comes back as itself but for brightness and contrast,
-        and a distilled one looks as strong as a real one whatever norm it drifted to. Stretching from the
-        darkest to the brightest pixel instead would let one outlier wash a picture out.
+        Whitening loses the mean and the norm of each image, and a distilled image never had them. So each image is
+        scaled to the mean norm of the training images and shifted to their mean brightness: a real image is restored
+        up to brightness and contrast, and a distilled one gets the contrast of a real one, whatever its norm. Scaling
+        by the darkest and brightest pixel instead would let one outlier wash a picture out.
         Raises: ValueError for another shape.
         """
         self.check_shape(images_NCHW)
@@ -82,14 +80,14 @@ class ZcaWhitening:
         return self.unclamped_pixels(images_NCHW).clamp(0.0, 1.0)
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text."""
         return (
             "zca: each image minus its own mean, scaled to unit norm, times the whitening matrix of the "
             f"training images (shrinkage {self.shrinkage}); no normalisation after it"
         )
 
     def to_record(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Plain data and tensors to keep."""
+        """Plain data and tensors to save."""
         description = {
             "kind": self.kind,
             "image_shape": list(self.image_shape),
@@ -105,24 +103,24 @@ class ZcaWhitening:
         return inverse.to(torch.float32)
 
     def check_shape(self, images_NCHW: Tensor) -> None:
-        """Raises: ValueError for images that this was not fitted for."""
+        """Raises: ValueError for images of another shape."""
         if tuple(images_NCHW.shape[1:]) != self.image_shape:
             raise ValueError(
-                f"images of shape {list(images_NCHW.shape)} for a whitening of {list(self.image_shape)} images"
+                f"the whitening was fitted on {list(self.image_shape)} images, got images of shape {list(images_NCHW.shape)}"
             )
 
 
 def whitening_from_record(description: Mapping[str, Any], whiten_DD: Tensor) -> ZcaWhitening:
-    """The whitening that `to_record` described. Raises: ValueError, KeyError or TypeError for what none has."""
+    """The whitening of a record by `to_record`. Raises: ValueError, KeyError or TypeError for any other record."""
     channels, height, width = description["image_shape"]
     if not all(type(side) is int and side > 0 for side in (channels, height, width)):
-        raise ValueError(f"images of the shape {description['image_shape']}")
+        raise ValueError(f"image_shape must be three positive integers, got {description['image_shape']}")
     numbers = {name: description[name] for name in ("shrinkage", "brightness", "contrast")}
     if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers.values()):
-        raise ValueError(f"a whitening with {numbers}, which must be finite numbers")
+        raise ValueError(f"shrinkage, brightness and contrast must be finite numbers, got {numbers}")
     size = channels * height * width
     if whiten_DD.shape != (size, size):
-        raise ValueError(f"a whitening matrix of shape {list(whiten_DD.shape)} for images of {size} numbers")
+        raise ValueError(f"the whitening matrix must be [{size}, {size}], got {list(whiten_DD.shape)}")
     return ZcaWhitening(
         whiten_DD=whiten_DD,
         image_shape=(channels, height, width),
@@ -132,9 +130,9 @@ def whitening_from_record(description: Mapping[str, Any], whiten_DD: Tensor) -> 
 
 def fit_whitening(pixel_chunks: Iterable[Tensor], shrinkage: float) -> ZcaWhitening:
     """The whitening of these images; see `fit_preprocessing`. Raises: ValueError, DataError."""
-    # Removing its own mean from each image makes the covariance singular: without shrinkage W is infinite.
+    # Centring each image by its own mean makes the covariance singular: without shrinkage W is infinite.
     if not 0.0 < shrinkage < float("inf"):
-        raise ValueError(f"zca_shrinkage is {shrinkage}; it must be above 0")
+        raise ValueError(f"zca_shrinkage must be above 0, got {shrinkage}")
     count, brightness, contrast = 0, 0.0, 0.0
     covariance_DD: Tensor | None = None
     image_shape = (0, 0, 0)
@@ -148,7 +146,7 @@ def fit_whitening(pixel_chunks: Iterable[Tensor], shrinkage: float) -> ZcaWhiten
         brightness += float(means_N.sum())
         contrast += float(norms_N.sum())
     if covariance_DD is None:
-        raise DataError("there is no training image to fit the whitening on")
+        raise DataError("there are no training images to fit the whitening on")
     return ZcaWhitening(
         whiten_DD=_whitening_matrix(covariance_DD.div_(count), shrinkage),
         image_shape=image_shape,
@@ -164,13 +162,13 @@ def _whitening_matrix(covariance_DD: Tensor, shrinkage: float) -> Tensor:
     eigenvalues_D = eigenvalues_D.clamp_min(0.0)
     eps = shrinkage * eigenvalues_D.mean()
     if float(eigenvalues_D.max()) < 1e-12:
-        raise DataError("every training image is constant; use the preprocessing none")
+        raise DataError("every training image is constant; set data.preprocessing to none")
     whiten_DD: Tensor = (vectors_DD * (eigenvalues_D + eps).rsqrt()) @ vectors_DD.T
     return whiten_DD.to(torch.float32)
 
 
 def _unit_images(images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images without their own mean, scaled to unit norm, [N, D]; those means [N] and norms [N]."""
+    """Images centred by their own mean and scaled to unit norm, [N, D]; the means [N] and norms [N]."""
     flat_ND = images_NCHW.flatten(1)
     means_N = flat_ND.mean(dim=1)
     centred_ND = flat_ND - means_N[:, None]

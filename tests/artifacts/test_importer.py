@@ -211,7 +211,7 @@ def test_the_images_per_class_are_the_files(world: World, tmp_path: Path) -> Non
     assert parse_config(dataset.config).hash == dataset.config_hash
     values = world.config.to_dict() | {"distilled": {"ipc": 5}}
     values["inner"]["batch_per_class"] = 4
-    with pytest.raises(ConfigError, match=r"has 2 image\(s\) per class.*inner.batch_per_class.*found 4"):
+    with pytest.raises(ConfigError, match=r"has 2 image\(s\) per class.*inner.batch_per_class.*got 4"):
         load_set(path, replace(spec(world), config=parse_config(values)))
 
 

@@ -278,7 +278,9 @@ def test_files_that_are_none_of_ours_are_named(tmp_path: Path) -> None:
         content.replace(b'"format": 1', b'"format": 9'),
     ):
         path.write_bytes(wrong)
-        with pytest.raises(DataError, match=rf"{path.name} is not a file of prepared images .*; remove it"):
+        with pytest.raises(
+            DataError, match=rf"{path.name} is not a valid file of prepared images .*; remove it"
+        ):
             load_development(spec)
     path.write_bytes(content)
     assert open_images(path).digest == load_development(spec).digest

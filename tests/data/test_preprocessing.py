@@ -157,18 +157,18 @@ def test_a_record_gives_back_the_same_bits(kind: str) -> None:
 def test_records_that_no_preprocessing_has() -> None:
     """Unknown kinds, shapes that do not fit, values that are not finite float32."""
     description, tensors = fit_preprocessing("zca", [real_images(20)], zca_shrinkage=0.1).to_record()
-    with pytest.raises(ValueError, match="unknown preprocessing 'pca'; known: none, normalise, zca"):
+    with pytest.raises(ValueError, match="unknown preprocessing 'pca'; allowed: none, normalise, zca"):
         preprocessing_from_record({"kind": "pca"}, {})
-    with pytest.raises(ValueError, match="whitening matrix of shape"):
+    with pytest.raises(ValueError, match="whitening matrix must be \\[18, 18\\], got \\[12, 12\\]"):
         preprocessing_from_record({**description, "image_shape": [3, 2, 3]}, tensors)
-    with pytest.raises(ValueError, match="images of the shape"):
+    with pytest.raises(ValueError, match="image_shape must be three positive integers"):
         # As many numbers as in 3x2x2 images.
         preprocessing_from_record({**description, "image_shape": [3, -2, -2]}, tensors)
     with pytest.raises(ValueError, match="must be finite numbers"):
         preprocessing_from_record({**description, "contrast": float("inf")}, tensors)
-    with pytest.raises(ValueError, match="not finite float32"):
+    with pytest.raises(ValueError, match="must be finite float32"):
         preprocessing_from_record(description, {"whiten_DD": tensors["whiten_DD"].double()})
-    with pytest.raises(ValueError, match="not finite float32"):
+    with pytest.raises(ValueError, match="must be finite float32"):
         preprocessing_from_record(description, {"whiten_DD": tensors["whiten_DD"] * float("inf")})
     with pytest.raises(ValueError, match="positive std"):
         preprocessing_from_record({"kind": "normalise"}, {"mean_C": torch.zeros(3), "std_C": torch.zeros(3)})
@@ -181,7 +181,7 @@ def test_images_of_another_shape_are_refused() -> None:
         fit_preprocessing("normalise", [real_images(20)], zca_shrinkage=0.1).apply(grey)
     zca = fit_preprocessing("zca", [real_images(20)], zca_shrinkage=0.1)
     for method in (zca.apply, zca.to_pixels):
-        with pytest.raises(ValueError, match=r"whitening of \[3, 2, 2\] images"):
+        with pytest.raises(ValueError, match=r"fitted on \[3, 2, 2\] images"):
             method(grey)
     assert isinstance(fit_preprocessing("none", [], zca_shrinkage=0.1), NoPreprocessing)
 
@@ -190,12 +190,12 @@ def test_what_cannot_be_fitted() -> None:
     """No images, constant images, no shrinkage (the covariance is always singular), unknown kinds."""
     constant = torch.full((4, 1, 2, 2), 0.25)
     for kind in ("normalise", "zca"):
-        with pytest.raises(DataError, match="no training image"):
+        with pytest.raises(DataError, match="no training images"):
             fit_preprocessing(kind, [], zca_shrinkage=0.1)
-        with pytest.raises(DataError, match="use the preprocessing none"):
+        with pytest.raises(DataError, match=r"set data\.preprocessing to none"):
             fit_preprocessing(kind, [constant], zca_shrinkage=0.1)
     for shrinkage in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="it must be above 0"):
+        with pytest.raises(ValueError, match="must be above 0"):
             fit_preprocessing("zca", [real_images(4)], zca_shrinkage=shrinkage)
-    with pytest.raises(ValueError, match="known: none, normalise, zca"):
+    with pytest.raises(ValueError, match="allowed: none, normalise, zca"):
         fit_preprocessing("pca", [real_images(4)], zca_shrinkage=0.1)

@@ -51,7 +51,7 @@ def test_every_class_is_represented_and_a_class_too_small_is_an_error() -> None:
     with pytest.raises(DataError, match=r"class 0 has 2 image\(s\)"):
         stratified_split(torch.tensor([0, 0]), 0.9, STREAM)
     for fraction in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
             stratified_split(labels, fraction, STREAM)
 
 
@@ -115,7 +115,7 @@ def test_who_gives_one_more_is_drawn_too() -> None:
         seen |= set((counts == 2).nonzero().flatten().tolist())
     assert seen == set(range(10))
     assert labels[balanced_rows(labels, 10, STREAM)].tolist() == list(range(10))
-    with pytest.raises(DataError, match=r"10 classes \(found 9\)"):
+    with pytest.raises(DataError, match=r"10 classes \(got 9\)"):
         balanced_rows(labels, 9, STREAM)
 
 

@@ -30,7 +30,7 @@ def test_digits_are_split_without_overlap_or_loss() -> None:
 
 
 def test_a_limit_is_not_for_the_test_split(tmp_path: Path) -> None:
-    """A small trial is judged on all test images."""
+    """A small trial is evaluated on all test images."""
     assert len(load_test(DataSpec(source="digits", limit=30, cache=tmp_path))) == 359
 
 
@@ -48,7 +48,7 @@ def test_test_data_of_a_file_are_named_separately(tmp_path: Path) -> None:
     """A training file has no test data of its own; another file, or a folder with test files, is given."""
     train = write_images(tmp_path / "mine.parquet", [GREY], [0])
     other = write_images(tmp_path / "test-others.parquet", [GREY] * 3, [0, 0, 0])
-    with pytest.raises(DataError, match=r"training data alone; name the test data"):
+    with pytest.raises(DataError, match=r"has training data only; set data\.test_source"):
         load_test(DataSpec(source=f"parquet:{train}"))
     assert len(load_test(DataSpec(source=f"parquet:{train}", test_source=f"parquet:{other}"))) == 3
     assert len(load_test(DataSpec(source=f"parquet:{train}", test_source=f"parquet:{train.parent}"))) == 3
@@ -59,18 +59,18 @@ def test_development_data_are_refused_as_test_data(tmp_path: Path) -> None:
     train = write_images(tmp_path / "train.parquet", [GREY], [0])
     same = f"parquet:{train.parent}/../{train.parent.name}/train.parquet"
     for source in (f"parquet:{train}", f"parquet:{train.parent}"):
-        with pytest.raises(DataError, match="named as test data and as development data"):
+        with pytest.raises(DataError, match="given as test data and as development data"):
             load_test(DataSpec(source=source, test_source=same))
 
 
 def test_test_data_that_are_not_there(tmp_path: Path) -> None:
     """A folder without test files, and test sources that cannot be."""
     write_images(tmp_path / "train.parquet", [GREY], [0])
-    with pytest.raises(DataError, match=r"has no test\*\.parquet; in it: train\.parquet"):
+    with pytest.raises(DataError, match=r"has no test\*\.parquet; it contains: train\.parquet"):
         load_test(DataSpec(source=f"parquet:{tmp_path}"))
     with pytest.raises(DataError, match="digits has its own test data"):
         load_test(DataSpec(source="digits", test_source=f"parquet:{tmp_path}"))
-    with pytest.raises(DataError, match="is tested on parquet:PATH"):
+    with pytest.raises(DataError, match="must be parquet:PATH"):
         load_test(DataSpec(source=f"parquet:{tmp_path}", test_source="digits"))
 
 

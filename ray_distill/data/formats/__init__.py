@@ -1,1 +1,1 @@
-"""Layouts of files that images come in: each gives a listing of images, or the images."""
+"""Readers of file layouts: each gives a listing of images."""

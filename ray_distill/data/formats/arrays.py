@@ -2,12 +2,12 @@
 
 | | images, uint8 | labels, integers |
 |---|---|---|
-| npz | [N, H, W] or [N, H, W, C], as NumPy's users have them | [N] or [N, 1] |
-| torch | [N, H, W] or [N, C, H, W], as torch's users have them | [N] or [N, 1] |
+| npz | [N, H, W] or [N, H, W, C], as usual in NumPy | [N] or [N, 1] |
+| torch | [N, H, W] or [N, C, H, W], as usual in torch | [N] or [N, 1] |
 
-Beside them there may be `class_names`, an array of strings (npz) or a list of them (torch). Neither file can
-run anything when it is read: object arrays and whatever else than tensors, numbers, strings and containers
-of them are refused. Which keys are read is decided by `sources` and `held_out`.
+The file may also have `class_names`, an array of strings (npz) or a list of them (torch). Reading cannot run code: object
+arrays, and anything but tensors, numbers, strings and containers of them, are refused. `sources` and `test_split` say which
+keys are read.
 """
 
 import io
@@ -24,17 +24,17 @@ from ray_distill.data.listing import Listing, array_listing
 from ray_distill.data.paths import DataFile, existing_file, fs_path
 
 Keys = Sequence[tuple[str, str]]
-"""Pairs of keys (images, labels), the first that is there counts."""
+"""Pairs of keys (images, labels); the first pair in the file is used."""
 
 MOST_CHANNELS = 64
-"""Beyond it an axis is taken for a side of the image, stored in another order than expected."""
+"""A longer axis is taken for a side of the image, in an unexpected order."""
 
 
 def read_arrays(kind: str, path: str, keys: Keys, class_names: Sequence[str] | None = None) -> Listing:
-    """The images of an `npz` or `torch` file under the first pair of keys that it has.
+    """The images and labels of an `npz` or `torch` file under the first pair of keys that it has.
 
     Args:
-        class_names: for a file that names no classes. None: the numbers up to the largest label.
+        class_names: for a file without them. None: the numbers up to the largest label.
 
     Raises: DataError for a file without such keys, or with arrays of another shape or type.
     """
@@ -50,7 +50,7 @@ def read_arrays(kind: str, path: str, keys: Keys, class_names: Sequence[str] | N
 
 
 def check_arrays(kind: str, path: str, keys: Keys) -> None:
-    """Raises: DataError for a file without any of the pairs of keys. Makes no use of the arrays."""
+    """Raises: DataError for a file without any of the pairs of keys."""
     file = existing_file(fs_path(path))
     if kind != "npz":
         _pair(file, list(_open(kind, file)), keys)
@@ -65,25 +65,25 @@ def check_arrays(kind: str, path: str, keys: Keys) -> None:
 
 
 def _pair(file: DataFile, names: Sequence[str], keys: Keys) -> tuple[str, str]:
-    """The first pair of keys that is there. Raises: DataError if none is."""
+    """The first pair of keys in the file. Raises: DataError if there is none."""
     pair = next((pair for pair in keys if pair[0] in names and pair[1] in names), None)
     if pair is None:
-        wanted = ", or ".join(f"`{images}` and `{labels}`" for images, labels in keys)
-        raise DataError(f"{file} has the arrays {', '.join(names) or 'none'}; needed are {wanted}")
+        required = ", or ".join(f"`{images}` and `{labels}`" for images, labels in keys)
+        raise DataError(f"{file} must have the arrays {required}; got {', '.join(names) or 'none'}")
     return pair
 
 
 @contextmanager
 def _errors_named(kind: str, file: DataFile) -> Iterator[None]:
-    """What a file that is no archive raises is many things: all become a DataError that names it."""
+    """Turns the many errors that damaged files raise into a DataError that names the file."""
     try:
         yield
     except Exception as e:
         what = "an .npz file of plain arrays" if kind == "npz" else "a file of tensors that torch.save wrote"
         reason = str(e).splitlines()[0] if str(e) else repr(e)
-        # Both libraries advise to read the file in a way that runs what is in it.
+        # Both libraries suggest reading the file in a way that can run code from it.
         if "weights_only" in reason or "allow_pickle" in reason:
-            reason = "it holds other objects, which could run anything, or is of another kind"
+            reason = "it contains other objects, which could run code when read, or is another kind of file"
         raise DataError(f"{file} is not {what}: {reason}") from e
 
 
@@ -98,30 +98,30 @@ def _open(kind: str, file: DataFile) -> Mapping[str, Any]:
                 return {key: arrays[key] for key in arrays.files}
         loaded = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
-        raise DataError(f"{file} holds a {type(loaded).__name__}; it must be a dict of tensors")
+        raise DataError(f"{file} must hold a dict of tensors, got a {type(loaded).__name__}")
     return {str(key): v.numpy() if isinstance(v, torch.Tensor) else v for key, v in loaded.items()}
 
 
 def _images(images: Any, where: str, *, channels_last: bool) -> NDArray[np.uint8]:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        got = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(
-            f"{where} is {found}; images must be uint8 from 0 to 255 (of floats in [0, 1]: (255 * x).round())"
+            f"{where}: images must be uint8 from 0 to 255, got {got} (convert floats in [0, 1] by (255 * x).round())"
         )
     if images.ndim == 3:
         return images[:, None]
     order = "[N, H, W, C]" if channels_last else "[N, C, H, W]"
     if images.ndim != 4 or images.shape[3 if channels_last else 1] > MOST_CHANNELS:
-        raise DataError(f"{where} has the shape {list(images.shape)}; it must be [N, H, W] or {order}")
+        raise DataError(f"{where}: images must have shape [N, H, W] or {order}, got {list(images.shape)}")
     return images.transpose(0, 3, 1, 2) if channels_last else images
 
 
 def _labels(labels: Any, where: str) -> NDArray[np.integer]:
     if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
-        found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise DataError(f"{where} is {found}; labels must be integers")
+        got = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise DataError(f"{where}: labels must be integers, got {got}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         return labels[:, 0]
     if labels.ndim != 1:
-        raise DataError(f"{where} has the shape {list(labels.shape)}; labels must be [N]")
+        raise DataError(f"{where}: labels must have shape [N], got {list(labels.shape)}")
     return labels

@@ -1,9 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their binary archives.
 
-The archives for Python hold pickles, which can run anything when they are opened; the binary ones hold the same
-images. A record is one label (CIFAR-10), or the coarse and the fine one (CIFAR-100), and 3 x 32 x 32 bytes, the
-planes of red, green and blue. Source: www.cs.toronto.edu/~kriz/cifar.html. Which files are read is decided
-by `sources` and `held_out`.
+The archives for Python are pickles, which can run code when opened; the binary ones have the same images. A record is one
+label (CIFAR-10), or the coarse and the fine one (CIFAR-100), and 3 x 32 x 32 bytes, the planes of red, green and blue.
+Source: www.cs.toronto.edu/~kriz/cifar.html. `sources` and `test_split` say which files are read.
 """
 
 from collections.abc import Sequence
@@ -22,15 +21,15 @@ _SITE = "https://www.cs.toronto.edu/~kriz"
 
 
 class Layout(NamedTuple):
-    """What an archive is like."""
+    """An archive and the layout of its files."""
 
     archive: str
     md5: str
     folder: str
-    """That it unpacks to, below data.root."""
+    """The folder that it unpacks to, in data.root."""
     names_file: str
     label_bytes: int
-    """Before the pixels of each image; the last is the label."""
+    """Bytes before the pixels of each image; the last is the label."""
 
 
 LAYOUTS = {
@@ -52,7 +51,7 @@ LAYOUTS = {
 
 
 def cifar_files(spec: DataSpec, names: Sequence[str]) -> list[DataFile]:
-    """The files of these names; the archive is downloaded and unpacked if they are not there.
+    """The files with these names; the archive is downloaded and unpacked if they are missing.
 
     Raises: DataError that says which file to put where.
     """
@@ -70,7 +69,7 @@ def _file(spec: DataSpec, name: str) -> DataFile:
 
 
 def read_cifar(spec: DataSpec, files: Sequence[DataFile]) -> Listing:
-    """The images and labels of these files. Raises: DataError for files that are not what they should be."""
+    """The images and labels of these files. Raises: DataError for damaged files."""
     layout = LAYOUTS[spec.source]
     names_file = _file(spec, layout.names_file)
     class_names = names_file.read().decode().split()
@@ -79,7 +78,9 @@ def read_cifar(spec: DataSpec, files: Sequence[DataFile]) -> Listing:
     for file in files:
         content = np.frombuffer(file.read(), dtype=np.uint8)
         if len(content) == 0 or len(content) % record:
-            raise DataError(f"{file} is not a whole number of records of {record} bytes; fetch it again")
+            raise DataError(
+                f"{file} is damaged: its size must be a multiple of {record} bytes; remove it and download it again"
+            )
         parts.append(content.reshape(-1, record))
     table = np.concatenate(parts)
     images = table[:, layout.label_bytes :].reshape(-1, *_SHAPE)

@@ -1,6 +1,6 @@
 """A folder for each class, with the class's images anywhere below it: torchvision's ImageFolder, ImageNet.
 
-The classes are the folders, sorted by name. Which folder is read is decided by `sources` and `held_out`.
+The classes are the folders, sorted by name. `sources` and `test_split` say which folder is read.
 """
 
 from collections.abc import Sequence
@@ -19,37 +19,37 @@ def read_class_folders(folder: FsPath, class_names: Sequence[str] | None = None)
     """The images below a folder's class folders.
 
     Args:
-        class_names: the classes that there may be, in their order. None: those that there are.
+        class_names: the allowed classes, in order. None: those in the folder.
 
-    Raises: DataError for no images, or images of a class that there may not be.
+    Raises: DataError for no images, or images of another class.
     """
-    found = [(name, file) for name, file in _images_below(folder) if name]
-    present = sorted({name for name, _ in found})
+    images = [(name, file) for name, file in _images_below(folder) if name]
+    present = sorted({name for name, _ in images})
     names = present if class_names is None else list(class_names)
-    strange = sorted(set(present) - set(names))
-    if strange:
+    unknown = sorted(set(present) - set(names))
+    if unknown:
         raise DataError(
-            f"{folder} has images of {', '.join(strange[:8])}, classes that are not among the development data's"
+            f"{folder} has images of {', '.join(unknown[:8])}, which are not classes of the development data"
         )
-    if not found:
-        there = ", ".join(folder.names()[:8]) or "nothing"
+    if not images:
+        content = ", ".join(folder.names()[:8]) or "nothing"
         raise DataError(
-            f"{folder} has no folders with images (a folder for each class, files {' '.join(IMAGE_SUFFIXES[:4])} ..); "
-            f"in it: {there}"
+            f"{folder} must have a folder of images ({' '.join(IMAGE_SUFFIXES[:4])} ..) for each class; "
+            f"it contains: {content}"
         )
-    place = {name: k for k, name in enumerate(names)}
-    return file_listing([file for _, file in found], [place[name] for name, _ in found], names)
+    index = {name: k for k, name in enumerate(names)}
+    return file_listing([file for _, file in images], [index[name] for name, _ in images], names)
 
 
 def class_names_of(folder: FsPath) -> list[str]:
-    """The classes that have images below a folder, sorted."""
+    """The class folders with images in a folder, sorted."""
     return sorted({name for name, _ in _images_below(folder) if name})
 
 
 def _images_below(folder: FsPath) -> list[tuple[str, DataFile]]:
-    """(class folder, image), sorted; the class is empty for an image that is in no folder of its own."""
+    """(class folder, image), sorted; the class is empty for an image directly in the folder."""
     if not folder.is_folder():
-        raise DataError(f"there is no folder {folder}")
+        raise DataError(f"folder {folder} does not exist")
     images = []
     for file in folder.files(recursive=True):
         parts = file.place.path[len(folder.path.rstrip("/")) + 1 :].split("/")

@@ -1,7 +1,7 @@
-"""CUB-200-2011 (birds) as its archive unpacks: images, and three lists that say what each of them is.
+"""CUB-200-2011 (birds) as unpacked from its archive: images, and lists of their classes and split.
 
 `images.txt`: number and path; `image_class_labels.txt`: number and class (from 1); `classes.txt`: class and name;
-`train_test_split.txt`: number and mark. Which mark is read is decided by `sources` and `held_out`.
+`train_test_split.txt`: number and mark. `sources` and `test_split` say which mark is read.
 Source: www.vision.caltech.edu/datasets/cub_200_2011.
 """
 
@@ -26,29 +26,29 @@ def _folder(spec: DataSpec) -> FsPath:
 
 
 def read_cub(spec: DataSpec, mark: str) -> Listing:
-    """The images with this mark in the split. Raises: DataError for lists or images that are not there."""
+    """The images with this mark in the split. Raises: DataError for missing lists or images."""
     lists = cub_lists(spec)
     paths, labels, classes, marks = (_pairs(file) for file in lists)
     folder = _folder(spec) / "images"
-    there = {file.place.path: file for file in folder.files(recursive=True)}
+    on_disk = {file.place.path: file for file in folder.files(recursive=True)}
     names = list(classes.values())
     index = {number: k for k, number in enumerate(classes)}
-    files, of = [], []
+    files, targets = [], []
     try:
         for number, path in paths.items():
             if marks[number] == mark:
-                files.append(there[(folder / path).path])
-                of.append(index[labels[number]])
+                files.append(on_disk[(folder / path).path])
+                targets.append(index[labels[number]])
     except KeyError as e:
         raise DataError(
-            f"{_folder(spec)}: its lists name {e.args[0]}, which is not there; unpack it again"
+            f"{_folder(spec)}: {e.args[0]} is in its lists, but missing; unpack the archive again"
         ) from e
-    return file_listing(files, of, names, lists)
+    return file_listing(files, targets, names, lists)
 
 
 def _pairs(file: DataFile) -> dict[str, str]:
-    """The two words of each line."""
+    """The pairs in the lines: the first word, and the rest."""
     pairs = [line.split(maxsplit=1) for line in file.read().decode().splitlines() if line.strip()]
     if not all(len(pair) == 2 for pair in pairs):
-        raise DataError(f"{file} is not a list of pairs; unpack it again")
+        raise DataError(f"{file} is damaged: each line must have two values; unpack the archive again")
     return {first: second.strip() for first, second in pairs}

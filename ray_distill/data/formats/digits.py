@@ -1,7 +1,7 @@
 """The file of handwritten digits that comes with scikit-learn: 1,797 8x8 images of 17 greys, and their classes.
 
-Read from the package's folder without importing it, which takes seconds that a short run would feel.
-Which of its rows may be used is decided by `sources` (development) and `held_out` (test).
+Read from the package's folder without importing it, which would take seconds. `sources` (development) and `test_split` say
+which rows are used.
 """
 
 import importlib.util
@@ -29,12 +29,14 @@ def read_digits() -> Listing:
     try:
         table = np.loadtxt(path, delimiter=",", dtype=np.int64)
     except OSError as e:
-        raise DataError(f"the source digits is a file of scikit-learn's, and it is not there: {e}") from e
+        raise DataError(
+            f"digits: the file that comes with scikit-learn cannot be read ({e}); install scikit-learn"
+        ) from e
     images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     names = tuple(map(str, range(10)))
     return array_listing(images, table[:, -1], names, [existing_file(fs_path(str(path)))], white=WHITE)
 
 
 def development_rows(labels_N: torch.Tensor) -> torch.Tensor:
-    """The rows that are not test rows: the same in every run, whatever its seed."""
+    """The rows that are not test rows: the same in every run, independent of its seed."""
     return stratified_split(labels_N, TEST_FRACTION, _STREAM)[0]

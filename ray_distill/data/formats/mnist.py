@@ -1,7 +1,7 @@
 """The files of MNIST and of Fashion-MNIST (IDX), as they are published or unpacked.
 
 A file is two zero bytes, the type (8: bytes), the number of axes, the length of each (4 bytes, big-endian), and the
-values. Source: yann.lecun.com/exdb/mnist. Which files are read is decided by `sources` and `held_out`.
+values. Source: yann.lecun.com/exdb/mnist. `sources` and `test_split` say which files are read.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from ray_distill.data.paths import DataFile, FsPath, existing_file, fs_path
 from ray_distill.data.spec import DataSpec
 
 FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
-"""Below data.root: where torchvision puts them too."""
+"""In data.root, where torchvision puts them too."""
 
 CLASS_NAMES = {
     "mnist": tuple(map(str, range(10))),
@@ -29,7 +29,7 @@ CLASS_NAMES = {
 
 
 def idx_files(spec: DataSpec, names: tuple[str, str]) -> tuple[DataFile, DataFile]:
-    """The files of these names (images, labels), unpacked or as they are published; downloaded if need be.
+    """The files with these names (images, labels), unpacked or as published; downloaded if missing.
 
     Raises: DataError that says which files to put where.
     """
@@ -52,7 +52,7 @@ def _download(source: str, name: str) -> Download:
 
 
 def read_idx(spec: DataSpec, files: tuple[DataFile, DataFile]) -> Listing:
-    """The images and labels of two files. Raises: DataError for files that are not what they should be."""
+    """The images and labels of two files. Raises: DataError for damaged files."""
     images, labels = (_array(file, axes) for file, axes in zip(files, (3, 1), strict=True))
     return array_listing(images[:, None], labels, CLASS_NAMES[spec.source], files)
 
@@ -62,10 +62,12 @@ def _array(file: DataFile, num_axes: int) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(content) if file.place.name.endswith(".gz") else content
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{file} cannot be unpacked: {e}; remove it and fetch it again") from e
+        raise DataError(f"{file} cannot be unpacked: {e}; remove it and download it again") from e
     begin = 4 + 4 * num_axes
     shape = np.frombuffer(content[4:begin], dtype=">u4").tolist()
-    right = content[:4] == bytes([0, 0, 8, num_axes]) and len(content) == begin + int(np.prod(shape))
-    if not right:
-        raise DataError(f"{file} is not an IDX file of bytes with {num_axes} axes, or it was cut")
+    valid = content[:4] == bytes([0, 0, 8, num_axes]) and len(content) == begin + int(np.prod(shape))
+    if not valid:
+        raise DataError(
+            f"{file} is damaged, or not an IDX file of bytes with {num_axes} axes; remove it and download it again"
+        )
     return np.frombuffer(content, dtype=np.uint8, offset=begin).reshape(shape)

@@ -4,8 +4,7 @@ One row is one image: a column `image` (or `img`), a struct whose `bytes` are an
 an integer column `label` (or `labels`, or `fine_label`). The names of the classes are taken from the schema's
 metadata: `class_names`, separated by commas, or the `ClassLabel` names in the JSON under `huggingface`.
 
-This module reads the files that it is given. Which files may be read is decided by `sources`
-(development) and `held_out` (test).
+`sources` and `test_split` say which files are read.
 """
 
 import json
@@ -30,7 +29,7 @@ _BATCH_ROWS = 1024
 
 @contextmanager
 def _opened(file: DataFile) -> Iterator[Any]:
-    """The Parquet file; whatever its reader raises becomes a DataError that names the file."""
+    """The Parquet file; errors of its reader become a DataError that names it."""
     import pyarrow.parquet as pq
 
     try:
@@ -44,7 +43,7 @@ def _opened(file: DataFile) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Contents:
-    """What a file holds, but for its images."""
+    """A file without its images."""
 
     file: DataFile
     image_column: str
@@ -55,13 +54,12 @@ class _Contents:
 def read_parquet(files: Sequence[DataFile]) -> Listing:
     """The images of these files, one file after the other.
 
-    Raises: DataError for a file that is not as the module describes, or labels outside 0 .. K-1; it names the
-        file and the row.
+    Raises: DataError for a file of another layout, or labels outside 0 .. K-1; it names file and row.
     """
     contents = [_read_contents(file) for file in files]
     labels_N = torch.cat([c.labels_N for c in contents])
     if len(labels_N) == 0:
-        raise DataError(f"{', '.join(map(str, files))}: there is no image in it")
+        raise DataError(f"{', '.join(map(str, files))}: there are no images")
     class_names = _agreed_class_names(contents)
     for c in contents:
         check_labels(c.labels_N, len(class_names), str(c.file))
@@ -74,7 +72,7 @@ def read_parquet(files: Sequence[DataFile]) -> Listing:
 
 
 def _read_contents(file: DataFile) -> _Contents:
-    """The labels of a file and what its schema says. Raises: DataError for missing or wrong columns."""
+    """The labels of a file, its image column and class names. Raises: DataError for missing or wrong columns."""
     import pyarrow as pa
 
     with _opened(file) as parquet:
@@ -83,20 +81,20 @@ def _read_contents(file: DataFile) -> _Contents:
         label_column = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
         if image_column is None or label_column is None:
             raise DataError(
-                f"{file} has the columns {', '.join(schema.names)}; needed are `image` (or `img`) and `label` "
-                "(or `labels`, `fine_label`)"
+                f"{file} must have the columns `image` (or `img`) and `label` (or `labels`, `fine_label`); got "
+                f"{', '.join(schema.names)}"
             )
         image_type = schema.field(image_column).type
         if not pa.types.is_struct(image_type) or image_type.get_field_index("bytes") < 0:
             raise DataError(
-                f"{file}: column `{image_column}` is {image_type}; it must be struct<bytes: binary, path: string>"
+                f"{file}: column `{image_column}` must be struct<bytes: binary, path: string>, got {image_type}"
             )
         label_type = schema.field(label_column).type
         if not pa.types.is_integer(label_type):
-            raise DataError(f"{file}: column `{label_column}` is {label_type}; it must be int64")
+            raise DataError(f"{file}: column `{label_column}` must be int64, got {label_type}")
         label = parquet.read(columns=[label_column]).column(label_column)
         if label.null_count > 0:
-            raise DataError(f"{file}: {label.null_count} of its rows have no label; remove them")
+            raise DataError(f"{file}: {label.null_count} row(s) have no label; remove them")
         return _Contents(
             file=file,
             image_column=image_column,
@@ -106,7 +104,7 @@ def _read_contents(file: DataFile) -> _Contents:
 
 
 def _named_classes(file: DataFile, schema: Any, label_column: str) -> tuple[str, ...] | None:
-    """The class names in the schema's metadata, None where there are none."""
+    """The class names in the schema's metadata; None if there are none."""
     metadata: dict[bytes, bytes] = schema.metadata or {}
     if b"class_names" in metadata:
         return tuple(metadata[b"class_names"].decode().split(","))
@@ -114,21 +112,21 @@ def _named_classes(file: DataFile, schema: Any, label_column: str) -> tuple[str,
         return None
     try:
         label = json.loads(metadata[b"huggingface"])["info"]["features"][label_column]
-        # A label may be declared as a plain integer: then it has no names.
+        # A label declared as a plain integer has no names.
         return tuple(str(name) for name in label["names"]) if "names" in label else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file}: its `huggingface` metadata do not describe the column `{label_column}`"
+            f"{file}: the `huggingface` metadata do not describe column `{label_column}`"
         ) from error
 
 
 def _agreed_class_names(contents: list[_Contents]) -> tuple[str, ...]:
-    """The names that the files agree on; the numbers up to the largest label where they name none."""
+    """The class names, which all files must share; without names, the numbers up to the largest label."""
     first = contents[0]
     for other in contents[1:]:
         if other.class_names != first.class_names:
             raise DataError(
-                f"{first.file} and {other.file} name different classes: {first.class_names}, {other.class_names}"
+                f"{first.file} and {other.file} have different class names: {first.class_names}, {other.class_names}"
             )
     if first.class_names is not None:
         return first.class_names
