@@ -13,7 +13,7 @@ from ray_distill.config.config import Config
 from ray_distill.config.load import load_config, read_yaml
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
-from ray_distill.planning.images import named
+from ray_distill.planning.images import known_images
 from ray_distill.search.config import SearchConfig
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +111,7 @@ def test_an_experiment_is_its_command_line(name: str) -> None:
 def test_passes_over_the_data_are_outer_steps(name: str) -> None:
     """A pass over n images in batches of B is ceil(n / B) outer steps: 60,000 passes, validated every few of them."""
     said, config = flags(COMMANDS[name]), of(name)
-    count = named(config.data.source).num_train
+    count = known_images(config.data.source).num_train
     steps = -(-count // int(said["batch_size"]))
     assert config.outer.steps == int(said["epoch"]) * steps
     assert config.validation.every == int(said["test_freq"]) * steps
@@ -154,8 +154,8 @@ def test_the_guide_lists_every_source_of_data() -> None:
     table = script().data_sources()
     assert script().with_sources(guide, table) == guide
     firsts = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
-    named = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", firsts)}
-    assert named == set(READERS)
+    known_images = {name.partition(":")[0] for name in re.findall(r"`([^`]+)`", firsts)}
+    assert known_images == set(READERS)
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:

@@ -14,7 +14,7 @@ from ray_distill.errors import UserError
 from ray_distill.utils.atomic import write_json
 
 
-def parser(
+def base_parser(
     name: str, about: str, *, ipc: Sequence[int], epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """The arguments that all have: the images, the machine, and where the records go."""
@@ -41,7 +41,7 @@ def parser(
     return result
 
 
-def check(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
+def check_arguments(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
     """The shape of an image. Raises: UserError if one of the arguments of all, or of these, is no good."""
     for name in (*numbers, "ipc", "width", "threads", "repeats"):
         found = getattr(parsed, name)
@@ -86,7 +86,7 @@ def report(
         print(f"records: {file}")
 
 
-def alone(main: Callable[[], None]) -> None:
+def run_standalone(main: Callable[[], None]) -> None:
     """The command of a module that is run by itself: a mistake is a message and exit code 2."""
     try:
         main()

@@ -12,14 +12,23 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_distill.bench.harness import alone, report
-from ray_distill.bench.problems import ENGINES, NUM_CLASSES, EngineSpec, Work, parser, problem, settle, works
+from ray_distill.bench.harness import report, run_standalone
+from ray_distill.bench.problems import (
+    ENGINES,
+    NUM_CLASSES,
+    EngineSpec,
+    MetagradientWork,
+    configure_process,
+    parser,
+    problem,
+    works,
+)
 from ray_distill.core.distilled import DistilledData
 from ray_distill.core.metagradient import Engine, Metagradient, adjoint_metagradient
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.truncation import Window
 from ray_distill.utils.memory import peak_bytes
-from ray_distill.utils.timing import call_in_subprocess, seconds
+from ray_distill.utils.timing import call_in_subprocess, median_seconds
 
 ERROR_WINDOW = Window(10, 3)
 """Where engines are compared with float64: past the first steps, where Adam is close to a sign function and
@@ -40,7 +49,7 @@ DEFAULT_ENGINES = {
 }
 
 
-def prepare(work: Work, spec: EngineSpec) -> Callable[[Window], Metagradient]:
+def prepare(work: MetagradientWork, spec: EngineSpec) -> Callable[[Window], Metagradient]:
     """The engine on the work's problem: a function of the window alone."""
     steps = max(work.burn_in + work.window_length, ERROR_WINDOW.end)
     inner, data, (draws,), (real,) = problem(work, spec, steps)
@@ -52,16 +61,16 @@ def prepare(work: Work, spec: EngineSpec) -> Callable[[Window], Metagradient]:
     return lambda window: engine(inner, data, draws, window, real)
 
 
-def matmul_flops_per_second(work: Work, spec: EngineSpec) -> float:
+def matmul_flops_per_second(work: MetagradientWork, spec: EngineSpec) -> float:
     """The best of a few square matrix products in the engine's type: the rate that the fraction refers to."""
     size = 8192 if work.device == "cuda" else 1536
     dtype = spec.autocast or spec.dtype
     a = torch.randn(size, size, device=work.device).to(dtype)
     a @ a
-    return 2.0 * size**3 / min(seconds(work.device, lambda: a @ a, repeats=1)[0] for _ in range(5))
+    return 2.0 * size**3 / min(median_seconds(work.device, lambda: a @ a, repeats=1)[0] for _ in range(5))
 
 
-def flops_per_window_step(work: Work) -> int:
+def flops_per_window_step(work: MetagradientWork) -> int:
     """The least that a window step needs: three times its inner gradient, whose products torch counts.
 
     One for the gradient, two for differentiating each of its products in both factors. What an engine
@@ -75,10 +84,10 @@ def flops_per_window_step(work: Work) -> int:
     return 3 * work.ipc * int(counter.get_total_flops())
 
 
-def measure(work: Work, name: str) -> tuple[dict[str, Any], torch.Tensor]:
+def measure(work: MetagradientWork, name: str) -> tuple[dict[str, Any], torch.Tensor]:
     """One engine, in this process: its record without the error, and its metagradient of ERROR_WINDOW."""
     spec = ENGINES[name]
-    settle(work, spec)
+    configure_process(work, spec)
     rate = matmul_flops_per_second(work, spec)
     cuda = work.device == "cuda"
     before = peak_bytes(cuda)
@@ -87,7 +96,7 @@ def measure(work: Work, name: str) -> tuple[dict[str, Any], torch.Tensor]:
     gradient = run(ERROR_WINDOW).grad.images_NCHW.double().cpu()
     first = time.perf_counter() - began
     windows = (Window(0, 1), Window(0, length), Window(burn_in, 1), Window(burn_in, length))
-    one, whole, later, outer = seconds(
+    one, whole, later, outer = median_seconds(
         work.device, *((lambda w=w: run(w)) for w in windows), repeats=work.repeats
     )
     per_window_step = (whole - one) / (length - 1)
@@ -108,12 +117,12 @@ def measure(work: Work, name: str) -> tuple[dict[str, Any], torch.Tensor]:
     return record, gradient
 
 
-def _reference(work: Work) -> torch.Tensor:
-    settle(work, ENGINES["float64"])
+def _reference(work: MetagradientWork) -> torch.Tensor:
+    configure_process(work, ENGINES["float64"])
     return prepare(work, ENGINES["float64"])(ERROR_WINDOW).grad.images_NCHW.cpu()
 
 
-def bench(work: Work, engines: Sequence[str]) -> Iterator[dict[str, Any]]:
+def bench(work: MetagradientWork, engines: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The record of every engine in turn, each from its own process."""
     reference = call_in_subprocess(_reference, work)
     for name in engines:
@@ -160,4 +169,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    alone(main)
+    run_standalone(main)

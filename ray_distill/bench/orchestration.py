@@ -19,7 +19,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
-from ray_distill.bench.subprocess_run import MeasuredRun, measured
+from ray_distill.bench.subprocess_run import MeasuredRun, run_measured
 from ray_distill.config.config import Config
 from ray_distill.config.load import apply_overrides, load_config, parse_config
 from ray_distill.core.distilled import DistilledData
@@ -34,7 +34,7 @@ ORDER_OF_A_SUM = 1e-3
 """Relative difference that D may have after another order of summation over replicas, in float32."""
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """A way to run an experiment."""
 
     route: str
@@ -47,8 +47,8 @@ class Benchmark:
     """Two ways to run one experiment."""
 
     name: str
-    ways: tuple[Way, Way]
-    built_in: tuple[str, ...]
+    variants: tuple[Variant, Variant]
+    default_overrides: tuple[str, ...]
     """Overrides that make its own experiment out of the demo's."""
     tolerance: float
     """Relative difference that the two may have in D."""
@@ -56,14 +56,14 @@ class Benchmark:
 
 OVERHEAD = Benchmark(
     name="overhead",
-    ways=(Way("bare", 1), Way("ray", 1)),
-    built_in=("validation.every=25", "checkpoint.every=25"),
+    variants=(Variant("bare", 1), Variant("ray", 1)),
+    default_overrides=("validation.every=25", "checkpoint.every=25"),
     tolerance=0.0,
 )
 WORKERS = Benchmark(
     name="workers",
-    ways=(Way("ray", 1), Way("ray", 2)),
-    built_in=("network.width=128", "validation.every=1000", "validation.num_networks=2"),
+    variants=(Variant("ray", 1), Variant("ray", 2)),
+    default_overrides=("network.width=128", "validation.every=1000", "validation.num_networks=2"),
     tolerance=ORDER_OF_A_SUM,
 )
 
@@ -110,7 +110,7 @@ class Ratio(NamedTuple):
     """Of each repeat: how far they lie apart is the machine's noise."""
 
 
-def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[str]) -> Config:
+def benchmark_config(benchmark: Benchmark, file: Path | None, overrides: Sequence[str]) -> Config:
     """The experiment in the file, or the benchmark's own, with overrides, in one process with one core.
 
     Raises: UserError for what cannot be run, or has no effect here.
@@ -123,9 +123,9 @@ def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[s
                 "benchmark, and nothing is evaluated; remove it"
             )
     with as_file(files("ray_distill") / "demo.yaml") as demo:
-        own = () if file else benchmark.built_in
+        own = () if file else benchmark.default_overrides
         config = load_config(file or demo, [*own, *overrides, "cluster={}"])
-    workers = max(way.workers for way in benchmark.ways)
+    workers = max(way.workers for way in benchmark.variants)
     if config.replicas % workers:
         raise UserError(f"replicas: must be a multiple of {workers}, the workers (got {config.replicas})")
     cores = os.cpu_count() or 1
@@ -134,7 +134,7 @@ def experiment_of(benchmark: Benchmark, file: Path | None, overrides: Sequence[s
     return config
 
 
-def carry_out(
+def run_benchmark(
     benchmark: Benchmark, config: Config, seconds: float, repeats: int, update: Update
 ) -> list[OrchestrationRecord]:
     """Both ways in turns, `repeats` times.
@@ -146,20 +146,20 @@ def carry_out(
 
     Raises: UserError; RunError if a run fails or the two do not arrive at the same distilled set.
     """
-    machine, versions = this_machine(), installed()
+    machine, versions = machine_info(), package_versions()
     records: list[OrchestrationRecord] = []
     first: MeasuredRun | None = None
     # Ray's sockets lie in the folder, and their paths may have no more than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp", ignore_cleanup_errors=True) as place:
         update(0, "calibrating")
-        short = _with(config, f"outer.steps={CALIBRATION_STEPS}")
-        calibration = measured("bare", short, Path(place) / "0")
+        short = _override(config, f"outer.steps={CALIBRATION_STEPS}")
+        calibration = run_measured("bare", short, Path(place) / "0")
         steps = steps_for(seconds, calibration.points, config.validation.every)
         for repeat in range(1, repeats + 1):
-            for way in benchmark.ways:
+            for way in benchmark.variants:
                 update(1 + len(records), f"{way.route}, {way.workers} worker(s), {steps} outer steps")
-                own = _with(config, f"outer.steps={steps}", f"cluster.num_workers={way.workers}")
-                run = measured(way.route, own, Path(place) / str(1 + len(records)))
+                own = _override(config, f"outer.steps={steps}", f"cluster.num_workers={way.workers}")
+                run = run_measured(way.route, own, Path(place) / str(1 + len(records)))
                 first = first or run
                 check_agreement(first.data, run.data, benchmark.tolerance)
                 records.append(
@@ -171,7 +171,7 @@ def carry_out(
                         config_hash=own.hash,
                         outer_steps=steps,
                         replicas=own.replicas,
-                        **seconds_of(run.points, run.began_unix_s, run.ended_unix_s),
+                        **time_breakdown(run.points, run.began_unix_s, run.ended_unix_s),
                         machine=machine,
                         versions=versions,
                     )
@@ -180,7 +180,7 @@ def carry_out(
     return records
 
 
-def _with(config: Config, *overrides: str) -> Config:
+def _override(config: Config, *overrides: str) -> Config:
     return parse_config(apply_overrides(config.to_dict(), overrides))
 
 
@@ -195,7 +195,9 @@ def steps_for(seconds: float, points: Sequence[StepMetrics], validate_every: int
     return max(2, round(seconds / (sum(steps) / len(steps) + validation)))
 
 
-def seconds_of(points: Sequence[StepMetrics], began_unix_s: float, ended_unix_s: float) -> dict[str, float]:
+def time_breakdown(
+    points: Sequence[StepMetrics], began_unix_s: float, ended_unix_s: float
+) -> dict[str, float]:
     """Where a run's time went, as fields of a OrchestrationRecord."""
     steps = [point.values["seconds_per_outer_step"] for point in points]
     validations = [point.values.get("seconds_per_validation", 0.0) for point in points]
@@ -222,7 +224,7 @@ def check_agreement(a: DistilledData, b: DistilledData, tolerance: float) -> Non
             )
 
 
-def ratio(records: Iterable[OrchestrationRecord], ways: tuple[Way, Way]) -> Ratio:
+def ratio(records: Iterable[OrchestrationRecord], ways: tuple[Variant, Variant]) -> Ratio:
     """The seconds of the second way's steady state in those of the first."""
     first, second = (
         [r.steady_s for r in records if (r.route, r.workers) == way] for way in (ways[0], ways[1])
@@ -230,7 +232,7 @@ def ratio(records: Iterable[OrchestrationRecord], ways: tuple[Way, Way]) -> Rati
     return Ratio(sum(second) / sum(first), [b / a for a, b in zip(first, second, strict=True)])
 
 
-def this_machine() -> dict[str, str | int | float]:
+def machine_info() -> dict[str, str | int | float]:
     """What the runs are measured on, and how busy it was before."""
     return {
         "system": platform.platform(),
@@ -249,7 +251,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def installed() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of what does the work."""
     return {"python": platform.python_version()} | {
         name: version(name) for name in ("torch", "ray", "mlflow")

@@ -68,7 +68,7 @@ ENGINES: dict[str, EngineSpec] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class MetagradientWork:
     """What every engine of a bench does."""
 
     device: str
@@ -116,7 +116,9 @@ class Problem(NamedTuple):
     real: list[DistilledData]
 
 
-def problem(work: Work, spec: EngineSpec, inner_steps: int, replicas: int = 1, at_once: int = 1) -> Problem:
+def problem(
+    work: MetagradientWork, spec: EngineSpec, inner_steps: int, replicas: int = 1, at_once: int = 1
+) -> Problem:
     """The work's problem: D and real images are noise.
 
     Args:
@@ -159,7 +161,7 @@ def problem(work: Work, spec: EngineSpec, inner_steps: int, replicas: int = 1, a
     return Problem(inner, data, draws, real)
 
 
-def settle(work: Work, spec: EngineSpec) -> None:
+def configure_process(work: MetagradientWork, spec: EngineSpec) -> None:
     """Make this process compute as the work and the engine want it: threads, and TF32 or not."""
     torch.set_num_threads(work.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
@@ -168,7 +170,7 @@ def settle(work: Work, spec: EngineSpec) -> None:
 def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:
     """The arguments that describe the work, with these defaults, beside those of all benches."""
     engines = "engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items())
-    result = harness.parser(name, about, ipc=ipc, epilog=engines)
+    result = harness.base_parser(name, about, ipc=ipc, epilog=engines)
     result.add_argument(
         "--window",
         type=int,
@@ -185,14 +187,14 @@ def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -
     return result
 
 
-def works(arguments: argparse.Namespace) -> list[Work]:
+def works(arguments: argparse.Namespace) -> list[MetagradientWork]:
     """One work for each --ipc. Raises: UserError for arguments that do not go together, or a file that exists."""
     a = arguments
     if not 2 <= a.window <= a.unroll:
         raise UserError(f"--window: must be from 2 to --unroll, which is {a.unroll} (got {a.window})")
-    shape = harness.check(a, "outer_batch")
+    shape = harness.check_arguments(a, "outer_batch")
     result = [
-        Work(
+        MetagradientWork(
             device=a.device,
             image_shape=shape,
             ipc=ipc,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ray_distill.bench.harness import alone, report
-from ray_distill.bench.problems import ENGINES, Work, parser, problem, settle, works
+from ray_distill.bench.harness import report, run_standalone
+from ray_distill.bench.problems import ENGINES, MetagradientWork, configure_process, parser, problem, works
 from ray_distill.core.metagradient import (
     Metagradient,
     adjoint_metagradient,
@@ -20,7 +20,7 @@ from ray_distill.core.metagradient import (
 )
 from ray_distill.core.truncation import Window
 from ray_distill.errors import UserError
-from ray_distill.utils.timing import call_in_subprocess, seconds
+from ray_distill.utils.timing import call_in_subprocess, median_seconds
 
 CHOICES = [name for name, spec in ENGINES.items() if not spec.higher]
 
@@ -31,23 +31,25 @@ def largest_difference(a: Sequence[Metagradient], b: Sequence[Metagradient]) -> 
     return max(float((x - y).norm() / y.norm()) for x, y in pairs)
 
 
-def measure(work: Work, name: str, replicas: int) -> dict[str, Any]:
+def measure(work: MetagradientWork, name: str, replicas: int) -> dict[str, Any]:
     """The record of one number of replicas, in this process."""
     spec = ENGINES[name]
-    settle(work, spec)
+    configure_process(work, spec)
     window = Window(work.burn_in, work.window_length)
-    alone = problem(work, spec, window.end, replicas)
+    run_standalone = problem(work, spec, window.end, replicas)
     group = problem(work, spec, window.end, replicas, at_once=replicas)
 
     def run_alone() -> list[Metagradient]:
-        return per_replica(adjoint_metagradient)(alone.inner, alone.data, alone.draws, window, alone.real)
+        return per_replica(adjoint_metagradient)(
+            run_standalone.inner, run_standalone.data, run_standalone.draws, window, run_standalone.real
+        )
 
     def run_group() -> list[Metagradient]:
         return adjoint_metagradients(group.inner, group.data, group.draws, window, group.real)
 
     # The first calls compile, where that is the engine's way.
     difference = largest_difference(run_group(), run_alone())
-    one, at_once = seconds(work.device, run_alone, run_group, repeats=work.repeats)
+    one, at_once = median_seconds(work.device, run_alone, run_group, repeats=work.repeats)
     return {
         "engine": name,
         "note": spec.note,
@@ -103,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    alone(main)
+    run_standalone(main)

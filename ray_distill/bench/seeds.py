@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ray_distill.bench.harness import alone, check, parser, report
+from ray_distill.bench.harness import base_parser, check_arguments, report, run_standalone
 from ray_distill.bench.problems import NUM_CLASSES
 from ray_distill.core.augment import Augmentation
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot
@@ -25,7 +25,7 @@ from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerProblem
 from ray_distill.errors import UserError
-from ray_distill.utils.timing import call_in_subprocess, device_name, seconds
+from ray_distill.utils.timing import call_in_subprocess, device_name, median_seconds
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 AUGMENTATION = Augmentation(("flip", "rotate"))
@@ -130,7 +130,7 @@ def measure(work: SeedsWork, num_seeds: int) -> dict[str, Any]:
 
     apart = one_by_one()
     accuracy, loss = largest_differences(at_once(), apart)
-    apart_s, together_s = seconds(work.device, one_by_one, at_once, repeats=work.repeats)
+    apart_s, together_s = median_seconds(work.device, one_by_one, at_once, repeats=work.repeats)
     return {
         **work.record(),
         "seeds": num_seeds,
@@ -173,7 +173,7 @@ def row(record: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command. Raises: UserError for arguments that do not go together, or a file that exists."""
     about = "Several seeds of one network trained as one computation, against the same ones one by one."
-    own = parser("seeds", about, ipc=[1])
+    own = base_parser("seeds", about, ipc=[1])
     own.set_defaults(width=64, image="1x8x8", threads=1, repeats=3)
     names = ["convnet1", "convnet2", "convnet2-bn", "mlp2"]
     own.add_argument("--networks", nargs="+", default=names, help=f"(default: {' '.join(names)})")
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def works(parsed: argparse.Namespace) -> list[SeedsWork]:
     """One work for each network and --ipc. Raises: UserError for what does not go together, or a file that exists."""
-    shape = check(parsed, "seeds", "horizons", "test_images")
+    shape = check_arguments(parsed, "seeds", "horizons", "test_images")
     if parsed.horizons != sorted(set(parsed.horizons)):
         raise UserError(f"--horizons: must increase (got {parsed.horizons})")
     result = [
@@ -220,4 +220,4 @@ def works(parsed: argparse.Namespace) -> list[SeedsWork]:
 
 
 if __name__ == "__main__":
-    alone(main)
+    run_standalone(main)

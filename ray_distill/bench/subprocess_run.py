@@ -1,6 +1,6 @@
 """A run that is measured, in a process of its own: as a bare loop, or as the real thing through Ray Train.
 
-`measured` is for the command, `main` is what its process does. That process ends when its standard input does,
+`run_measured` is for the command, `main` is what its process does. That process ends when its standard input does,
 so it cannot outlive the command, however that ends.
 """
 
@@ -53,7 +53,7 @@ class MeasuredRun(NamedTuple):
     """When its process, and with it its Ray cluster, had ended."""
 
 
-def bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
+def run_bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
     """The outer loop and nothing else: no Ray, no MLflow, no checkpoints."""
     torch.set_num_threads(config.cluster.cpus_per_worker)
     cpu = torch.device("cpu")
@@ -67,7 +67,7 @@ def bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
     return [point for report in reports for point in report.points], end
 
 
-def through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
+def run_through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
     """What `distill` does before it evaluates, with a Ray cluster and a store that nobody else uses."""
     from ray_distill import pipeline
     from ray_distill.cluster.connection import cluster
@@ -89,12 +89,12 @@ def through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], RunSta
 
 
 ROUTES: dict[str, Callable[[Config, Path], tuple[list[StepMetrics], RunState]]] = {
-    "bare": bare,
-    "ray": through_ray,
+    "bare": run_bare,
+    "ray": run_through_ray,
 }
 
 
-def measured(route: str, config: Config, folder: Path) -> MeasuredRun:
+def run_measured(route: str, config: Config, folder: Path) -> MeasuredRun:
     """A run by one of ROUTES in a process of its own, which is over when this returns or raises.
 
     Args:

@@ -153,21 +153,21 @@ def _measure(
     """Run the benchmark, save its records and print them as a table."""
     from dataclasses import asdict
 
-    from ray_distill.bench.orchestration import carry_out, experiment_of, ratio, this_machine
+    from ray_distill.bench.orchestration import benchmark_config, machine_info, ratio, run_benchmark
     from ray_distill.utils.atomic import write_json
 
     check_new_file(json_file, "--json")
-    config = experiment_of(benchmark, config_file, overrides)
-    machine = this_machine()
+    config = benchmark_config(benchmark, config_file, overrides)
+    machine = machine_info()
     load, cores = float(machine["load_1m_before"]), int(machine["cores"])
     if load > BUSY_LOAD * cores:
         warn(f"this machine is busy (load {load} on {cores} cores); other processes distort the result")
     with bar("measuring", 1 + 2 * repeats) as update:
-        records = carry_out(benchmark, config, seconds, repeats, update)
+        records = run_benchmark(benchmark, config, seconds, repeats, update)
     if json_file is not None:
         write_json(json_file, [asdict(record) for record in records])
     stdout.print(_table(records))
-    return records, ratio(records, benchmark.ways)
+    return records, ratio(records, benchmark.variants)
 
 
 def _table(records: "list[OrchestrationRecord]") -> Table:

@@ -11,7 +11,7 @@ from ray_distill.cli.options import Experiment, JsonFile, Set
 from ray_distill.config.load import load_config
 
 if TYPE_CHECKING:
-    from ray_distill.planning.estimate import PlanRow, Probed
+    from ray_distill.planning.estimate import PlanRow, ProbeResults
     from ray_distill.planning.memory_fit import Suggestion
 
 
@@ -43,25 +43,25 @@ def plan(
     """
     with exit_codes(NOTHING_WRITTEN):
         from ray_distill.planning.estimate import GIB, probe
-        from ray_distill.planning.memory_fit import record, setting_to_lower
-        from ray_distill.planning.probes import device_of
+        from ray_distill.planning.memory_fit import plan_record, setting_to_lower
+        from ray_distill.planning.probes import probe_device
         from ray_distill.utils.atomic import write_json
-        from ray_distill.utils.memory import memory_of
+        from ray_distill.utils.memory import device_memory_bytes
 
         check_new_file(json_file, "--json")
         config = load_config(config_file, set_ or [])
-        memory_bytes = int(memory * GIB) if memory else memory_of(device_of(config))
+        memory_bytes = int(memory * GIB) if memory else device_memory_bytes(probe_device(config))
         probed = probe(config, memory_bytes=memory_bytes, compiled=compiled, bar=bar)
         suggestion = setting_to_lower(probed)
         if json_file is not None:
-            write_json(json_file, record(probed, suggestion))
+            write_json(json_file, plan_record(probed, suggestion))
         _print_plan(probed, suggestion)
 
 
-def _print_plan(probed: "Probed", suggestion: "Suggestion | None") -> None:
-    from ray_distill.planning.estimate import rows
+def _print_plan(probed: "ProbeResults", suggestion: "Suggestion | None") -> None:
+    from ray_distill.planning.estimate import table_rows
 
-    plan_rows = rows(probed)
+    plan_rows = table_rows(probed)
     print_lines(*_measurements(probed))
     stdout.print(_table(probed, plan_rows))
     configured = next(row for row in plan_rows if row.workers == probed.config.cluster.num_workers)
@@ -73,7 +73,7 @@ def _print_plan(probed: "Probed", suggestion: "Suggestion | None") -> None:
     )
 
 
-def _measurements(probed: "Probed") -> list[str]:
+def _measurements(probed: "ProbeResults") -> list[str]:
     """The data, and the seconds of each kind of step."""
     from ray_distill.utils.timing import device_name
 
@@ -95,7 +95,7 @@ def _measurements(probed: "Probed") -> list[str]:
     ]
 
 
-def _table(probed: "Probed", plan_rows: "list[PlanRow]") -> Table:
+def _table(probed: "ProbeResults", plan_rows: "list[PlanRow]") -> Table:
     """A row for each number of workers."""
     total = "GiB/GPU" if probed.on_gpu else "GiB in total"
     headings = ("workers", "s/step", "s/validation", "hours", "device-hours", "GiB/worker", total)
@@ -107,7 +107,7 @@ def _table(probed: "Probed", plan_rows: "list[PlanRow]") -> Table:
     return table
 
 
-def _limits(probed: "Probed", plan_rows: "list[PlanRow]") -> list[str]:
+def _limits(probed: "ProbeResults", plan_rows: "list[PlanRow]") -> list[str]:
     """Which rows cannot be run, and why."""
     cores, cpus = os.cpu_count() or 1, probed.config.cluster.cpus_per_worker
     lines = []
@@ -126,7 +126,7 @@ def _list(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _memory(probed: "Probed") -> str:
+def _memory(probed: "ProbeResults") -> str:
     """A worker's memory by what it is for."""
     memory = probed.memory
     sizes = {
@@ -144,7 +144,7 @@ def _memory(probed: "Probed") -> str:
     return f"GiB per worker, not all at the same time: {parts}{shared}{mapped}"
 
 
-def _notes(probed: "Probed") -> list[str]:
+def _notes(probed: "ProbeResults") -> list[str]:
     """What the estimate leaves out or assumes."""
     steps = probed.groups[1].steps
     notes = [
@@ -163,17 +163,17 @@ def _notes(probed: "Probed") -> list[str]:
     return notes
 
 
-def _would_compile(probed: "Probed") -> bool:
+def _would_compile(probed: "ProbeResults") -> bool:
     from ray_distill.builders.experiment import build_experiment
-    from ray_distill.planning.probes import device_of
+    from ray_distill.planning.probes import probe_device
 
     config, images = probed.config, probed.images
     return build_experiment(
-        config, images.shape, images.num_classes, device_of(config)
+        config, images.shape, images.num_classes, probe_device(config)
     ).inner.functions.compiled
 
 
-def _verdict(probed: "Probed", row: "PlanRow", suggestion: "Suggestion | None") -> str:
+def _verdict(probed: "ProbeResults", row: "PlanRow", suggestion: "Suggestion | None") -> str:
     """Whether the configured number of workers fits, and what to lower if not."""
     fits = "fits" if row.fits else "does NOT fit"
     verdict = f"{row.workers} worker(s), as configured: {fits}, {_gib(row.needed_bytes)} of {_gib(probed.memory_bytes)} GiB"

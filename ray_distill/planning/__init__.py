@@ -1,1 +1,1 @@
-"""What a run takes before it starts: probes on this machine, time and memory from them."""
+"""Estimates a run's time and memory before it starts, from short probes on this machine."""

@@ -1,41 +1,96 @@
-"""A plan: what a run takes, for some numbers of workers, worked out from a few probes on this machine.
+"""A plan: a run's time and memory for several numbers of workers, estimated from probes on this machine.
 
 Time: an outer step of a worker is, for each group of its replicas,
 
-    E[burn-in] b + E[window] w + E[replayed] b + draws + passes over the real batch,
+    E[burn-in] b + E[window] w + E[replayed] b + draws + outer loss,
 
 with the seconds b, w of a burn-in and a window step and the means of the truncation rule over the run. The
 all-reduce and the outer optimiser, which work on a tensor of the size of D, are left out; so are Ray's start,
 reports and checkpoints, and the evaluation after the run.
 
-Memory: a worker has its libraries and, at the worst moment, either the states of a window with the real batch
-and the activations of a pass, or the drawing of a real batch, or a batch of held-out images in validation.
+Memory: a worker's libraries plus the largest of: the states of a window with the real batch and the activations of a
+microbatch; drawing a real batch; scoring a batch of held-out images in validation.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_distill.builders import settings
 from ray_distill.builders.checks import check_image_options, check_worker_count
 from ray_distill.builders.experiment import build_experiment
 from ray_distill.config.config import Config, ConfigError
+from ray_distill.core.metagradient import segment_length
+from ray_distill.core.schedules import Constant, integer_at
+from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, Truncation
 from ray_distill.data.real_data import GPU_MEMORY_FRACTION
-from ray_distill.planning.images import RealImages, real_images
+from ray_distill.planning.images import ImageInfo, image_info
 from ray_distill.planning.probes import (
     BatchProbe,
-    Setting,
+    ProbeSettings,
     StepProbe,
     ValidationProbe,
-    device_of,
-    in_own_process,
     probe_batch,
+    probe_device,
     probe_steps,
     probe_validation,
+    run_probe,
 )
-from ray_distill.planning.unroll_memory import InnerSteps, mean_steps, states_kept
 from ray_distill.utils.progress import Update
+
+
+class MeanInnerSteps(NamedTuple):
+    """Inner steps of one replica per outer step, averaged over the run."""
+
+    burn_in: float
+    window: float
+    replayed: float
+    """Steps of the window that are computed twice to save memory."""
+
+
+def replayed_steps(length: int, max_states: int | None) -> int:
+    """The steps of a window that are replayed: all but those of the last segment."""
+    segment = segment_length(length, max_states)
+    return (-(-length // segment) - 1) * segment
+
+
+def stored_states(length: int, max_states: int | None) -> int:
+    """The states of a window that are stored at a time."""
+    segment = segment_length(length, max_states)
+    return length if segment == length else -(-length // segment) + segment
+
+
+def mean_steps(rule: Truncation, outer_steps: int, max_states: int | None) -> MeanInnerSteps:
+    """The truncation rule's inner steps, averaged over the run and its draws.
+
+    A forward curriculum's moves are not known in advance: its window counts as half-way.
+    """
+    schedules = [rule.unroll_length, *([rule.window_length] if hasattr(rule, "window_length") else [])]
+    fixed = all(isinstance(schedule, Constant) for schedule in schedules)
+    steps = 1 if fixed else outer_steps
+    lengths = Counter(tuple(integer_at(s, step) for s in schedules) for step in range(steps))
+    sums = [0.0, 0.0, 0.0]
+    for (unroll, *windowed), count in lengths.items():
+        one = _mean_for_lengths(rule, unroll, windowed[0] if windowed else unroll, max_states)
+        sums = [total + count * value for total, value in zip(sums, one, strict=True)]
+    return MeanInnerSteps(*(total / steps for total in sums))
+
+
+def _mean_for_lengths(rule: Truncation, unroll: int, window: int, max_states: int | None) -> MeanInnerSteps:
+    """The means for one pair of lengths."""
+    if isinstance(rule, RBPTT):
+        replayed = sum(replayed_steps(length, max_states) for length in range(1, unroll + 1)) / unroll
+        return MeanInnerSteps(0.0, (1 + unroll) / 2, replayed)
+    replayed = float(replayed_steps(window, max_states))
+    if isinstance(rule, BPTT):
+        return MeanInnerSteps(0.0, float(unroll), replayed)
+    last = unroll - window
+    first = last if isinstance(rule, TBPTT) else rule.min_window_start
+    return MeanInnerSteps((first + last) / 2, float(window), replayed)
+
 
 WORKERS = (1, 2, 4, 8)
 GIB = 2**30
@@ -44,23 +99,23 @@ CUDA_CONTEXT_BYTES = GIB // 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Replicas that are one computation: their probes, and what is asked of them."""
+class GroupCost:
+    """The cost of replicas that are computed together."""
 
     steps: StepProbe
     batch: BatchProbe
-    mean: InnerSteps
+    mean: MeanInnerSteps
     states: int
-    """That the longest window keeps at once."""
+    """Stored for the longest window."""
 
     def seconds_of_loss(self, outer_batch: int) -> float:
-        """Of the outer loss of a real batch: as many times as long as it has passes."""
+        """Seconds of the outer loss of a real batch, proportional to its number of microbatches."""
         b, size = self.batch, self.steps.images_per_pass or outer_batch
-        passes, measured = (-(-count // size) for count in (outer_batch, b.images))
-        return b.loss_s * passes / measured
+        microbatches, measured = (-(-count // size) for count in (outer_batch, b.images))
+        return b.loss_s * microbatches / measured
 
     def seconds(self, outer_batch: int) -> float:
-        """Of an outer step."""
+        """Seconds of an outer step."""
         s, mean = self.steps, self.mean
         inner = (mean.burn_in + mean.replayed) * s.burn_in_step_s + mean.window * s.window_step_s
         return inner + self.batch.draws_s + self.seconds_of_loss(outer_batch)
@@ -72,7 +127,7 @@ class WorkerMemory:
 
     libraries: int
     data: int
-    """Real images on its GPU, if that has the room. On a machine they are mapped from a file, and do not count."""
+    """Real images on its GPU, if they fit. On a CPU they are memory-mapped from a file, and do not count."""
     states: int
     passes: int
     batch_held: int
@@ -81,29 +136,29 @@ class WorkerMemory:
 
     @property
     def unrolled(self) -> int:
-        """With the window's states kept."""
+        """During the unroll, with the window's states."""
         return self.states + self.passes + self.batch_held
 
     @property
     def work(self) -> int:
-        """At the worst moment of an outer step or a validation."""
+        """The peak of an outer step or a validation."""
         return max(self.unrolled, self.batch_drawn, self.scoring)
 
     @property
     def total(self) -> int:
-        """At the worst moment."""
+        """The peak."""
         return self.libraries + self.data + self.work
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """The run with so many workers."""
+    """The run with a number of workers."""
 
     workers: int
     replicas_each: int
-    """Of the worker that has most."""
+    """Of the worker with the most."""
     idle: int
-    """Workers without a group of replicas; such a number is refused."""
+    """Workers without a group of replicas; a run with any is refused."""
     outer_step_s: float
     validation_s: float
     run_s: float
@@ -112,36 +167,36 @@ class PlanRow:
     """`run_s` of all workers together."""
     worker_bytes: int
     needed_bytes: int
-    """What must be there for the run: of a GPU its own, of a machine for all workers on it."""
+    """Memory required: on each GPU, or on a machine that runs all workers."""
     fits: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probed:
-    """All that a plan is worked out from."""
+class ProbeResults:
+    """Everything that a plan is computed from."""
 
     config: Config
-    images: RealImages
+    images: ImageInfo
     sizes: list[int]
-    """Replicas of each group that is one computation, in the order in which workers share them out."""
-    groups: dict[int, Group]
-    """By the number of replicas; a group of one, as which validation networks are trained, is always there."""
+    """Replicas of each group, in the order in which workers share them."""
+    groups: dict[int, GroupCost]
+    """By the number of replicas; always has 1, for validation networks."""
     validation: ValidationProbe
     memory_bytes: int
     """Of this machine, or of each GPU."""
 
     @property
     def on_gpu(self) -> bool:
-        """Whether each worker has a GPU, whose memory is the one that counts."""
+        """Whether each worker has a GPU; then its memory is the limit."""
         return self.config.cluster.use_gpu
 
     def shares(self, workers: int) -> list[list[int]]:
-        """The groups of each of so many workers."""
+        """The group sizes of each worker."""
         return [self.sizes[rank::workers] for rank in range(workers)]
 
     @property
     def memory(self) -> WorkerMemory:
-        """Of a worker, however many there are."""
+        """Of a worker, whatever their number."""
         group, validation = self.groups[self.sizes[0]], self.validation
         return WorkerMemory(
             libraries=CUDA_CONTEXT_BYTES if self.on_gpu else validation.library_bytes,
@@ -162,46 +217,44 @@ class Probed:
 
     @property
     def data_bytes(self) -> int:
-        """Of the file of real images that workers map: whitened numbers, or pixels."""
+        """Of the memory-mapped file of real images: whitened floats, or pixels."""
         size = 4 if self.config.data.preprocessing == "zca" else 1
         return size * math.prod(self.images.shape) * self.num_images
 
     def shared_bytes(self) -> int:
-        """Of a machine, whatever the number of its workers: the driver."""
+        """Of a machine, whatever its number of workers: the driver."""
         return 0 if self.on_gpu else self.validation.library_bytes
 
     def needed_bytes(self, workers: int) -> int:
-        """Of a GPU that one of so many workers has; of a machine that has all of them."""
-        each = self.memory.total
-        return each if self.on_gpu else self.shared_bytes() + workers * each
+        """Of each GPU; or of a machine that runs all workers."""
+        return self.shared_bytes() + (1 if self.on_gpu else workers) * self.memory.total
 
-    def room(self, workers: int) -> int:
-        """The bytes that a worker may take for its work."""
+    def free_bytes(self, workers: int) -> int:
+        """The bytes available to each worker for its work."""
         each = (self.memory_bytes - self.shared_bytes()) // (1 if self.on_gpu else workers)
         return each - self.memory.libraries - self.memory.data
 
 
 def num_validations(config: Config) -> int:
-    """On the cadence, and at the last outer step."""
+    """Validations on the cadence and after the last outer step."""
     return -(-config.outer.steps // config.validation.every)
 
 
-def row(probed: Probed, workers: int) -> PlanRow:
-    """The run with so many workers, each on a device like the one that was probed."""
+def plan_row(probed: ProbeResults, workers: int) -> PlanRow:
+    """The run with a number of workers, each on a device like the probed one."""
     config = probed.config
     used = min(workers, len(probed.sizes))
     shares = probed.shares(used)
     step_s = max(
         sum(probed.groups[size].seconds(config.outer.batch_size) for size in share) for share in shares
     )
-    of_images = (
+    validation_network_s = (
         probed.images.num_validation / probed.validation.images * probed.validation.score_s
         + config.validation.horizon * probed.groups[1].steps.burn_in_step_s
     )
-    validation_s = -(-config.validation.num_networks // used) * of_images
+    validation_s = -(-config.validation.num_networks // used) * validation_network_s
     compile_s = sum(probed.groups[size].steps.compile_s for size in {1, *shares[0]})
     run_s = compile_s + config.outer.steps * step_s + num_validations(config) * validation_s
-    needed = probed.needed_bytes(used)
     return PlanRow(
         workers=workers,
         replicas_each=max(sum(share) for share in shares),
@@ -211,48 +264,50 @@ def row(probed: Probed, workers: int) -> PlanRow:
         run_s=run_s,
         device_s=workers * run_s,
         worker_bytes=probed.memory.total,
-        needed_bytes=needed,
-        fits=needed <= probed.memory_bytes,
+        needed_bytes=probed.needed_bytes(used),
+        fits=probed.needed_bytes(used) <= probed.memory_bytes,
     )
 
 
-def rows(probed: Probed) -> list[PlanRow]:
-    """For 1, 2, 4 and 8 workers, and for as many as the configuration names, at most and at least."""
+def table_rows(probed: ProbeResults) -> list[PlanRow]:
+    """For 1, 2, 4 and 8 workers, and for the configured maximum and minimum."""
     cluster = probed.config.cluster
     own = {cluster.num_workers, cluster.min_workers or cluster.num_workers}
-    return [row(probed, workers) for workers in sorted({*WORKERS, *own})]
+    return [plan_row(probed, workers) for workers in sorted({*WORKERS, *own})]
 
 
 Bar = Callable[[str, int], AbstractContextManager[Update]]
 """(what, total units) -> a progress bar."""
 
 
-def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> Probed:
-    """Measure on this machine what a plan needs.
+def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> ProbeResults:
+    """Run the probes for a plan on this machine.
 
     Args:
         memory_bytes: of the machine, or of each GPU.
         compiled: the step functions go through torch.compile first.
 
     Raises: ConfigError for a configuration that does not fit its images or this machine; DataError for a source
-        that is neither known nor there; FailedError if a probe was ended from outside.
+        that is neither a known dataset nor readable; RunError if a probe was killed.
     """
-    images = real_images(config)
+    images = image_info(config)
     _check(config, images)
     sizes = _sizes(config, images)
-    groups: dict[int, Group] = {}
+    groups: dict[int, GroupCost] = {}
     with bar("probing", 1 + 2 * len({1, *sizes})) as update:
         for size in sorted({1, *sizes}):
-            setting = Setting(config=config.to_dict(), images=images, at_once=size, compiled=compiled)
+            setting = ProbeSettings(
+                config=config.to_dict(), images=images, group_size=size, compiled=compiled
+            )
             update(2 * len(groups), "inner steps")
-            steps = in_own_process(probe_steps, setting)
+            steps = run_probe(probe_steps, setting)
             update(2 * len(groups) + 1, "a real batch")
-            batch = in_own_process(probe_batch, setting)
+            batch = run_probe(probe_batch, setting)
             groups[size] = _group(setting, steps, batch)
         update(2 * len(groups), "validation")
-        validation = in_own_process(probe_validation, setting)
+        validation = run_probe(probe_validation, setting)
         update(2 * len(groups) + 1, "")
-    return Probed(
+    return ProbeResults(
         config=config,
         images=images,
         sizes=sizes,
@@ -262,14 +317,14 @@ def probe(config: Config, *, memory_bytes: int, compiled: bool, bar: Bar) -> Pro
     )
 
 
-def _check(config: Config, images: RealImages) -> None:
+def _check(config: Config, images: ImageInfo) -> None:
     """Raises: ConfigError for what cannot be planned."""
-    device_of(config)
+    probe_device(config)
     check_image_options(config, images.shape, images.num_classes)
     check_worker_count(config, images.shape, images.num_classes)
     if config.engine == "higher":
         raise ConfigError(
-            "engine: plans are made for the adjoint; what `higher` takes is measured by `ray-distill bench metagradient`"
+            "engine: only `adjoint` can be planned; for `higher`, use `ray-distill bench metagradient`"
         )
     if config.outer.batch_size > images.num_train:
         raise ConfigError(
@@ -277,19 +332,19 @@ def _check(config: Config, images: RealImages) -> None:
         )
 
 
-def _sizes(config: Config, images: RealImages) -> list[int]:
-    """Of the groups that the replicas are computed in."""
-    experiment = build_experiment(config, images.shape, images.num_classes, device_of(config))
+def _sizes(config: Config, images: ImageInfo) -> list[int]:
+    """The sizes of the groups of replicas."""
+    experiment = build_experiment(config, images.shape, images.num_classes, probe_device(config))
     return [len(group) for group in experiment.groups]
 
 
-def _group(setting: Setting, steps: StepProbe, batch: BatchProbe) -> Group:
-    config = setting.read()
+def _group(setting: ProbeSettings, steps: StepProbe, batch: BatchProbe) -> GroupCost:
+    config = setting.fixed_config()
     rule, _ = settings.truncation_rule(config)
     most = max(1, int(config.compute.state_memory_gib * GIB / steps.bytes_per_state))
-    return Group(
+    return GroupCost(
         steps=steps,
         batch=batch,
         mean=mean_steps(rule, config.outer.steps, most),
-        states=states_kept(settings.longest_window(config), most),
+        states=stored_states(settings.longest_window(config), most),
     )

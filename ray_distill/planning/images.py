@@ -1,7 +1,6 @@
-"""What a plan must know of the real images: their shape, their classes, how many there are.
+"""Shape, classes and number of the real images, as a plan needs them.
 
-Named datasets are what they are, so a plan needs none of their files; of other sources a few images are
-looked at.
+For known datasets no files are needed; from other sources a few images are read.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from ray_distill.data.sources import development_listing
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealImages:
+class ImageInfo:
     """The real images of a run."""
 
     shape: ImageShape
@@ -25,11 +24,11 @@ class RealImages:
     num_train: int
     num_validation: int = 0
     known_by: str
-    """How these figures are known, for people."""
+    """Where these numbers come from, for the printed plan."""
 
 
 # channels, side, classes, training images
-_NAMED = {
+_KNOWN = {
     "mnist": (1, 28, 10, 60_000),
     "fashion-mnist": (1, 28, 10, 60_000),
     "cifar10": (3, 32, 10, 50_000),
@@ -38,57 +37,57 @@ _NAMED = {
     "cub200": (3, 64, 200, 5_994),
     "imagenet": (3, 64, 1_000, 1_281_167),
 }
-"""Sides are those of `data.image_size` where the configuration has one."""
+"""Sides are overridden by `data.image_size`."""
 
-_LOOKED_AT = 64
-"""Images that are decoded of a source that is no named dataset."""
+_NUM_INSPECTED = 64
+"""Images decoded from other sources."""
 
 
-def named(
+def known_images(
     source: str, image_size: int | None = None, classes: Sequence[str | int] | None = None
-) -> RealImages:
-    """The images of a named dataset, or of some of its classes, before validation is held out.
+) -> ImageInfo:
+    """The images of a known dataset, or of some of its classes, before the validation split.
 
     Raises: KeyError for another name.
     """
-    channels, side, num_classes, count = _NAMED[source]
+    channels, side, num_classes, count = _KNOWN[source]
     kept = len(classes) if classes is not None else num_classes
     side = image_size or side
-    return RealImages(
+    return ImageInfo(
         shape=(channels, side, side),
         num_classes=kept,
         num_train=count * kept // num_classes,
-        known_by=f"{source} has them",
+        known_by=f"published size of {source}",
     )
 
 
-def _looked_at(config: Config) -> RealImages:
-    """The images of a source that is there. Raises: DataError."""
+def _inspect(config: Config) -> ImageInfo:
+    """The images of any other source. Raises: DataError."""
     spec = data_spec(config)
     listing = development_listing(spec)
     if spec.classes is not None:
         listing = listing.take_classes(spec.classes)
-    few = listing.take(torch.arange(min(_LOOKED_AT, len(listing))))
+    few = listing.take(torch.arange(min(_NUM_INSPECTED, len(listing))))
     broken = BrokenImages.up_to(spec.max_broken, len(listing))
     pixels = [image.pixels_CHW for image in decode_images(few, image_size=spec.image_size, broken=broken)]
     _, height, width = pixels[0].shape
-    # Grey images beside colour are spread to it.
+    # Grey images among colour images are converted to colour.
     channels = max(len(image) for image in pixels)
-    return RealImages(
+    return ImageInfo(
         shape=(channels, height, width),
         num_classes=len(listing.class_names),
         num_train=len(listing),
-        known_by="as they are there",
+        known_by="counted in the source",
     )
 
 
-def real_images(config: Config) -> RealImages:
-    """The images of the configuration's source, with validation held out. Raises: DataError."""
+def image_info(config: Config) -> ImageInfo:
+    """The images of the configuration's source, after the validation split. Raises: DataError."""
     section = config.data
     every = (
-        named(section.source, section.image_size, section.classes)
-        if section.source in _NAMED
-        else _looked_at(config)
+        known_images(section.source, section.image_size, section.classes)
+        if section.source in _KNOWN
+        else _inspect(config)
     )
     count = min(every.num_train, section.limit or every.num_train)
     held_out = round(count * section.validation_fraction)

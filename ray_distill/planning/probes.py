@@ -1,9 +1,8 @@
-"""Probes: what the parts of a run take on this machine, each measured in a process of its own.
+"""Probes: measure time and memory of the parts of a run on this machine, each in its own process.
 
-A probe calls the functions that a worker calls, at the run's own shapes, on noise. It takes few steps of
-the inner training and few passes over a real batch, since those take equally long each, so what a
-whole window, a whole real batch or a whole validation takes is extrapolated in `plan`; memory is measured
-at the sizes at which the run needs it, but for a window's states, whose bytes are known.
+A probe calls the same functions as a worker, with the run's shapes, on noise. It measures few inner steps and few
+microbatches, from which `estimate` extrapolates to a whole window, real batch or validation. Memory is measured at the
+run's sizes, except for a window's states, whose bytes are known.
 """
 
 import time
@@ -33,32 +32,32 @@ from ray_distill.data.labelled_images import CHUNK_IMAGES
 from ray_distill.data.preprocessing import Normalisation
 from ray_distill.data.real_data import RealData
 from ray_distill.errors import RunError
-from ray_distill.planning.images import RealImages
-from ray_distill.utils.memory import Growth
-from ray_distill.utils.timing import seconds
+from ray_distill.planning.images import ImageInfo
+from ray_distill.utils.memory import MemoryGrowth
+from ray_distill.utils.timing import median_seconds
 
-ENOUGH_S = 2.0
-"""How long a measurement goes on, or one call of what takes longer."""
-MOST_CALLS = 20
+MIN_MEASURED_S = 2.0
+"""Target duration of a measurement; a longer call is measured once."""
+MAX_CALLS = 20
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is probed, as values that travel to another process."""
+class ProbeSettings:
+    """The settings of a probe, as picklable values."""
 
     config: dict[str, Any]
-    images: RealImages
-    at_once: int
-    """Replicas that are one computation."""
+    images: ImageInfo
+    group_size: int
+    """Replicas that are computed together."""
     compiled: bool
 
-    def read(self) -> Config:
-        """The configuration, with all that would leave the setting to chance settled."""
+    def fixed_config(self) -> Config:
+        """The configuration with compiling, group size and workers fixed instead of automatic."""
         config = parse_config(self.config)
         compute = config.compute.model_copy(
-            update={"compile": "always" if self.compiled else "never", "replicas_at_once": self.at_once}
+            update={"compile": "always" if self.compiled else "never", "replicas_at_once": self.group_size}
         )
         cluster = config.cluster.model_copy(update={"num_workers": 1})
         return config.model_copy(update={"compute": compute, "cluster": cluster})
@@ -69,15 +68,15 @@ class StepProbe(NamedTuple):
 
     burn_in_step_s: float
     window_step_s: float
-    """There and back."""
+    """Forward and backward."""
     bytes_per_state: int
     pass_bytes: int
-    """What a window takes beside its states: the activations of a pass, above all."""
+    """Memory of a window besides its states: mainly the activations of a microbatch."""
     images_per_pass: int | None
-    """None where a batch must be taken whole."""
+    """None if batches must stay whole."""
     compile_s: float
     compile_failed: str
-    """Why, or nothing."""
+    """The reason, or an empty string."""
 
 
 class BatchProbe(NamedTuple):
@@ -91,11 +90,11 @@ class BatchProbe(NamedTuple):
     draw_bytes: int
     """While the real batches are drawn and augmented."""
     held_bytes: int
-    """Of the real batches, until the metagradients are there."""
+    """Of the real batches, until the metagradients are computed."""
 
 
 class ValidationProbe(NamedTuple):
-    """The score of one network on held-out images, and what a worker's process takes before it does anything."""
+    """The score of one network on held-out images, and the memory of an idle worker process."""
 
     score_s: float
     """Of `images` of the validation split."""
@@ -105,25 +104,25 @@ class ValidationProbe(NamedTuple):
     """Of Python, torch, Ray and this package."""
 
 
-def in_own_process(function: Callable[[Setting], Result], setting: Setting) -> Result:
-    """The function's result from a fresh process. Raises: RunError if that was ended from outside."""
+def run_probe(function: Callable[[ProbeSettings], Result], setting: ProbeSettings) -> Result:
+    """The function's result from a fresh process. Raises: RunError if that was killed."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(function, setting).result()
         except BrokenProcessPool:
             raise RunError(
-                "a probe's process was ended from outside, as a system does whose memory is full; lower "
+                "a probe's process was killed, probably for lack of memory; lower "
                 "compute.images_per_pass, outer.batch_size or network.width, and plan again"
             ) from None
 
 
-def probe_steps(setting: Setting) -> StepProbe:
-    """Measure inner steps: burn-in steps by themselves, window steps as what longer windows take longer."""
-    experiment, data = _prepared(setting)
+def probe_steps(setting: ProbeSettings) -> StepProbe:
+    """Measure inner steps: burn-in steps directly, window steps as the difference between two window lengths."""
+    experiment, data = _prepare(setting)
     inner, per_pass = inner_at(experiment, 0), _per_pass(experiment)
-    draws = _draws(experiment, data, setting.at_once, 3)
+    draws = _draws(experiment, data, setting.group_size, 3)
     real = [_noise(setting, data, per_pass) for _ in draws]
-    memory = Growth(data.images_NCHW.is_cuda)
+    memory = MemoryGrowth(data.images_NCHW.is_cuda)
     compile_s, failed = 0.0, ""
     if setting.compiled:
         began = time.perf_counter()
@@ -137,79 +136,83 @@ def probe_steps(setting: Setting) -> StepProbe:
     one, three, burn_in = median_s(
         data, window(1), window(3), lambda: run_steps(inner, data, draws, start, 2)
     )
-    states = bytes_per_state(setting.read(), inner.network, inner.optimizer.num_moments, setting.at_once)
+    states = bytes_per_state(
+        setting.fixed_config(), inner.network, inner.optimizer.num_moments, setting.group_size
+    )
     return StepProbe(
         burn_in_step_s=burn_in / 2,
-        # Not below a burn-in step, which is a part of it, however restless the machine.
+        # At least a burn-in step, which is a part of it, however noisy the timing.
         window_step_s=max((three - one) / 2, burn_in / 2),
         bytes_per_state=states,
-        pass_bytes=max(0, memory.grown() - 3 * states),
+        pass_bytes=max(0, memory.peak_growth() - 3 * states),
         images_per_pass=None if inner.network.has_batch_norm else per_pass,
         compile_s=compile_s,
         compile_failed=failed,
     )
 
 
-def probe_batch(setting: Setting) -> BatchProbe:
-    """Measure the real batches, which are drawn in full, and the outer loss on a few passes over them."""
-    experiment, data = _prepared(setting)
+def probe_batch(setting: ProbeSettings) -> BatchProbe:
+    """Measure drawing the real batches, and the outer loss on a few microbatches of them."""
+    experiment, data = _prepare(setting)
     inner, images = inner_at(experiment, 0), setting.images
     train = _real_images(setting, data, images.num_train)
-    memory = Growth(data.images_NCHW.is_cuda)
+    memory = MemoryGrowth(data.images_NCHW.is_cuda)
     began = time.perf_counter()
-    draws = _draws(experiment, data, setting.at_once, _longest_unroll(experiment))
-    real = [draw_real_batch(experiment, train, 0, r) for r in range(setting.at_once)]
+    draws = _draws(experiment, data, setting.group_size, _longest_unroll(experiment))
+    real = [draw_real_batch(experiment, train, 0, r) for r in range(setting.group_size)]
     batches = Batches.stack(real)
     _wait(data)
-    draws_s, draw_bytes = time.perf_counter() - began, memory.grown()
+    draws_s, draw_bytes = time.perf_counter() - began, memory.peak_growth()
     theta_RP, per_pass = torch.stack([one.theta_P for one in draws]), _per_pass(experiment)
 
     def loss(count: int) -> Callable[[], object]:
         few = Batches(*(x[:, :count] for x in batches))
         return lambda: inner.functions.gradients(theta_RP, few)
 
-    # The first call of a process is slower than those to come.
+    # The first call in a process is slower.
     loss(per_pass)()
-    (one_pass,) = seconds(data.images_NCHW.device.type, loss(per_pass), repeats=1)
-    count = min(experiment.outer_batch_size, per_pass * max(1, int(ENOUGH_S / one_pass)))
+    (one_pass,) = median_seconds(data.images_NCHW.device.type, loss(per_pass), repeats=1)
+    count = min(experiment.outer_batch_size, per_pass * max(1, int(MIN_MEASURED_S / one_pass)))
     (loss_s,) = median_s(data, loss(count))
-    held = sum(x.numel() * x.element_size() for x in batches) * (1 if setting.at_once == 1 else 2)
+    held = sum(x.numel() * x.element_size() for x in batches) * (1 if setting.group_size == 1 else 2)
     return BatchProbe(draws_s=draws_s, loss_s=loss_s, images=count, draw_bytes=draw_bytes, held_bytes=held)
 
 
-def probe_validation(setting: Setting) -> ValidationProbe:
+def probe_validation(setting: ProbeSettings) -> ValidationProbe:
     """Measure the score of a network on a batch of held-out images; and the libraries of a worker."""
-    # What a worker imports, Ray among it.
+    # A worker's imports, including Ray.
     import ray_distill.distillation.trainer  # noqa: F401
 
-    experiment, data = _prepared(setting)
+    experiment, data = _prepare(setting)
     network = NetworkGroup(experiment.inner.network, 1)
-    libraries = Growth(data.images_NCHW.is_cuda).before
+    libraries = MemoryGrowth(data.images_NCHW.is_cuda).before
     count = min(CHUNK_IMAGES, setting.images.num_validation)
     held_out = _real_images(setting, data, count)
     (draws,) = _draws(experiment, data, 1, 1)
     theta_RP, statistics = draws.theta_P[None], network.initial_statistics(draws.theta_P)
-    memory = Growth(data.images_NCHW.is_cuda)
+    memory = MemoryGrowth(data.images_NCHW.is_cuda)
     with torch.no_grad():
         (score_s,) = median_s(
             data, lambda: scores(network, theta_RP, statistics, held_out.batches()), warm=False
         )
-    return ValidationProbe(score_s=score_s, images=count, score_bytes=memory.grown(), library_bytes=libraries)
+    return ValidationProbe(
+        score_s=score_s, images=count, score_bytes=memory.peak_growth(), library_bytes=libraries
+    )
 
 
 def median_s(data: DistilledData, *calls: Callable[[], object], warm: bool = True) -> list[float]:
-    """The median seconds of each of some calls, which take turns: as often as ENOUGH_S allows."""
+    """The median seconds of each call; they alternate, as often as MIN_MEASURED_S allows."""
     device = data.images_NCHW.device.type
     if warm:
         for call in calls:
             call()
-    first = seconds(device, *calls, repeats=1)
-    repeats = min(MOST_CALLS, int(ENOUGH_S / sum(first)))
-    return seconds(device, *calls, repeats=repeats) if repeats > 1 else first
+    first = median_seconds(device, *calls, repeats=1)
+    repeats = min(MAX_CALLS, int(MIN_MEASURED_S / sum(first)))
+    return median_seconds(device, *calls, repeats=repeats) if repeats > 1 else first
 
 
-def device_of(config: Config) -> torch.device:
-    """Where a worker computes. Raises: ConfigError for a GPU that is not here."""
+def probe_device(config: Config) -> torch.device:
+    """A worker's device. Raises: ConfigError if there is no such GPU."""
     if not config.cluster.use_gpu:
         return settings.CPU
     if not torch.cuda.is_available():
@@ -220,12 +223,12 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda")
 
 
-def _prepared(setting: Setting) -> tuple[Experiment, DistilledData]:
-    """What a worker has before its first step, with D of noise."""
-    config = setting.read()
+def _prepare(setting: ProbeSettings) -> tuple[Experiment, DistilledData]:
+    """The experiment and a D of noise, as in a worker before its first step."""
+    config = setting.fixed_config()
     torch.set_num_threads(config.cluster.cpus_per_worker)
     settings.set_tf32(config)
-    device, images, dtype = device_of(config), setting.images, settings.dtype(config)
+    device, images, dtype = probe_device(config), setting.images, settings.dtype(config)
     experiment = build_experiment(config, images.shape, images.num_classes, device)
     count = images.num_classes * config.distilled.ipc
     pixels = NOISE["unit-noise"](Stream(seed=config.seed, name="distilled"), count, images.shape, dtype)
@@ -239,27 +242,27 @@ def _draws(experiment: Experiment, data: DistilledData, replicas: int, steps: in
 
 
 def _longest_unroll(experiment: Experiment) -> int:
-    """Of the first and the last outer step, between which schedules move."""
+    """The larger of the first and the last outer step's, since schedules move between the two."""
     ends = (0, experiment.outer_steps - 1)
     return max(integer_at(experiment.truncation.unroll_length, step) for step in ends)
 
 
 def _per_pass(experiment: Experiment) -> int:
-    """Images in a pass over a real batch: all of it where a network joins the images of a batch."""
+    """Images in a microbatch of the real batch."""
     whole = experiment.outer_batch_size
     return min(whole, experiment.inner.functions.images_per_pass or whole)
 
 
-def _real_images(setting: Setting, data: DistilledData, count: int) -> RealData:
-    """So many images of noise, stored as the run's are: whitened, or pixels that are normalised as they are taken.
+def _real_images(setting: ProbeSettings, data: DistilledData, count: int) -> RealData:
+    """Images of noise, stored as in the run: whitened floats, or pixels that are normalised when loaded.
 
-    They take no memory: each is the one before it, moved on by one number.
+    They take no memory: each overlaps the one before, shifted by one element.
     """
     channels, height, width = setting.images.shape
     numbers = NOISE["noise"](
         Stream(seed=0, name="probe"), 1, (1, 1, count + channels * height * width), torch.float32
     )
-    whitened = setting.read().data.preprocessing == "zca"
+    whitened = setting.fixed_config().data.preprocessing == "zca"
     stored = numbers.flatten() if whitened else (40 * numbers + 128).clamp(0, 255).flatten().to(torch.uint8)
     by_channel = Normalisation(mean_C=torch.full((channels,), 0.5), std_C=torch.full((channels,), 0.25))
     return RealData(
@@ -276,8 +279,8 @@ def _real_images(setting: Setting, data: DistilledData, count: int) -> RealData:
     )
 
 
-def _noise(setting: Setting, data: DistilledData, count: int) -> DistilledData:
-    """A real batch of so many images."""
+def _noise(setting: ProbeSettings, data: DistilledData, count: int) -> DistilledData:
+    """A real batch of `count` images of noise."""
     return _real_images(setting, data, count).rows(torch.arange(count))
 
 

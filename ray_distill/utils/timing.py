@@ -1,4 +1,4 @@
-"""What a call takes: seconds of a clock, a process of its own to run in, and the name of what it ran on."""
+"""Timing calls, running them in a subprocess, and the name of the device."""
 
 import multiprocessing
 import statistics
@@ -11,7 +11,7 @@ import torch
 
 
 def device_name(device: str) -> str:
-    """The GPU's name; of the processor, as much as the system tells."""
+    """The name of the GPU or processor."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -22,17 +22,17 @@ def device_name(device: str) -> str:
     return names[0] if names else "cpu"
 
 
-def seconds(device: str, *runs: Callable[[], object], repeats: int) -> list[float]:
-    """The median time of each of some calls; they take turns, so that a machine that slows down slows all."""
+def median_seconds(device: str, *runs: Callable[[], object], repeats: int) -> list[float]:
+    """The median seconds of each call; they alternate, so that a slowdown of the machine affects all."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        for run, taken in zip(runs, times, strict=True):
+        for run, durations in zip(runs, times, strict=True):
             _wait(device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             run()
             _wait(device)
-            taken.append(time.perf_counter() - began)
-    return [statistics.median(taken) for taken in times]
+            durations.append(time.perf_counter() - start)
+    return [statistics.median(durations) for durations in times]
 
 
 def _wait(device: str) -> None:
@@ -41,6 +41,6 @@ def _wait(device: str) -> None:
 
 
 def call_in_subprocess(function: Callable[..., Any], *arguments: object) -> Any:
-    """The function's result from a fresh process, so that no engine pays for another's memory."""
+    """The function's result from a fresh process, so that memory measurements are independent."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

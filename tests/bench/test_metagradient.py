@@ -15,14 +15,14 @@ from ray_distill.bench import metagradient, seeds
 from ray_distill.bench import replicas as bench_replicas
 from ray_distill.bench.harness import image_shape
 from ray_distill.bench.metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench.problems import ENGINES, Work, problem
+from ray_distill.bench.problems import ENGINES, MetagradientWork, problem
 from ray_distill.cli.main import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import UserError
 from ray_distill.utils.memory import peak_bytes
-from ray_distill.utils.timing import call_in_subprocess, seconds
+from ray_distill.utils.timing import call_in_subprocess, median_seconds
 
-TINY = Work(
+TINY = MetagradientWork(
     device="cpu",
     image_shape=(1, 8, 8),
     ipc=2,
@@ -76,7 +76,7 @@ def test_a_replica_is_the_same_whatever_comes_after_it() -> None:
 
 def test_calls_take_turns() -> None:
     order: list[str] = []
-    medians = seconds("cpu", lambda: order.append("a"), lambda: order.append("b"), repeats=3)
+    medians = median_seconds("cpu", lambda: order.append("a"), lambda: order.append("b"), repeats=3)
     assert order == ["a", "b"] * 3
     assert len(medians) == 2
     assert min(medians) > 0

@@ -11,11 +11,11 @@ from ray_distill.bench.orchestration import (
     OVERHEAD,
     WORKERS,
     OrchestrationRecord,
+    benchmark_config,
     check_agreement,
-    experiment_of,
     ratio,
-    seconds_of,
     steps_for,
+    time_breakdown,
 )
 from ray_distill.cli.main import app
 from ray_distill.core.distilled import DistilledData
@@ -37,7 +37,7 @@ def test_where_the_time_of_a_run_went() -> None:
     """The process starts at 100; the first step lasts from 110 to 112, its validation to 113; a report to 113.5;
     the second step to 115.5; a report to 116; the third step to 118, its validation to 119; the end is at 125."""
     points = [point(1, 113.0, 2.0, 1.0), point(2, 115.5, 2.0), point(3, 119.0, 2.0, 1.0)]
-    assert seconds_of(points, 100.0, 125.0) == {
+    assert time_breakdown(points, 100.0, 125.0) == {
         "startup_s": 10.0,
         "steady_s": 9.0,
         "steps_s": 6.0,
@@ -82,10 +82,10 @@ def test_ratios_are_of_all_seconds_and_of_each_repeat() -> None:
         record("bare", 1, 2, 30.0),
         record("ray", 1, 2, 30.0),
     ]
-    assert ratio(records, OVERHEAD.ways) == (pytest.approx(41 / 40), [pytest.approx(1.1), 1.0])
+    assert ratio(records, OVERHEAD.variants) == (pytest.approx(41 / 40), [pytest.approx(1.1), 1.0])
     assert records[0].replicas_per_second == 4.0
     workers = [record("ray", 1, 1, 20.0), record("ray", 2, 1, 10.0)]
-    assert ratio(workers, WORKERS.ways).overall == 0.5
+    assert ratio(workers, WORKERS.variants).overall == 0.5
 
 
 def test_runs_that_arrive_elsewhere_are_not_compared() -> None:
@@ -111,11 +111,11 @@ def tiny_file(tmp_path: Path) -> Path:
 
 def test_the_cluster_of_a_file_is_replaced(tiny_file: Path) -> None:
     """One worker with one core; all else, the hash with it, stays; the built-in ones can be run as they are."""
-    config = experiment_of(OVERHEAD, tiny_file, ["seed=3"])
+    config = benchmark_config(OVERHEAD, tiny_file, ["seed=3"])
     assert (config.cluster.num_workers, config.cluster.cpus_per_worker) == (1, 1)
     assert config.hash == tiny_config(seed=3).hash
-    assert experiment_of(OVERHEAD, None, []).checkpoint.every == 25
-    assert experiment_of(WORKERS, None, []).replicas % 2 == 0
+    assert benchmark_config(OVERHEAD, None, []).checkpoint.every == 25
+    assert benchmark_config(WORKERS, None, []).replicas % 2 == 0
 
 
 WRONG = [

@@ -23,11 +23,19 @@ from ray_distill.core.truncation import BPTT, RBPTT, TBPTT, ForwardCurriculum, R
 from ray_distill.core.unroll import draw_inner, initial_state, run_window
 from ray_distill.errors import RunError
 from ray_distill.planning import images as planning_images
-from ray_distill.planning.estimate import Group, Probed, num_validations, row, rows
-from ray_distill.planning.images import RealImages, named, real_images
-from ray_distill.planning.memory_fit import record, setting_to_lower
-from ray_distill.planning.probes import BatchProbe, Setting, StepProbe, ValidationProbe, in_own_process
-from ray_distill.planning.unroll_memory import mean_steps, replayed_steps, states_kept
+from ray_distill.planning.estimate import (
+    GroupCost,
+    ProbeResults,
+    mean_steps,
+    num_validations,
+    plan_row,
+    replayed_steps,
+    stored_states,
+    table_rows,
+)
+from ray_distill.planning.images import ImageInfo, image_info, known_images
+from ray_distill.planning.memory_fit import plan_record, setting_to_lower
+from ray_distill.planning.probes import BatchProbe, ProbeSettings, StepProbe, ValidationProbe, run_probe
 from tests.helpers.hub_files import encode, write_images
 from tests.helpers.tiny import Bench, tiny_config
 
@@ -74,8 +82,8 @@ def test_the_mean_unroll_is_that_of_the_draws(name: str) -> None:
 def test_replayed_windows_count_their_steps_twice() -> None:
     """Ten steps in room for 7 states: segments of 5 take 2 + 5, so the first 5 steps are taken twice. In room for
     10: none are."""
-    assert (replayed_steps(10, 7), states_kept(10, 7)) == (5, 7)
-    assert (replayed_steps(10, 10), states_kept(10, 10)) == (0, 10)
+    assert (replayed_steps(10, 7), stored_states(10, 7)) == (5, 7)
+    assert (replayed_steps(10, 10), stored_states(10, 10)) == (0, 10)
     # Lengths 1 .. 7 fit; 8, 9 and 10 in segments of 4 + 2, 5 + 2 and 5 + 2 or larger: see segment_length.
     replayed = sum(replayed_steps(length, 7) for length in (8, 9, 10)) / 10
     assert mean_steps(RBPTT(unroll_length=Constant(10)), 3, 7).replayed == pytest.approx(replayed)
@@ -116,10 +124,10 @@ def test_the_bytes_of_a_state_are_those_that_a_window_keeps(bench: Make) -> None
     assert bytes_per_state(b.config, inner.network, 2, group_size=2) == expected
 
 
-IMAGES = RealImages(shape=(3, 32, 32), num_classes=10, num_train=900, num_validation=100, known_by="made up")
+IMAGES = ImageInfo(shape=(3, 32, 32), num_classes=10, num_train=900, num_validation=100, known_by="made up")
 
 
-def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **changes: int) -> Probed:
+def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **changes: int) -> ProbeResults:
     """A burn-in step takes 1 s, a window step 3 s, draws 0.5 s, a pass of 10 real images 2 s; 50 scores 5 s; a group of
     two as long as one. States of 0.01 GiB; parts that take 1 GiB unless said."""
     sizes = {"pass_bytes": GIB, "draw_bytes": GIB, "held_bytes": GIB, "score_bytes": GIB} | changes
@@ -127,14 +135,14 @@ def probed(config: Config, memory_gib: float = 100.0, at_once: int = 1, **change
     batch = BatchProbe(0.5, 4.0, 20, sizes["draw_bytes"], sizes["held_bytes"])
     rule, _ = settings.truncation_rule(config)
     most = int(config.compute.state_memory_gib * 100)
-    group = Group(
+    group = GroupCost(
         steps=steps,
         batch=batch,
         mean=mean_steps(rule, config.outer.steps, most),
-        states=states_kept(settings.longest_window(config), most),
+        states=stored_states(settings.longest_window(config), most),
     )
     in_twos = [2] * (config.replicas // 2) + [1] * (config.replicas % 2)
-    return Probed(
+    return ProbeResults(
         config=config,
         images=IMAGES,
         sizes=in_twos if at_once == 2 else [1] * config.replicas,
@@ -152,7 +160,7 @@ def test_seconds_are_shared_out_like_replicas() -> None:
     A network of a validation: 6 burn-in steps + 5 s x 100 / 50 = 16 s; two of them; 20 steps with 4 validations.
     """
     config = tiny_config(replicas=3, outer={"batch_size": 40})
-    by_workers = {r.workers: r for r in rows(probed(config))}
+    by_workers = {r.workers: r for r in table_rows(probed(config))}
     assert list(by_workers) == [1, 2, 4, 8]
     assert [r.outer_step_s for r in by_workers.values()] == [57.0, 38.0, 19.0, 19.0]
     assert [r.validation_s for r in by_workers.values()] == [32.0, 16.0, 16.0, 16.0]
@@ -161,8 +169,8 @@ def test_seconds_are_shared_out_like_replicas() -> None:
     assert by_workers[2].run_s == 20 * 38.0 + 4 * 16.0
     assert by_workers[4].device_s == 4 * (20 * 19.0 + 4 * 16.0)
     elastic = tiny_config(replicas=6, cluster={"num_workers": 6, "min_workers": 3})
-    assert [r.workers for r in rows(probed(elastic))] == [1, 2, 3, 4, 6, 8]
-    in_twos = rows(probed(config, at_once=2))
+    assert [r.workers for r in table_rows(probed(elastic))] == [1, 2, 3, 4, 6, 8]
+    in_twos = table_rows(probed(config, at_once=2))
     assert [(r.outer_step_s, r.replicas_each, r.idle) for r in in_twos] == [
         (38.0, 3, 0),
         (19.0, 2, 0),
@@ -177,7 +185,7 @@ def test_compiling_counts_for_every_size_of_group() -> None:
         p = probed(tiny_config(replicas=4), at_once=at_once)
         groups = {n: replace(g, steps=g.steps._replace(compile_s=60.0)) for n, g in p.groups.items()}
         for workers in (1, 2):
-            took = row(replace(p, groups=groups), workers).run_s - row(p, workers).run_s
+            took = plan_row(replace(p, groups=groups), workers).run_s - plan_row(p, workers).run_s
             assert took == pytest.approx(expected)
 
 
@@ -190,7 +198,7 @@ def test_a_machine_has_the_driver_and_all_workers() -> None:
     """A worker has its libraries and the window's 3 states, a pass and the real batch; images are mapped and do not count."""
     p = probed(tiny_config(replicas=2))
     assert p.memory.total == GIB // 2 + 3 * (GIB // 100) + 2 * GIB
-    assert row(p, 2).needed_bytes == GIB // 2 + 2 * p.memory.total
+    assert plan_row(p, 2).needed_bytes == GIB // 2 + 2 * p.memory.total
 
 
 def test_a_gpu_counts_its_own_memory() -> None:
@@ -198,8 +206,8 @@ def test_a_gpu_counts_its_own_memory() -> None:
     that would fill more than half of it stay where they are."""
     p = probed(tiny_config(replicas=2, cluster={"use_gpu": True}))
     work = 3 * (GIB // 100) + 2 * GIB
-    assert row(p, 2).needed_bytes == p.memory.total == GIB // 2 + 1000 * 3072 + work
-    assert row(p, 1).needed_bytes == row(p, 2).needed_bytes
+    assert plan_row(p, 2).needed_bytes == p.memory.total == GIB // 2 + 1000 * 3072 + work
+    assert plan_row(p, 1).needed_bytes == plan_row(p, 2).needed_bytes
     whitened = probed(tiny_config(replicas=2, cluster={"use_gpu": True}, data={"preprocessing": "zca"}))
     assert whitened.memory.data == 4 * 1000 * 3072
     assert replace(whitened, memory_bytes=2 * 4 * 1000 * 3072 - 1).memory.data == 0
@@ -235,7 +243,7 @@ def test_the_setting_to_lower_is_named_with_a_value_that_fits(name: str) -> None
     p = probed(tiny_config(**({"precision": "float32", "replicas": 1} | sections)), memory_gib, **sizes)
     lever = setting_to_lower(p)
     assert (lever and (lever.key, lever.now, lever.to)) == expected
-    assert row(p, p.config.cluster.num_workers).fits == (name == "enough")
+    assert plan_row(p, p.config.cluster.num_workers).fits == (name == "enough")
 
 
 def test_lowered_states_are_what_a_plan_then_counts() -> None:
@@ -244,45 +252,45 @@ def test_lowered_states_are_what_a_plan_then_counts() -> None:
         config = tiny_config(
             precision="float32", replicas=1, compute={"state_memory_gib": gib}, truncation=LONG["truncation"]
         )
-        assert row(probed(config, 4.9), 1).fits == fits
+        assert plan_row(probed(config, 4.9), 1).fits == fits
 
 
 def test_known_datasets_need_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert named("tiny-imagenet").shape == (3, 64, 64)
-    assert named("imagenet", 32).shape == (3, 32, 32)
-    assert (named("cifar100").num_classes, named("cifar100").num_train) == (100, 50_000)
-    some = named("cifar100", classes=[3, 5, "whale"])
+    assert known_images("tiny-imagenet").shape == (3, 64, 64)
+    assert known_images("imagenet", 32).shape == (3, 32, 32)
+    assert (known_images("cifar100").num_classes, known_images("cifar100").num_train) == (100, 50_000)
+    some = known_images("cifar100", classes=[3, 5, "whale"])
     assert (some.num_classes, some.num_train) == (3, 1_500)
-    monkeypatch.setitem(planning_images._NAMED, "digits", (3, 16, 7, 1000))
-    images = real_images(tiny_config(data={"limit": None, "validation_fraction": 0.1}))
+    monkeypatch.setitem(planning_images._KNOWN, "digits", (3, 16, 7, 1000))
+    images = image_info(tiny_config(data={"limit": None, "validation_fraction": 0.1}))
     assert (images.shape, images.num_classes) == ((3, 16, 16), 7)
     assert (images.num_train, images.num_validation) == (900, 100)
-    few = real_images(tiny_config(data={"limit": 200, "validation_fraction": 0.1}))
+    few = image_info(tiny_config(data={"limit": 200, "validation_fraction": 0.1}))
     assert (few.num_train, few.num_validation) == (180, 20)
 
 
 def test_other_sources_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two files of 30 images of 5 classes: 6 are decoded, of which the last has colour; all are counted, and a fifth is
     held out. The cache stays empty."""
-    monkeypatch.setattr(planning_images, "_LOOKED_AT", 6)
+    monkeypatch.setattr(planning_images, "_NUM_INSPECTED", 6)
     grey, colour = (encode(np.zeros(shape, np.uint8)) for shape in ((4, 6), (4, 6, 3)))
     for name in ("train-0.parquet", "train-1.parquet"):
         write_images(tmp_path / name, [grey] * 5 + [colour] * 25, [i % 5 for i in range(30)])
     monkeypatch.setenv("RAY_DISTILL_CACHE", str(tmp_path / "cache"))
-    images = real_images(tiny_config(data={"source": f"parquet:{tmp_path}", "limit": None}))
+    images = image_info(tiny_config(data={"source": f"parquet:{tmp_path}", "limit": None}))
     assert (images.shape, images.num_classes) == ((3, 4, 6), 5)
     assert (images.num_train, images.num_validation) == (48, 12)
     assert not (tmp_path / "cache").exists()
 
 
-def die(setting: Setting) -> int:
+def die(setting: ProbeSettings) -> int:
     os._exit(9)
 
 
 def test_a_probe_that_is_killed_is_not_waited_for() -> None:
-    setting = Setting(config={}, images=IMAGES, at_once=1, compiled=False)
-    with pytest.raises(RunError, match="ended from outside"):
-        in_own_process(die, setting)
+    setting = ProbeSettings(config={}, images=IMAGES, group_size=1, compiled=False)
+    with pytest.raises(RunError, match="was killed, probably for lack of memory"):
+        run_probe(die, setting)
 
 
 runner = CliRunner()
@@ -318,7 +326,7 @@ def test_a_plan_is_probed_printed_and_kept(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("engine=higher", "engine: plans are made for the adjoint"),
+        ("engine=higher", "engine: only `adjoint` can be planned"),
         ("outer.batch_size=500", "outer.batch_size: must be at most the 160 training images (got 500)"),
         ("cluster.use_gpu=true", "cluster.use_gpu: a plan is measured on this machine"),
         ("inner.classes_per_batch=11", "inner.classes_per_batch: must be at most the 10 classes"),
@@ -340,13 +348,13 @@ def test_what_does_not_go_is_said() -> None:
     """Three replicas on this machine's two cores, one for each worker; 5 GiB hold 0.5 of the driver and one
     worker of 2.53."""
     p = probed(tiny_config(replicas=3, precision="float32"), memory_gib=5.0)
-    assert record(p, setting_to_lower(p))["setting_to_lower"] is None
-    table = _table(p, rows(p))
+    assert plan_record(p, setting_to_lower(p))["setting_to_lower"] is None
+    table = _table(p, table_rows(p))
     assert [list(column.cells)[2] for column in table.columns[:1]] == ["4 (1 idle)"]
-    assert [f"{r.needed_bytes / GIB:.2f}" for r in rows(p)] == list(table.columns[-1].cells)
+    assert [f"{r.needed_bytes / GIB:.2f}" for r in table_rows(p)] == list(table.columns[-1].cells)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("os.cpu_count", lambda: 2)
-        idle, cores, memory = _limits(p, rows(p))
+        idle, cores, memory = _limits(p, table_rows(p))
     assert idle.startswith("4, 8 workers: not allowed, more than the 3 group(s)")
     assert cores.startswith("4, 8 workers: need more than this machine's 2 cores")
     assert memory.startswith("2, 4, 8 workers: do not fit in the memory")
