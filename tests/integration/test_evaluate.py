@@ -1,10 +1,12 @@
-"""The evaluation with real actors: the table of the jobs done here, also when actors die; what is kept and recorded."""
+"""Evaluations on real actors: the numbers are those of the jobs run here, also when actors die; files, MLflow, Ray."""
 
 import json
 import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +33,9 @@ from tests.helpers.tiny import tiny_config
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
-    """Two sets, two horizons, a chosen lr; actors killed after three results, at random, whatever they do then: the
-    table of all jobs done here one by one."""
+def test_the_pool_gives_the_numbers_of_the_jobs_even_if_actors_die() -> None:
+    """Two sets, two horizons, a tuned lr; actors are killed after three random results: the same numbers as from all jobs
+    run here, one by one."""
     seed = random.randrange(10**6)
     print("seed", seed)
     config = tiny_config(
@@ -49,7 +51,7 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     times = random.Random(seed).sample(range(1, 20), 3)
     killed: list[int] = []
 
-    def kill(done: int, said: str) -> None:
+    def kill(done: int, message: str) -> None:
         if done in times and (actors := descendants_named("ray::_Retrainer")):
             os.kill(actors[-1], signal.SIGKILL)
             killed.append(actors[-1])
@@ -62,9 +64,9 @@ def test_the_pool_gives_what_the_jobs_give_even_if_actors_die() -> None:
     assert stats.num_retries <= len(killed)
 
 
-def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
-    """From Python, into a folder and a store: files and metrics, the inner steps as their steps, under the run that made
-    the set. Again: nothing is trained. One seed more: the same MLflow run, with the new means. The store away: a warning.
+def test_results_are_saved_logged_and_extended(tmp_path: Path) -> None:
+    """From Python, into a folder and a store: files, and metrics over inner steps in a child of the run that made the set.
+    Again: nothing is trained. One more seed: the same MLflow run, with the new means. Store unreachable: a warning.
     Another set: refused."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     open_store(uri, "ray_distill")
@@ -113,7 +115,7 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     gpu = tiny_config(evaluation={"horizons": [5, 10], "networks": ["mlp1"]}, cluster={"use_gpu": True})
     with pytest.raises(ConfigError, match=r"use_gpu: an actor needs 0\.25 GPU, the cluster has 0"):
         evaluate([replace(evaluation_set_of(config), config=gpu)], silent, tmp_path / "gpu")
-    assert not (tmp_path / "gpu").exists(), "it is told before anything is written"
+    assert not (tmp_path / "gpu").exists(), "nothing was written before the error"
 
     before = (folder / "records.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="another evaluation"):
@@ -121,9 +123,9 @@ def test_results_are_kept_recorded_and_added_to(tmp_path: Path) -> None:
     assert (folder / "records.jsonl").read_bytes() == before
 
 
-def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
-    """Ten digits as flat pixels in an .npz: `retrain_on_pool` with a statement gives the numbers of importing the file first
-    and judging the artefact. A statement about none of the sets is refused."""
+def test_a_set_of_another_method_is_evaluated_in_one_command(tmp_path: Path) -> None:
+    """Ten digits as flat pixels in an .npz: `evaluate --like` gives the numbers of importing the file first and evaluating
+    the result. `--like` for none of the sets is refused."""
     config = tiny_config(network={"name": "mlp1", "width": 32}, evaluation={"seeds": 2, "horizons": [300]})
     digits = load_digits()
     firsts = [int((digits.target == k).argmax()) for k in range(10)]
@@ -154,9 +156,9 @@ def test_another_methods_set_is_judged_in_one_command(tmp_path: Path) -> None:
 
 
 def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> None:
-    """A set of two images per class with learnt labels, by real actors: every baseline, treatment and subset is a row;
-    the scores are those of its rows, in the JSON, the table, MLflow and words; and there are the pictures. What herding and
-    k-means choose is chosen once for both seeds."""
+    """A set of two images per class with learnt labels: every baseline, treatment and subset is a row; the scores are
+    those of its rows, in the JSON, the table, MLflow and print; and there are the figures. The coresets of herding and
+    k-means are selected once for both seeds."""
     config = tiny_config(
         distilled={"ipc": 2, "learn_labels": True},
         evaluation={"horizons": [3, 6], "networks": ["mlp1"], "subset_draws": None},
@@ -172,7 +174,7 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
     assert done.failures == []
     assert done.pool_stats is not None
     jobs = [job for spec, lr in done.lrs.items() for job in jobs_for(spec, range(spec.num_networks), lr)]
-    assert done.pool_stats.num_jobs == len(jobs) + 2, "herding and k-means are chosen once each"
+    assert done.pool_stats.num_jobs == len(jobs) + 2, "herding and k-means are selected once each"
     acc = {(row.kind, row.treatment): row.mean for row in at_last_horizon(done.rows)}
     treated = [("distilled", how) for how in ("own", "hard_labels", "no_augmentation", "augmentation")]
     treated += [("random_real", how) for how in ("own", "no_augmentation", "augmentation")]
@@ -218,9 +220,43 @@ def test_robustness_subsets_and_all_baselines_from_one_call(tmp_path: Path) -> N
     assert len(whole[0]) == 1
 
 
+def test_a_process_connects_to_ray_once(tmp_path: Path) -> None:
+    """A first call starts a local cluster, which stays for the second; a caller's own is used and left running."""
+    config = tiny_config(evaluation={"horizons": [1], "seeds": 1})
+    dataset_of(config).save(tmp_path / "mine.parquet")
+    code = """
+import ray
+from ray_distill.artifacts.dataset import DistilledDataset
+from ray_distill.evaluation.run import evaluate_sets
+dataset = DistilledDataset.load("mine.parquet")
+def call():
+    evaluation = evaluate_sets({"mine": dataset}, networks=["mlp1"], baselines=[])
+    assert len(evaluation.rows) == 1 and not evaluation.failures
+    return ray.get_runtime_context().gcs_address
+first = call()
+assert call() == first
+ray.shutdown()
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+own = ray.get_runtime_context().gcs_address
+assert call() == own != first
+assert ray.is_initialized()
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
-def test_a_network_that_no_machine_can_hold_is_a_row(tmp_path: Path) -> None:
-    """A second layer of 65,536 x 65,536 x 3 x 3 float64, 3.1e11 bytes, really asked for: three actors are lost with it, and the
+def test_a_network_too_large_for_memory_is_a_row(tmp_path: Path) -> None:
+    """A second layer of 65,536 x 65,536 x 3 x 3 float64, 3.1e11 bytes, really allocated: it fails on three actors, and the
     table says why; the other network is there."""
     config = tiny_config(network={"width": 65_536}, evaluation={"horizons": [1], "seeds": 1})
     options = {"networks": ["convnet2", "mlp1"], "baselines": []}
