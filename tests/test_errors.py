@@ -23,8 +23,8 @@ from ray_distill.utils.atomic import write_text
         (errno.EACCES, 2, "error: "),
         (errno.EROFS, 2, "error: "),
         (errno.ENAMETOOLONG, 2, "error: "),
-        (errno.ENOSPC, 1, "Free disk space; go on like this"),
-        (errno.EDQUOT, 1, "Free disk space; go on like this"),
+        (errno.ENOSPC, 1, "Free disk space; resume like this"),
+        (errno.EDQUOT, 1, "Free disk space; resume like this"),
         (errno.EIO, 1, "failed: "),
         (errno.ECONNREFUSED, 1, "failed: "),
         (errno.ETIMEDOUT, 1, "failed: "),
@@ -36,7 +36,7 @@ def test_a_wrong_path_is_a_user_error_and_a_failing_system_is_not(
 ) -> None:
     """By errno, which pyarrow's object stores do not set. The message names the path."""
     error = OSError("the bucket is away") if number is None else OSError(number, "so", str(tmp_path / "a"))
-    with pytest.raises(typer.Exit) as ended, exit_codes("go on like this"):
+    with pytest.raises(typer.Exit) as ended, exit_codes("resume like this"):
         raise error
     assert ended.value.exit_code == code
     message = capsys.readouterr().err

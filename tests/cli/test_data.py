@@ -1,4 +1,4 @@
-"""`data prepare`: what it says of the data, that a second time costs nothing, and the picture."""
+"""`data prepare`: its summary of the data, that a second time costs nothing, and the picture."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "prepared"
 
 
-def test_it_says_what_the_data_are_and_where_they_lie(cache: Path) -> None:
-    """Counts, classes, seconds, megabytes, the folder and the picture; again, that all of it was there."""
+def test_it_summarises_the_data_and_where_they_are_cached(cache: Path) -> None:
+    """Counts, classes, seconds, megabytes, the folder and the picture; the second time, that everything was cached."""
     said = prepared("digits", "--set", "data.preprocessing=zca")
     for part in (
         "digits: 1,438 development images of 1x8x8, 10 classes",
@@ -46,7 +46,7 @@ def test_it_says_what_the_data_are_and_where_they_lie(cache: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
 
 
-def test_a_run_finds_what_was_prepared(cache: Path) -> None:
+def test_a_run_uses_what_was_prepared(cache: Path) -> None:
     """Prepared by an experiment's file: nothing is left for the run itself to do."""
     from ray_distill.builders.experiment import load_development_data
     from ray_distill.config.load import load_config
@@ -61,7 +61,7 @@ def test_a_run_finds_what_was_prepared(cache: Path) -> None:
     assert said == []
 
 
-def test_unbalanced_and_broken_images_without_a_test_split_are_told(cache: Path, tmp_path: Path) -> None:
+def test_class_sizes_broken_images_and_a_missing_test_split_are_reported(cache: Path, tmp_path: Path) -> None:
     """Five of a, two of b, one of them broken; no test data: said, and no obstacle."""
     for name, count in (("a", 5), ("b", 3)):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_unbalanced_and_broken_images_without_a_test_split_are_told(cache: Path,
     assert Image.open(sheet).size[0] > 100
 
 
-def test_many_classes_and_channels_are_summed_up(cache: Path, tmp_path: Path) -> None:
+def test_many_classes_and_channels_are_summarised(cache: Path, tmp_path: Path) -> None:
     """30 classes of 2 or 3 images with 5 channels: the range of counts, and a picture of their mean."""
     labels = np.array([k for k in range(30) for _ in range(3 if k == 7 else 2)])
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4, 5), dtype=np.uint8)

@@ -47,23 +47,23 @@ def test_what_is_refused_before_anything_starts(
     one message, nothing written."""
     folder = SearchDir(tmp_path / "s")
 
-    def told(*arguments: str) -> str:
+    def refused(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["search", str(search_file), "--out", str(folder.path), *arguments])
         assert result.exit_code == 2
         return result.stderr
 
-    assert "holds no search (no readable search.json)" in told("--resume")
+    assert "holds no search (no readable search.json)" in refused("--resume")
     assert not folder.path.exists()
     folder.claim(tiny_search(), Tracker("sqlite:////there/mlflow.db", "abc"))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
-    assert "Use --resume to continue the search in it" in told()
-    assert "holds a search of another configuration" in told("--resume", "--set", "seed=1")
+    assert "Use --resume to continue the search in it" in refused()
+    assert "holds a search of another configuration" in refused("--resume", "--set", "seed=1")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "optuna, which is not installed; `pip install optuna`" in told("--set", "algorithm=optuna")
-    assert "space.outer.lr: a grid needs" in told("--set", "space={outer.lr: {grid: [1]}}")
+    assert "optuna, which is not installed; `pip install optuna`" in refused("--set", "algorithm=optuna")
+    assert "space.outer.lr: a grid needs" in refused("--set", "space={outer.lr: {grid: [1]}}")
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
     with folder.lock():
-        assert "another process is at work in it" in told("--resume")
+        assert "another process is at work in it" in refused("--resume")
     (folder.path / LOCK).unlink()
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 

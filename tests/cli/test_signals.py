@@ -1,4 +1,4 @@
-"""A command that something else starts and stops: SIGTERM is an interrupt, and results are not thrown away."""
+"""Commands stopped by a scheduler: SIGTERM is an interrupt, and results do not go to a folder that will be deleted."""
 
 import os
 import signal
@@ -38,19 +38,19 @@ def test_sigterm_is_an_interrupt_once() -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_an_exit_code_and_an_advice(
+def test_a_signal_gives_an_exit_code_and_advice(
     number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """128 + the signal's number, as shells have it."""
+    """128 + the signal's number, as in shells."""
     # What a shell starts in the background ignores Ctrl-C, these tests too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(typer.Exit) as ended, exit_codes("go on like this"):
+        with pytest.raises(typer.Exit) as ended, exit_codes("resume like this"):
             os.kill(os.getpid(), number)
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended.value.exit_code == code == 128 + number
-    assert capsys.readouterr().err == "interrupted; go on like this\n"
+    assert capsys.readouterr().err == "interrupted; resume like this\n"
 
 
 def unpacked(tmp_path: Path) -> Path:
