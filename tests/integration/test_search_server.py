@@ -1,4 +1,4 @@
-"""A search recorded at a real MLflow server that crashes in mid-run and comes back."""
+"""A search logged to a real MLflow server that crashes during the search and is restarted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
         yield server
 
 
-def points(first: int, last: int) -> list[StepMetrics]:
+def steps(first: int, last: int) -> list[StepMetrics]:
     return [
         StepMetrics(s, {"seconds_per_outer_step": 0.1, "outer_loss": 1.0 / s}, 1e9 + s)
         for s in range(first, last + 1)
@@ -31,14 +31,14 @@ def points(first: int, last: int) -> list[StepMetrics]:
 
 def children(parent: Tracker) -> dict[str, Any]:
     experiment = parent.client.get_run(parent.run_id).info.experiment_id
-    found = parent.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
-    assert len({run.info.run_name for run in found}) == len(found)
-    return {run.info.run_name: run for run in found}
+    runs = parent.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run for run in runs}
 
 
-def test_a_server_that_crashes_loses_and_doubles_nothing(server: MlflowServer, tmp_path: Path) -> None:
-    """SIGKILL for the server while points are on their way; the trials go on, one begins and one ends without it.
-    When it is back it has every step of every trial once, and each trial once, ended as it ended."""
+def test_a_server_that_crashes_loses_and_duplicates_nothing(server: MlflowServer, tmp_path: Path) -> None:
+    """SIGKILL for the server while steps are being sent; meanwhile trials continue, one starts and one ends. After its restart
+    it has every step of every trial once, and each trial once, with its own end."""
     open_store(server.uri, "tests")
     parent = create_run(server.uri, "tests", "search", {}, {})
     tracking = SearchTracking(parent, tmp_path)
@@ -46,17 +46,17 @@ def test_a_server_that_crashes_loses_and_doubles_nothing(server: MlflowServer, t
         tracking.begin_trial(name, {"inner.lr": 0.1})
     for step in range(1, 31):
         for name in ("a", "b"):
-            tracking.log_steps(name, points(step, step))
-    eventually(lambda: tracking.queue.num_pending < 30, "the first points")
-    assert tracking.queue.num_pending > 0, "the server was not killed in mid-run"
+            tracking.log_steps(name, steps(step, step))
+    eventually(lambda: tracking.queue.num_pending < 30, "the first steps")
+    assert tracking.queue.num_pending > 0, "the server was not killed during the search"
     server.stop()
-    tracking.log_steps("a", points(31, 40))
+    tracking.log_steps("a", steps(31, 40))
     tracking.end_trial("a", "stopped")
     tracking.begin_trial("c", {"inner.lr": 0.3})
-    tracking.log_steps("c", points(1, 5))
-    eventually(lambda: tracking.queue.last_error, "the news that the server is away")
+    tracking.log_steps("c", steps(1, 5))
+    eventually(lambda: tracking.queue.last_error, "an error, as the server is down")
     server.start()
-    tracking.log_steps("b", points(31, 35))
+    tracking.log_steps("b", steps(31, 35))
     for name in ("b", "c"):
         tracking.end_trial(name, "finished")
     assert tracking.close("FINISHED") == []
