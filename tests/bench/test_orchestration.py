@@ -124,7 +124,7 @@ WRONG = [
     (["overhead", "--set", "outer.stepz=3"], "outer.stepz"),
     (["overhead", "nowhere.yaml"], "nowhere.yaml"),
     (["workers", "--set", "replicas=3"], "multiple of 2, the workers (got 3)"),
-    (["workers", "--json", "no/such.json"], "there is no folder"),
+    (["workers", "--json", "no/such.json"], "folder no does not exist"),
     (["workers", "--json", "there.json"], "Use another --json"),
 ]
 
@@ -151,7 +151,7 @@ def test_two_workers_need_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_verb_says_what_it_measures() -> None:
     assert runner.invoke(app, ["bench", "--help"]).exit_code == 0
-    for verb, says in (("overhead", "steady state"), ("workers", "replicas per second")):
+    for verb, says in (("overhead", "overhead of Ray Train"), ("workers", "replicas per second")):
         result = runner.invoke(app, ["bench", verb, "--help"])
         assert result.exit_code == 0
         assert says in " ".join(result.output.split())
