@@ -1,1 +1,1 @@
-"""Benches: what the metagradient, replicas, seeds and the orchestration cost."""
+"""Benchmarks of the metagradient, of grouped replicas and seeds, and of the orchestration."""

@@ -1,4 +1,4 @@
-"""How the benches that need torch alone begin and end: arguments, a table that grows, records in a file, exit code."""
+"""Common parts of the benchmarks that need only torch: arguments, printed table, JSON records, exit code."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from ray_distill.utils.atomic import write_json
 def base_parser(
     name: str, about: str, *, ipc: Sequence[int], epilog: str | None = None
 ) -> argparse.ArgumentParser:
-    """The arguments that all have: the images, the machine, and where the records go."""
+    """A parser with the common arguments: images, machine, output file."""
     result = argparse.ArgumentParser(prog=f"ray-distill bench {name}", description=about, epilog=epilog)
     cuda = torch.cuda.is_available()
     result.add_argument("--ipc", type=int, nargs="+", default=list(ipc), help="images per class")
@@ -42,7 +42,7 @@ def base_parser(
 
 
 def check_arguments(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
-    """The shape of an image. Raises: UserError if one of the arguments of all, or of these, is no good."""
+    """The shape of an image. Raises: UserError if a common argument, or one of `numbers`, is invalid."""
     for name in (*numbers, "ipc", "width", "threads", "repeats"):
         found = getattr(parsed, name)
         if min(found) < 1 if isinstance(found, list) else found < 1:
@@ -72,7 +72,7 @@ def report(
     file: Path | None,
     notes: Sequence[str] = (),
 ) -> None:
-    """A line for each record as it is measured; all records so far in the file, if there is one; the notes."""
+    """Print a row for each record as it is measured, write all records so far to the file, print the notes."""
     print(header, flush=True)
     records = []
     for record in measured:
@@ -87,7 +87,7 @@ def report(
 
 
 def run_standalone(main: Callable[[], None]) -> None:
-    """The command of a module that is run by itself: a mistake is a message and exit code 2."""
+    """Run a module's `main`; a UserError prints a message and exits with code 2."""
     try:
         main()
     except UserError as e:

@@ -1,7 +1,4 @@
-"""The work that benches of the metagradient share: a problem, the ways to compute on it, a clock, arguments.
-
-Needs torch alone: these benches also run where nothing else is installed.
-"""
+"""The problem, the engines and the arguments of the metagradient benchmarks. Needs only torch."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -31,11 +28,11 @@ class EngineSpec:
     higher: bool = False
     product_form: str = "reverse"
     passes: bool = True
-    """Whether a batch is cut into passes that the cache holds."""
+    """Whether batches are split into microbatches that fit into the cache."""
     compiled: bool = False
     cuda_graphs: bool = False
     replay: bool = False
-    """Whether a window is replayed in segments of about its square root."""
+    """Whether a window is replayed in segments of about the square root of its length."""
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
     tf32: bool = False
@@ -69,7 +66,7 @@ ENGINES: dict[str, EngineSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MetagradientWork:
-    """What every engine of a bench does."""
+    """The work that a benchmark measures."""
 
     device: str
     image_shape: ImageShape
@@ -108,7 +105,7 @@ class MetagradientWork:
 
 
 class Problem(NamedTuple):
-    """The metagradient's arguments, for each of some replicas; those of the first n are the same whatever n."""
+    """The metagradient's arguments for several replicas; a replica's do not depend on their number."""
 
     inner: InnerProblem
     data: DistilledData
@@ -123,7 +120,7 @@ def problem(
 
     Args:
         inner_steps: how many there are draws for.
-        at_once: replicas that will be one computation: settles the size of its passes.
+        at_once: replicas that are computed together, which determines the microbatch size.
     """
     device, dtype, network = torch.device(work.device), spec.dtype, work.build()
     batch = NUM_CLASSES * work.ipc
@@ -162,13 +159,13 @@ def problem(
 
 
 def configure_process(work: MetagradientWork, spec: EngineSpec) -> None:
-    """Make this process compute as the work and the engine want it: threads, and TF32 or not."""
+    """Set this process's threads and TF32 for the work and the engine."""
     torch.set_num_threads(work.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
 
 
 def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:
-    """The arguments that describe the work, with these defaults, beside those of all benches."""
+    """A parser with the arguments that describe the work, besides the common ones."""
     engines = "engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items())
     result = harness.base_parser(name, about, ipc=ipc, epilog=engines)
     result.add_argument(

@@ -1,14 +1,12 @@
 """torchvision's classifiers as networks of `core`, by name: `torchvision:mobilenet_v2`.
 
-They are made for photographs of 224x224 and 1000 classes. Here the last layer has as many outputs as the data
-have classes; the first convolution has as many inputs as the images have channels; and for images of 64x64 or
-less, a first convolution with a stride becomes 3x3 with stride 1, and the max pool that follows it, if one does
-before the next convolution, is left out: the usual change for small images. All else is torchvision's, but for
-dropout and stochastic depth, which are off: what they draw is known to no stream, and randomness here is data.
+They are adapted to the data: the last layer to the number of classes, the first convolution to the number of channels.
+For images up to 64x64, a strided first convolution becomes 3x3 with stride 1, and a max pool before the second
+convolution is removed, as usual for small images. Dropout and stochastic depth are off, since their draws would not
+come from a stream. Hardsigmoid, which torch cannot differentiate twice, is replaced by the same function.
 
-Weights start by `Network.init`, as those of all networks do, and not by the architecture's own rule. Networks
-with other parameters than those of convolutions, linear layers and norms (vision transformers and their kin)
-are refused. One layer is written anew, as the same function: torch cannot differentiate Hardsigmoid twice.
+Weights are initialised by `Network.init`, like those of all networks. Networks with parameters other than those of
+convolutions, linear layers and norms (such as vision transformers) are refused.
 """
 
 from typing import Any
@@ -22,16 +20,16 @@ from torchvision.ops import StochasticDepth
 from ray_distill.core.networks.network import ImageShape, Network
 
 SMALL = 64
-"""Images up to this side get the stem for small images."""
+"""Images up to this size get the stem for small images."""
 _PLAIN = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
-"""Arguments that leave a network with one output, whatever the mode."""
+"""Arguments for networks that have auxiliary outputs otherwise."""
 
 
 class HardSigmoid(nn.Module):
-    """min(max(x + 3, 0), 6) / 6, of parts that can be differentiated any number of times."""
+    """min(max(x + 3, 0), 6) / 6, differentiable any number of times."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """The same shape."""
@@ -44,14 +42,14 @@ def _on_meta(name: str, num_classes: int) -> nn.Module:
         with torch.device("meta"):
             module: nn.Module = models.get_model(name, **arguments)
     except NotImplementedError:
-        # RegNets work out their widths with tensors. The generator that their weights are drawn from is put back.
+        # RegNets compute their widths with tensors. Their initialisation must not change the global generator.
         with torch.random.fork_rng(devices=[]):
             module = models.get_model(name, **arguments).to("meta")
     return module
 
 
 def _make_a_function(module: nn.Module) -> None:
-    """Nothing is drawn, and all can be differentiated twice."""
+    """Make the module deterministic and twice differentiable."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.modules.dropout._DropoutNd | StochasticDepth):
             layer.p = 0.0
@@ -90,7 +88,7 @@ def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def torchvision_network(name: str, image_shape: ImageShape, num_classes: int) -> Network:
-    """The classifier that torchvision knows by this name, fitted to the images and classes.
+    """The torchvision classifier of this name, adapted to the images and classes.
 
     Raises: ValueError for an unknown name, images that the network does not take, or a network that is refused.
     """
