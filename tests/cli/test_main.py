@@ -1,5 +1,6 @@
 """The command line: mistakes are one message and exit code 2 with nothing written; help and dry runs."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -194,6 +195,12 @@ READMES = [
     ROOT / "README.md",
     ROOT / "experiments" / "README.md",
     ROOT / "experiments" / "cluster" / "README.md",
+    ROOT / "experiments" / "examples" / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "ray_distill" / "README.md",
+    ROOT / "ray_distill" / "distillation" / "README.md",
+    ROOT / "ray_distill" / "storage" / "README.md",
 ]
 
 
@@ -214,6 +221,9 @@ def test_every_readme_command_parses(command: str, monkeypatch: pytest.MonkeyPat
     """Verbs and options exist, files that a command names are there, configurations load with its --set."""
     monkeypatch.chdir(ROOT)
     words = shlex.split(command.replace("pip install uv && ", ""))
+    if words == [".ci/wheel"]:
+        assert os.access(words[0], os.X_OK)
+        return
     if words[:3] == ["ray", "job", "submit"]:
         submitted = words.index("--")
         assert all(Path(word).exists() for word in words[3:submitted] if word.endswith(".yaml"))
@@ -222,6 +232,9 @@ def test_every_readme_command_parses(command: str, monkeypatch: pytest.MonkeyPat
             words[2:5] = ["ray-distill"]
     assert words[:2] == ["uv", "run"], command
     tool, *arguments = words[2:]
+    if tool == "python":
+        assert Path(arguments[0]).exists()
+        return
     assert tool in {"ray-distill", "pytest", "ruff", "mypy", "lint-imports", "mlflow"}
     if tool != "ray-distill":
         return
@@ -239,11 +252,11 @@ def test_every_readme_command_parses(command: str, monkeypatch: pytest.MonkeyPat
         assert unknown.exit_code == 2
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_link_of_a_readme_leads_somewhere(path: Path) -> None:
     """To a file that is there, and to a heading that it has."""
     links = re.findall(r"\]\(((?!https?:)[^)]+)\)", path.read_text())
-    assert len(links) >= 5
+    assert len(links) >= 2
     for link in links:
         name, _, heading = link.partition("#")
         target = path.parent / name
