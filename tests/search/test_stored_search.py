@@ -210,7 +210,11 @@ def test_one_driver_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
         ("s3://key:geheim@bucket/x", (), "base.cluster.storage: contains a password"),
         ("file://host/x", (), "cannot be used as storage: Unsupported hostname"),
-        ("{here}/full", (), "full: is not empty; nothing was written. Use --resume to go on with the search"),
+        (
+            "{here}/full",
+            (),
+            "full: is not empty; nothing was written. Use --resume to continue the search in it, or another base.cluster.storage.",
+        ),
         ("{here}/out", (), "is the search's folder, which holds everything anyway; remove the key"),
         ("{here}/free", ("--resume",), "free: holds no search (no readable search.json)"),
         (
