@@ -1,17 +1,16 @@
-"""What a distilled set is compared with: sets of the same budget made of real images, and parts of itself.
+"""Baselines of a distilled set: as many real images, selected in several ways, and subsets of the set itself.
 
 | | images of each class |
 |---|---|
-| random real | drawn without replacement, anew for each retraining |
-| herding | those whose mean comes close to the class mean, chosen one after another (Welling, "Herding dynamical weights to learn", ICML 2009, in the greedy form that coreset comparisons use) |
+| random real | drawn without replacement, for each retraining |
+| herding | those whose mean approximates the class mean, selected one by one (Welling, "Herding dynamical weights to learn", ICML 2009, in the greedy form of coreset comparisons) |
 | k-means | the centres of a clustering of the class, as in Wang et al., "Dataset distillation", 2018 |
-| subset | drawn from the distilled set itself without replacement, anew for each retraining |
+| subset | drawn from the distilled set without replacement, for each retraining |
 
-All of them are chosen among the training images as they are preprocessed, and in that space. The centres of k-means
-are taken as they are, rather than the real images nearest to them: that is the baseline of the field, and the
-stronger one, since means are less noisy than images; what can be had with real images herding says already.
+Real images are selected from the preprocessed training images, in that space. The baseline of k-means are the centres, not
+the real images nearest to them: that is the field's, and the stronger one, since means are less noisy than images.
 
-Herding and k-means take one pass over the training images each, and hold those of one class at a time: herding in
+Herding and k-means each take one pass over the training images, with one class in memory at a time: herding in
 float64, 123 MB for a class of CIFAR-10 (5,000 x 3,072), k-means in float32, half of that.
 
 Axes, beside those of the package: D numbers of an image.
@@ -29,13 +28,13 @@ from ray_distill.data.real_data import RealData
 
 
 def check_budget(data: RealData, ipc: int) -> None:
-    """Raises: DataError if a class has too few training images to choose ipc of them."""
+    """Raises: DataError if a class has fewer training images than ipc."""
     counts_K = torch.bincount(data.labels_N.cpu(), minlength=data.num_classes)
     k = int(counts_K.argmin())
     if counts_K[k] < ipc:
         raise DataError(
             f"class {k} has {int(counts_K[k])} training images, too few for a baseline with the set's {ipc} images of "
-            "each class; ask for evaluation.baselines without random_real, herding and k_means, or use more data"
+            "each class; remove random_real, herding and k_means from evaluation.baselines, or use more data"
         )
 
 
@@ -55,10 +54,10 @@ def subset_rows(num_classes: int, ipc: int, size: int, seed: int, index: int) ->
 
 
 def herding_rows(data: RealData, ipc: int) -> Tensor:
-    """Rows of ipc images of each class, in the order in which they were chosen: int64 [K * ipc].
+    """Rows of ipc images of each class, in the order of selection: int64 [K * ipc].
 
-    After t images with the sum s the next is the unchosen one x that brings the mean (s + x) / (t + 1) closest to
-    the mean of the class: the one closest to (t + 1) * mean - s. The first of several.
+    After t images with the sum s the next is the remaining image x that brings the mean (s + x) / (t + 1) closest to
+    the mean of the class: the one closest to (t + 1) * mean - s. The first on a tie.
     """
     chosen = []
     for rows_n, images_nD in _classes(data, torch.float64):
@@ -78,7 +77,7 @@ def herding_rows(data: RealData, ipc: int) -> Tensor:
 def k_means_centres(data: RealData, ipc: int, seed: int) -> DistilledData:
     """The centres of ipc clusters of each class: [K * ipc, C, H, W], with the class for a label.
 
-    scikit-learn's k-means from one k-means++ start, on one thread: with several, sums round as it happens.
+    scikit-learn's k-means from one k-means++ start, on one thread: with several, the rounding of sums is not deterministic.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits

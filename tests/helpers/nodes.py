@@ -1,6 +1,6 @@
-"""A Ray cluster of several nodes on this machine, started as people start one: `ray start`, with a token.
+"""A Ray cluster of several nodes on this machine, started with `ray start` and a token.
 
-Its ports and its temporary folder are its own, so that it disturbs no other cluster and is disturbed by none.
+Its ports and its temporary folder are its own, so that it does not interfere with other clusters.
 """
 
 import json
@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 
 class Nodes:
-    """The head and the nodes that were added."""
+    """The head and further nodes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,16 +40,16 @@ class Nodes:
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
         }
-        """Of its processes and of all that want to speak with it."""
+        """Of its processes and its clients."""
 
     @property
     def address(self) -> str:
-        """Of drivers, for RAY_ADDRESS."""
+        """For drivers, as RAY_ADDRESS."""
         return f"127.0.0.1:{self._port}"
 
     @property
     def jobs_address(self) -> str:
-        """Of `ray job`, for RAY_API_SERVER_ADDRESS."""
+        """For `ray job`, as RAY_API_SERVER_ADDRESS."""
         return f"http://127.0.0.1:{self._dashboard}"
 
     def start_head(self) -> None:
@@ -100,11 +100,11 @@ class Nodes:
 
     @property
     def newest(self) -> subprocess.Popen[bytes]:
-        """The node that was added last, of those that are there."""
+        """The node that was added last and is still running."""
         return self._running[-1]
 
     def remove(self, node: subprocess.Popen[bytes]) -> None:
-        """SIGKILL for all that belongs to a node."""
+        """SIGKILL all processes of a node."""
         for pid in [node.pid, *descendants_named("", node.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -112,12 +112,12 @@ class Nodes:
         self._running.remove(node)
 
     def end(self) -> None:
-        """SIGKILL for all."""
+        """SIGKILL all nodes."""
         for node in reversed(self._running):
             self.remove(node)
 
     def ask(self, path: str) -> Any:
-        """What the dashboard answers, JSON."""
+        """The dashboard's JSON response."""
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(f"{self.jobs_address}{path}", headers=token)
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -1,4 +1,4 @@
-"""The processes that a test starts: a port for one, waiting for it, those below it, to kill one of them; how far a run has come."""
+"""Processes that a test starts: free ports, waiting, descendants; and the progress of a run."""
 
 import os
 import re
@@ -17,10 +17,10 @@ def free_port() -> int:
 
 
 def wait_until(true: Callable[[], bool], what: str, within_s: float = 240.0) -> float:
-    """Waits, asking five times a second; the seconds that it took."""
+    """Poll five times a second. Returns: the seconds it took."""
     began = time.monotonic()
     while not true():
-        assert time.monotonic() - began < within_s, f"in vain: {what}"
+        assert time.monotonic() - began < within_s, f"timed out: {what}"
         time.sleep(0.2)
     return time.monotonic() - began
 
@@ -54,7 +54,7 @@ def descendants_named(name: str, ancestor: int | None = None) -> list[int]:
 
 
 def last_checkpoint(folder: Path) -> int:
-    """The outer step that Ray Train would go on from; 0 if there is none."""
+    """The outer step that Ray Train would resume from; 0 if there is none."""
     try:
         known = (folder / "train" / "run" / "checkpoint_manager_snapshot.json").read_text()
     except OSError:
@@ -63,7 +63,7 @@ def last_checkpoint(folder: Path) -> int:
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    """Waits until the run could go on from there, or fails if the process ends before."""
+    """Wait until the run can resume from a step; fails if the process ends before."""
     deadline = time.monotonic() + 200
     while last_checkpoint(folder) < step:
         assert process.poll() is None, process.communicate()

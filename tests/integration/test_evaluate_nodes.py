@@ -138,8 +138,8 @@ def test_beside_a_training_run(head: Nodes, table: list[Number], tmp_path: Path)
 
 
 def test_a_node_is_lost(head: Nodes, table: list[Number], tmp_path: Path) -> None:
-    """SIGKILL for all processes of a node whose actor has stopped in the midst of a job: that job is begun again by the
-    other actor, which does the rest too."""
+    """SIGKILL for all processes of a node whose actor has stopped in the midst of a job: that job is retried on the
+    other actor, which runs the rest too."""
     node = head.add()
     with evaluation(head, tmp_path / "here") as losing:
         wait_until(
