@@ -1,4 +1,4 @@
-"""A tiny source in colour, and a distilled set for it, that the tests of exchange share."""
+"""A tiny colour source and a distilled set for it, shared by the tests of import and export."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from tests.helpers.tiny import tiny_config
 
 CLASSES = ("cat", "dog", "owl")
 SHAPE = (3, 4, 6)
-"""Channels, height and width are three numbers, so that no order of axes looks like another."""
+"""Channels, height and width differ, so that no order of axes looks like another."""
 
 
 class World(NamedTuple):
@@ -31,7 +31,7 @@ class World(NamedTuple):
 
 
 def make_world(folder: Path, preprocessing: str = "zca", shape: tuple[int, int, int] = SHAPE) -> World:
-    """A source of 60 smooth random images, so that whitening changes them much."""
+    """A source of 60 smooth random images, which whitening changes a lot."""
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (60, *shape)).cumsum(axis=3) // np.arange(1, shape[2] + 1)
     images = images.astype(np.uint8)
@@ -50,7 +50,7 @@ def make_world(folder: Path, preprocessing: str = "zca", shape: tuple[int, int, 
 
 
 def set_of(world: World, **changes: Any) -> DistilledDataset:
-    """The world's six images as a set of ours, with hard labels unless others are given."""
+    """The world's six images as a distilled dataset, with hard labels by default."""
     return DistilledDataset(
         **{
             "images_NCHW": world.whitened_NCHW,

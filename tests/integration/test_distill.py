@@ -1,4 +1,4 @@
-"""Distillation by real Ray Train workers: the same numbers whatever carries them out."""
+"""Distillation by real Ray Train workers: the same numbers whatever computes them."""
 
 import json
 import logging
@@ -40,8 +40,8 @@ def history(tracker: Tracker, name: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in tracker.client.get_metric_history(tracker.run_id, name)]
 
 
-def test_one_worker_is_the_bare_loop_and_two_workers_agree(place: Place) -> None:
-    """5 outer steps in float64: 1 worker bit for bit, 2 workers to 1e-10; every point in MLflow once."""
+def test_one_worker_equals_the_plain_loop_and_two_workers_agree(place: Place) -> None:
+    """5 outer steps in float64: 1 worker bit for bit, 2 workers to 1e-10; every step in MLflow once."""
     sections = {"outer": {"steps": 5}, "checkpoint": {"every": 3}, "tracking": {"report_every": 2}}
     expected = alone(tiny_config(**sections))
     ends = {}
@@ -61,8 +61,8 @@ def test_one_worker_is_the_bare_loop_and_two_workers_agree(place: Place) -> None
 
 
 def test_too_few_cpus_are_refused_at_once(place: Place) -> None:
-    """Three workers with one CPU each on a cluster of two: an error that says so, instead of waiting;
-    unless the run is elastic, and goes with two."""
+    """Three workers with one CPU each on a cluster of two: an error at once, instead of waiting;
+    unless the run is elastic and can start with two."""
     config = tiny_config(replicas=3, cluster={"num_workers": 3})
     folder, tracker = place(config)
     with pytest.raises(ConfigError, match="need 3 CPUs, the cluster has 2"):
@@ -70,9 +70,9 @@ def test_too_few_cpus_are_refused_at_once(place: Place) -> None:
     check_cluster(tiny_config(replicas=3, cluster={"num_workers": 3, "min_workers": 2}))
 
 
-def test_an_elastic_run_waits_less_for_what_may_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has another number of workers to try; other runs wait for what is to come, as long as Train does; what the user
-    has set holds for all."""
+def test_an_elastic_run_has_a_shorter_placement_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can try another number of workers; other runs wait for nodes to come, as long as Train does; a value that the
+    user has set applies to all."""
     fixed = tiny_config(cluster={"num_workers": 2})
     elastic = tiny_config(cluster={"num_workers": 2, "min_workers": 1})
     assert placement_timeout_env(fixed) == {}
@@ -84,12 +84,12 @@ def test_an_elastic_run_waits_less_for_what_may_be_gone(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_resumed(
+def test_a_diverging_run_names_its_step_and_fails_the_same_way_when_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An inner lr of 1e300 from step 6 on makes every metagradient NaN on both workers: exit code 1 after steps 6 and 7,
-    without retries, and the same words again from the checkpoint of step 5. Kept is the D that the good steps gave,
-    in an MLflow run that FAILED and has the step before the last, which no cadence would have reported, once."""
+    without retries, and the same message again from the checkpoint of step 5. That holds the D of the finite steps. The
+    MLflow run is FAILED and has the last but one step, which no cadence would have reported, once."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = tiny_config(
         inner={"lr": {"schedule": "piecewise", "values": [1e-3, 1e300], "from_steps": [0, 6]}},
@@ -98,28 +98,28 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
     )
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     command = ["distill", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
-    said = []
+    messages = []
     for more in ([], ["--resume"]):
         result = CliRunner().invoke(app, [*command, *more])
         assert result.exit_code == 1, result.output
         assert "Traceback" not in result.output
-        said.append(result.stderr)
+        messages.append(result.stderr)
         tracker = RunDir(tmp_path / "run").tracker_to_resume(config)
         assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
         assert history(tracker, "nonfinite_steps") == [(7, 1.0)]
         assert [step for step, _ in history(tracker, "seconds_per_outer_step")] == list(range(1, 8))
-    assert said[0] == said[1]
+    assert messages[0] == messages[1]
     assert re.search(
-        r"^failed: outer step 7, window \[\d, \d\), replicas \[0, 1\]: .*; D was not changed", said[0]
+        r"^failed: outer step 7, window \[\d, \d\), replicas \[0, 1\]: .*; D was not changed", messages[0]
     )
-    kept = sorted((tmp_path / "run" / "train" / "run").glob("step_*/state.arrow"))
-    assert [path.parent.name for path in kept] == ["step_00000005"]
+    saved = sorted((tmp_path / "run" / "train" / "run").glob("step_*/state.arrow"))
+    assert [path.parent.name for path in saved] == ["step_00000005"]
     five = Bench(config)
     state = RunState.start(five.initial, five.experiment.outer)
     for _ in range(5):
         state, _ = outer_step(five.experiment, five.train, state, SingleProcess())
     torch.testing.assert_close(
-        load_state(kept[0], config.hash).state.data.images_NCHW,
+        load_state(saved[0], config.hash).state.data.images_NCHW,
         state.data.images_NCHW,
         rtol=1e-10,
         atol=1e-12,
@@ -127,26 +127,28 @@ def test_a_run_that_diverges_ends_with_its_place_and_says_the_same_when_it_is_re
 
 
 def cut(file: Path) -> None:
-    """As a machine leaves it that goes down while it writes."""
+    """Truncate it, as a crash in mid-write does."""
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
 
 
 @pytest.mark.slow
-def test_a_run_whose_checkpoints_were_damaged_goes_on_from_one_that_was_not(
+def test_a_run_with_damaged_checkpoints_resumes_from_an_intact_one(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its last checkpoint cut, a run of 15 outer steps goes on from the one after 10, on both workers, and says so in a
-    warning and in MLflow; then with Train's list of checkpoints cut, from their files. Each time the end is that of
-    the first time, bit for bit, with each measurement once, and all that Train lists is there, or it would not go on."""
+    """Its last checkpoint truncated, a run of 15 outer steps resumes from the one after 10, on both workers, with a warning
+    and a tag in MLflow; then with Train's snapshot truncated, from the checkpoints' files. Each time the result is that of
+    the first time, bit for bit, with each metric once, and everything in Train's snapshot exists, or it would not resume."""
     config = tiny_config(outer={"steps": 15}, cluster={"num_workers": 2}, tracking={"report_every": 2})
     data, (folder, tracker) = tiny_data(config), place(config)
-    kept_in = folder.train / "run"
-    book = kept_in / "checkpoint_manager_snapshot.json"
+    run_folder = folder.train / "run"
+    snapshot = run_folder / "checkpoint_manager_snapshot.json"
 
     def listed() -> list[str]:
-        names = [k["checkpoint_dir_name"] for k in json.loads(book.read_text())["checkpoint_results"]]
-        assert set(names) <= {path.name for path in kept_in.iterdir()}
+        names = [
+            result["checkpoint_dir_name"] for result in json.loads(snapshot.read_text())["checkpoint_results"]
+        ]
+        assert set(names) <= {path.name for path in run_folder.iterdir()}
         return names
 
     def once_more() -> RunState:
@@ -158,8 +160,8 @@ def test_a_run_whose_checkpoints_were_damaged_goes_on_from_one_that_was_not(
     assert [step for step, _ in losses] == list(range(1, 16))
     assert listed() == ["step_00000010", "step_00000015"]
     for damaged, lists in (
-        (kept_in / "step_00000015" / "state.arrow", ["step_00000015", "step_00000015-2"]),
-        (book, ["step_00000015-3"]),
+        (run_folder / "step_00000015" / "state.arrow", ["step_00000015", "step_00000015-2"]),
+        (snapshot, ["step_00000015-3"]),
     ):
         cut(damaged)
         again = once_more()
@@ -168,8 +170,8 @@ def test_a_run_whose_checkpoints_were_damaged_goes_on_from_one_that_was_not(
         assert history(tracker, "outer_loss") == losses
         assert str(damaged) in caplog.text
         assert listed() == lists
-    said = tracker.client.get_run(tracker.run_id).data.tags["damaged_checkpoints"]
-    assert said.startswith(
-        f"step_00000015: {kept_in / 'step_00000015' / 'state.arrow'} is truncated or corrupt"
+    tag = tracker.client.get_run(tracker.run_id).data.tags["damaged_checkpoints"]
+    assert tag.startswith(
+        f"step_00000015: {run_folder / 'step_00000015' / 'state.arrow'} is truncated or corrupt"
     )
-    assert said.endswith("the run resumes from outer step 10")
+    assert tag.endswith("the run resumes from outer step 10")

@@ -132,8 +132,8 @@ def test_a_worker_is_killed_and_the_last_checkpoint_damaged(
     draw: random.Random,
     tmp_path: Path,
 ) -> None:
-    """SIGKILL for the Train worker on one of the nodes; of the file that the workers would go on from, a part is left.
-    They go on from the one before, and the run says so."""
+    """SIGKILL for the Train worker on one node; the file that the workers would resume from is truncated. They resume from
+    the one before, and the run reports it."""
     cluster, node = nodes
     folder = tmp_path / "here" / "run"
     damaged = []
@@ -208,13 +208,13 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_there(
     undisturbed.check(folder, folder / "mlflow.db")
 
 
-def test_the_mlflow_server_is_away(
+def test_the_mlflow_server_is_killed_and_restarted(
     undisturbed: Undisturbed,
     nodes: tuple[Nodes, subprocess.Popen[bytes]],
     draw: random.Random,
     tmp_path: Path,
 ) -> None:
-    """SIGKILL for the server; it is started again up to three seconds later, which takes some more."""
+    """SIGKILL for the server, which is restarted up to three seconds later."""
     with mlflow_server(tmp_path) as server:
 
         def go_away() -> None:
@@ -222,7 +222,7 @@ def test_the_mlflow_server_is_away(
             time.sleep(3 * draw.random())
             server.start()
 
-        # Each report waits for the store's refusal: so the run does not end before the server is back.
+        # Each report waits for the failing call, so the run does not end before the server is back.
         often = tiny_config(**SECTIONS, tracking={"report_every": 1})
         disturbed(nodes[0], tmp_path / "here", draw, go_away, often, MLFLOW_TRACKING_URI=server.uri)
         undisturbed.check(tmp_path / "here" / "run", tmp_path / "mlflow.db")
@@ -243,7 +243,7 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def fill(file: Path) -> None:
-    """Write into it until there is no room for a byte."""
+    """Append to it until the disk is full."""
     with suppress(OSError), file.open("ab", buffering=0) as left:
         while left.write(bytes(4096)):
             pass
@@ -255,8 +255,8 @@ def test_the_disk_is_full(
     draw: random.Random,
     tmp_path: Path,
 ) -> None:
-    """A disk that holds the run, and something else that fills it: exit code 1 and one message that names the disk and says
-    how to go on, an MLflow run that FAILED, and the checkpoints before, whole. With room again, --resume goes on."""
+    """The disk of the run is filled by something else: exit code 1 and one message that names the disk and what to do, an
+    MLflow run that FAILED, and intact earlier checkpoints. With free space again, --resume finishes the run."""
     store = tmp_path / "store.db"
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
     with small_disk(tmp_path / "disk", 2**20) as disk:
@@ -267,7 +267,7 @@ def test_the_disk_is_full(
             time.sleep(draw.random())
             began = time.monotonic()
             while process.poll() is None:
-                # Again and again: a checkpoint that is deleted for a newer one makes room for the next.
+                # Again and again: deleting an old checkpoint frees space for the next.
                 fill(other)
                 assert time.monotonic() - began < 200
                 time.sleep(0.02)
@@ -300,8 +300,8 @@ def test_the_disk_is_full(
 
 
 @contextmanager
-def under_a_lock(store: Path) -> Iterator[None]:
-    """MLflow's sqlite store, so that nobody can read or write it."""
+def locked(store: Path) -> Iterator[None]:
+    """Locks MLflow's sqlite store against reads and writes."""
     connection = sqlite3.connect(store, isolation_level=None, timeout=30)
     connection.execute("begin exclusive")
     try:
@@ -310,14 +310,14 @@ def under_a_lock(store: Path) -> Iterator[None]:
         connection.close()
 
 
-def num_recorded(store: Path) -> int:
-    """Outer steps that MLflow has."""
+def num_logged(store: Path) -> int:
+    """Number of outer steps in MLflow."""
     with sqlite3.connect(store) as connection:
         return int(connection.execute("select count(*) from metrics where key = 'outer_loss'").fetchone()[0])
 
 
-def kill_one_at_work(name: str) -> None:
-    """SIGKILL for a process below this one that does a task of this name, in the midst of it."""
+def kill_one_running(name: str) -> None:
+    """SIGKILL for a descendant process that is running a task of this name."""
     killed = []
 
     def kill() -> bool:
@@ -339,10 +339,10 @@ def test_the_driver_is_killed_and_in_the_end_an_evaluation_actor(
     draw: random.Random,
     tmp_path: Path,
 ) -> None:
-    """SIGKILL for the driver, a client of a cluster that stays; --resume at once. MLflow's store is under a lock by then, and
-    eight reports waited for it, at whose patience of 20 s each the run would have stood still for minutes: they are in the
-    checkpoint. In the evaluation that ends the resumed run, at a moment in the first half of its results, an actor is
-    killed in the midst of a job: the table is that of the jobs done here one by one."""
+    """SIGKILL for the driver, a client of a cluster that stays; --resume at once. MLflow's store is locked by then, with
+    eight reports pending, whose timeouts of 20 s each would have blocked the run for minutes: they are in the checkpoint. In
+    the evaluation of the resumed run, among the first half of its results, an actor is killed in the middle of a job: the
+    table equals that of the jobs run here one by one."""
     cluster, folder = nodes[0], tmp_path / "here" / "run"
     judging: dict[str, object] = {
         "networks": ["mlp1"],
@@ -356,8 +356,8 @@ def test_the_driver_is_killed_and_in_the_end_an_evaluation_actor(
     process = started(cluster, tmp_path / "here", config)
     try:
         wait_for_checkpoint(process, folder, draw.randrange(EVERY, config.outer.steps // 2))
-        wait_until(lambda: num_recorded(store) > 0, "MLflow has some")
-        with under_a_lock(store):
+        wait_until(lambda: num_logged(store) > 0, "MLflow has some steps")
+        with locked(store):
             at = last_checkpoint(folder) + 4 * EVERY
             wait_until(lambda: last_checkpoint(folder) >= at, "the run goes on", within_s=100)
             time.sleep(draw.random())
@@ -366,7 +366,7 @@ def test_the_driver_is_killed_and_in_the_end_an_evaluation_actor(
             at = last_checkpoint(folder)
     finally:
         process.kill()
-    assert num_recorded(store) <= at - 3 * EVERY, "the store was not away"
+    assert num_logged(store) <= at - 3 * EVERY, "the store was not locked"
     assert at < config.outer.steps, "the run was over before its driver was killed"
 
     began = time.monotonic()
@@ -382,7 +382,7 @@ def test_the_driver_is_killed_and_in_the_end_an_evaluation_actor(
             ),
             f"{num} results",
         )
-        kill_one_at_work("ray::_Retrainer.run")
+        kill_one_running("ray::_Retrainer.run")
         out, err = process.communicate(timeout=280)
     finally:
         process.kill()

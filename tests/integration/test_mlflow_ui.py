@@ -1,4 +1,4 @@
-"""What a person sees of a search in MLflow's own pages, in a real browser."""
+"""A search as MLflow's UI shows it, in a real browser."""
 
 import json
 import math
