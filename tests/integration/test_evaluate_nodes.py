@@ -102,7 +102,7 @@ def table(head: Nodes, tmp_path_factory: pytest.TempPathFactory) -> list[Number]
     """What one actor finds out, on a whole cluster with one CPU."""
     with evaluation(head, tmp_path_factory.mktemp("alone") / "here") as alone:
         alone.ends()
-    assert "by 1 actor(s)" in alone.said
+    assert "on 1 actor(s)" in alone.said
     return numbers(alone)
 
 
@@ -124,7 +124,7 @@ def test_beside_a_training_run(head: Nodes, table: list[Number], tmp_path: Path)
         with evaluation(head, tmp_path / "one") as beside:
             beside.ends()
         assert numbers(beside) == table
-        assert "by 1 actor(s)" in beside.said
+        assert "on 1 actor(s)" in beside.said
         assert training.process.poll() is None
         with running(head, tmp_path, HOLDER) as other:
             other.says("has a CPU")
