@@ -88,7 +88,10 @@ def evaluation(nodes: Nodes, folder: Path) -> Iterator[Program]:
 def numbers(evaluation: Program) -> list[Number]:
     records, failures = read_results(evaluation.folder / "out" / "evaluation.json")
     assert failures == []
-    return sorted((r.of.subject, r.of.network, r.of.index, r.inner_steps, r.test_accuracy) for r in records)
+    return sorted(
+        (*(r.retraining.subject, r.retraining.network, r.retraining.index), r.inner_steps, r.test_accuracy)
+        for r in records
+    )
 
 
 @pytest.fixture(scope="module")
