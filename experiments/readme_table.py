@@ -18,8 +18,8 @@ from ray_distill.config import schedules, truncation
 from ray_distill.config.config import Config
 from ray_distill.config.load import read_yaml
 from ray_distill.data import sources
-from ray_distill.search import config as search
-from ray_distill.search import domains
+from ray_distill.tuning import config as search
+from ray_distill.tuning import domains
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

@@ -24,14 +24,14 @@ _MODULES = {
     "Evaluation": "evaluation.run",
     "Run": "api",
     "RunError": "errors",
-    "SearchConfig": "search.config",
+    "SearchConfig": "tuning.config",
     "SearchResult": "api",
     "UserError": "errors",
     "distill": "api",
     "evaluate": "api",
     "load_config": "config.load",
     "load_external_set": "api",
-    "load_search": "search.config",
+    "load_search": "tuning.config",
     "search": "api",
 }
 

@@ -11,7 +11,7 @@ from ray_distill.distillation.callbacks import Callback as Callback
 from ray_distill.errors import RunError as RunError
 from ray_distill.errors import UserError as UserError
 from ray_distill.evaluation.run import Evaluation as Evaluation
-from ray_distill.search.config import SearchConfig as SearchConfig
-from ray_distill.search.config import load_search as load_search
+from ray_distill.tuning.config import SearchConfig as SearchConfig
+from ray_distill.tuning.config import load_search as load_search
 
 __version__: str

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from ray_distill.artifacts.types import Layout, Space
     from ray_distill.evaluation.run import Evaluation
     from ray_distill.pipeline import Outcome
-    from ray_distill.search.accounting import SearchTime
-    from ray_distill.search.config import SearchConfig
-    from ray_distill.search.results import LeaderboardRow
     from ray_distill.storage.run_dir import RunDir
     from ray_distill.tracking.tracker import Tracker
+    from ray_distill.tuning.accounting import SearchTime
+    from ray_distill.tuning.config import SearchConfig
+    from ray_distill.tuning.results import LeaderboardRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class SearchResult:
     @cached_property
     def best_dataset(self) -> DistilledDataset:
         """The distilled dataset of the best trial."""
-        from ray_distill.search.search_dir import SearchDir
+        from ray_distill.tuning.search_dir import SearchDir
 
         return DistilledDataset.load(SearchDir(self.folder).artifact)
 
@@ -278,9 +278,9 @@ def search(
     """
     from ray_distill.cluster.connection import ray_while_preparing
     from ray_distill.pipeline import finalise_search, prepare, prepare_development
-    from ray_distill.search.config import load_search
-    from ray_distill.search.run import run_search
-    from ray_distill.search.search_dir import open_search_folder
+    from ray_distill.tuning.config import load_search
+    from ray_distill.tuning.run import run_search
+    from ray_distill.tuning.search_dir import open_search_folder
 
     began, bar = time.monotonic(), _bar(progress)
     settings = load_search(config, overrides)

@@ -27,12 +27,12 @@ from ray_distill.evaluation.run import (
     warn_on_failure,
 )
 from ray_distill.evaluation.worker import check_test_source, load_evaluation_set
-from ray_distill.search.run import SearchResult
-from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.preflight import check_reachable
 from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import Tracker, create_run, tracked_run
+from ray_distill.tuning.run import SearchOutcome
+from ray_distill.tuning.search_dir import SearchDir
 from ray_distill.utils.atomic import write_json
 from ray_distill.utils.progress import Bar, percent
 from ray_distill.utils.secrets import redact
@@ -53,7 +53,7 @@ class Outcome:
 
 
 def finalise_search(
-    outcome: SearchResult, data: DevelopmentData, folder: SearchDir, uri: str, bar: Bar
+    outcome: SearchOutcome, data: DevelopmentData, folder: SearchDir, uri: str, bar: Bar
 ) -> tuple[RunDir, Outcome]:
     """Distil with a search's best configuration, for all outer steps, and evaluate on the test split.
 

@@ -23,7 +23,7 @@ def test_imports_point_one_way(tmp_path: Path) -> None:
         ROOT / "ray_distill", tmp_path / "ray_distill", ignore=shutil.ignore_patterns("__pycache__")
     )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name in ("data/splits.py", "search/newcomer.py"):
+    for name in ("data/splits.py", "tuning/newcomer.py"):
         planted = tmp_path / "ray_distill" / name
         whole = planted.read_text() if planted.exists() else '"""A module that nobody has listed."""\n'
         planted.write_text(whole + "\nfrom ray_distill.data.test_split import load_test\n")

@@ -14,7 +14,7 @@ from ray_distill.config.load import load_config, read_yaml
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.data.sources import READERS
 from ray_distill.planning.images import known_images
-from ray_distill.search.config import SearchConfig
+from ray_distill.tuning.config import SearchConfig
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "experiments" / "README.md"

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from ray_distill.cli.console import STARTED, bar, exit_codes, fields, print_lines, stdout, warn
 from ray_distill.cli.options import DryRun, Out, Resume, Set
-from ray_distill.search.config import SearchConfig, load_search
+from ray_distill.tuning.config import SearchConfig, load_search
 
 if TYPE_CHECKING:
     from ray_distill.data.splits import DevelopmentData
-    from ray_distill.search.run import SearchResult
-    from ray_distill.search.search_dir import SearchDir
+    from ray_distill.tuning.run import SearchOutcome
+    from ray_distill.tuning.search_dir import SearchDir
 
 WIDE = 500
 """Columns: more than any table needs."""
@@ -50,8 +50,8 @@ def search(
 
 
 def _run(settings: SearchConfig, out: Path | None, *, resume: bool, finalise: bool) -> None:
-    from ray_distill.search.search_dir import open_search_folder
     from ray_distill.storage.output_folder import local_store_warning
+    from ray_distill.tuning.search_dir import open_search_folder
 
     advice = "Use --resume to continue the search in it, or another --out."
     folder, uri = open_search_folder(settings, out, resume=resume, advice=advice)
@@ -68,7 +68,7 @@ def _run(settings: SearchConfig, out: Path | None, *, resume: bool, finalise: bo
 
     with ray_while_preparing(prepare, dashboard=settings.workers > 1) as data:
         from ray_distill.pipeline import finalise_search
-        from ray_distill.search.run import run_search
+        from ray_distill.tuning.run import run_search
 
         result = run_search(settings, data, folder, uri, bar, resume=resume, began=STARTED)
         _print_result(result, folder)
@@ -81,7 +81,7 @@ def _print_trials(settings: SearchConfig) -> None:
     """The search as YAML, and its trials, as far as they are known before it runs, as comments."""
     print(f"{settings.to_yaml()}# hash {settings.hash}")
     if settings.algorithm != "optuna":
-        from ray_distill.search.sampler import planned_values, trial_name
+        from ray_distill.tuning.sampler import planned_values, trial_name
 
         for number, values in enumerate(planned_values(settings)):
             print(f"# {trial_name(number)}: {', '.join(f'{k}={v}' for k, v in values.items())}")
@@ -97,9 +97,9 @@ def describe(settings: SearchConfig, folder: Path) -> str:
     )
 
 
-def _print_result(result: "SearchResult", folder: "SearchDir") -> None:
-    from ray_distill.search.results import terminal_table
+def _print_result(result: "SearchOutcome", folder: "SearchDir") -> None:
     from ray_distill.tracking.uri import ui_command
+    from ray_distill.tuning.results import terminal_table
 
     # Off a terminal Rich assumes 80 columns, and would truncate the cells.
     (stdout if stdout.is_terminal else Console(width=WIDE)).print(terminal_table(result.rows))

@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
-from ray_distill.search.config import parse_search
-from ray_distill.search.run import open_search
-from ray_distill.search.sampler import planned_values
-from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.workdir import LOCK
 from ray_distill.tracking.tracker import Tracker
+from ray_distill.tuning.config import parse_search
+from ray_distill.tuning.run import open_search
+from ray_distill.tuning.sampler import planned_values
+from ray_distill.tuning.search_dir import SearchDir
 from tests.helpers.tiny_search import tiny_search
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from ray_distill.core.distributed import SingleProcess
 from ray_distill.core.outer_loop import Report, outer_loop
 from ray_distill.core.state import RunState
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.run import config_values
-from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.trial import read_state
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.journal import SearchJournal, TrialLog
+from ray_distill.tuning.run import config_values
+from ray_distill.tuning.search_dir import SearchDir
+from ray_distill.tuning.trial import read_state
 from tests.helpers.tiny import Bench
 
 

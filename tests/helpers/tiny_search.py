@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray_distill.search.config import SearchConfig, parse_search
+from ray_distill.tuning.config import SearchConfig, parse_search
 from tests.helpers.tiny import TINY
 
 SPACE = {

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from ray_distill.config.config import Config
-from ray_distill.search.journal import SearchJournal
-from ray_distill.search.sampler import planned_values
-from ray_distill.search.search_dir import SearchDir
+from ray_distill.tuning.journal import SearchJournal
+from ray_distill.tuning.sampler import planned_values
+from ray_distill.tuning.search_dir import SearchDir
 from tests.helpers.nodes import BIN, Nodes, cluster_of_two
 from tests.helpers.processes import last_checkpoint, steps_shown, wait_until
 from tests.helpers.search_events import Interrupted, events, logs_of, well_under_way

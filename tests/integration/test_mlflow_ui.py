@@ -10,13 +10,13 @@ from urllib.parse import quote
 import pytest
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.search.domains import Value
-from ray_distill.search.figures import save_figures
-from ray_distill.search.journal import TrialLog, ValidationResult
-from ray_distill.search.results import leaderboard
-from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import create_run
+from ray_distill.tuning.domains import Value
+from ray_distill.tuning.figures import save_figures
+from ray_distill.tuning.journal import TrialLog, ValidationResult
+from ray_distill.tuning.results import leaderboard
+from ray_distill.tuning.tracking import SearchTracking, tracked_search
 from tests.helpers.browser import Browser, browser, eventually, missing
 from tests.helpers.mlflow_server import MlflowServer, mlflow_server
 

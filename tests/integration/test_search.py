@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from ray_distill.artifacts.dataset import DistilledDataset
 from ray_distill.builders.experiment import load_development_data
 from ray_distill.config.load import load_config
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import TrialLog
-from ray_distill.search.run import SearchResult, config_values, run_search
-from ray_distill.search.sampler import planned_values, trial_number
-from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.tuner import SearchError
 from ray_distill.storage.remote import Storage
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.journal import TrialLog
+from ray_distill.tuning.run import SearchOutcome, config_values, run_search
+from ray_distill.tuning.sampler import planned_values, trial_number
+from ray_distill.tuning.search_dir import SearchDir
+from ray_distill.tuning.tuner import SearchError
 from ray_distill.utils.progress import silent
 from tests.helpers.processes import descendants_named
 from tests.helpers.search_events import bare, events, kept, logs_of
@@ -63,14 +63,14 @@ LEARNING = TINY | {"inner": {"lr": 0.03}, "outer": TINY["outer"] | {"lr": 0.1}}
 """A base that reaches 0.5 at its first validation and 0.7 at its last; with an outer.lr below 1e-3 none exceeds 0.3."""
 
 
-def run(search: SearchConfig, folder: SearchDir, *, resume: bool = False) -> SearchResult:
+def run(search: SearchConfig, folder: SearchDir, *, resume: bool = False) -> SearchOutcome:
     """Run the search in this process, on the connected cluster, with its own MLflow store."""
     uri = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
     data, began = load_development_data(search.config), time.monotonic()
     return run_search(search, data, folder, uri, silent, resume=resume, began=began)
 
 
-def runs_of(result: SearchResult) -> dict[str, str]:
+def runs_of(result: SearchOutcome) -> dict[str, str]:
     """The ids of the trials' MLflow runs, by name."""
     client, parent = MlflowClient(result.tracker.uri), result.tracker.run_id
     experiment = client.get_run(parent).info.experiment_id
@@ -79,7 +79,7 @@ def runs_of(result: SearchResult) -> dict[str, str]:
 
 
 def check_member(
-    result: SearchResult, run_id: str, folder: SearchDir, log: TrialLog, points: list[dict[str, float]]
+    result: SearchOutcome, run_id: str, folder: SearchDir, log: TrialLog, points: list[dict[str, float]]
 ) -> None:
     """Asserts that the run of a population's member has each outer step once, the validations that the member reported, and
     since its last exchange the losses of its replay; and that the journal has each exchange after all members' reports."""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.search.tracking import SearchTracking
 from ray_distill.tracking.store import open_store
 from ray_distill.tracking.tracker import Tracker, create_run
+from ray_distill.tuning.tracking import SearchTracking
 from tests.helpers.browser import eventually
 from tests.helpers.mlflow_server import MlflowServer, mlflow_server
 

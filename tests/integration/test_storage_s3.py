@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 from pyarrow import fs
 
 from ray_distill.config.load import load_config
-from ray_distill.search.sampler import planned_values
-from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.trial import read_state
+from ray_distill.tuning.sampler import planned_values
+from ray_distill.tuning.search_dir import SearchDir
+from ray_distill.tuning.trial import read_state
 from tests.helpers.processes import descendants_named, free_port
 from tests.helpers.search_events import Interrupted, bare, logs_of, well_under_way
 from tests.helpers.tiny import TINY, tiny_config

@@ -9,12 +9,12 @@ from ray_distill.config.config import ConfigError
 from ray_distill.config.load import load_config, parse_config
 from ray_distill.data.labelled_images import DataError
 from ray_distill.data.paths import fs_path
-from ray_distill.search.config import load_search
-from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage.run_dir import RunDir
 from ray_distill.tracking.store import TrackingError, open_store
 from ray_distill.tracking.tracker import Tracker
 from ray_distill.tracking.uri import StoreError, ui_command
+from ray_distill.tuning.config import load_search
+from ray_distill.tuning.search_dir import SearchDir
 from ray_distill.utils.secrets import holds_password, redact
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

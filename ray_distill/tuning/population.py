@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
-from ray_distill.search.config import PbtScheduler, SearchConfig
-from ray_distill.search.domains import LogUniformDomain, UniformDomain, Value, options
-from ray_distill.search.sampler import trial_number, uniform
-from ray_distill.search.space import Space
+from ray_distill.tuning.config import PbtScheduler, SearchConfig
+from ray_distill.tuning.domains import LogUniformDomain, UniformDomain, Value, options
+from ray_distill.tuning.sampler import trial_number, uniform
+from ray_distill.tuning.space import Space
 
 PERTURBATION_FACTOR = 1.25
 METRIC = "validation_accuracy"

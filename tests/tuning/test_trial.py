@@ -14,7 +14,7 @@ from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import to_record
 from ray_distill.distillation.recovery import NoValidCheckpointError
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
-from ray_distill.search.trial import (
+from ray_distill.tuning.trial import (
     META,
     STATE,
     TrialMeta,
@@ -145,7 +145,7 @@ def test_workers_resume_from_the_newest_valid_checkpoint(tmp_path: Path) -> None
     lineage truncated, the one before that; with none left, none. The message names all damaged ones."""
     from ray.train import Checkpoint
 
-    from ray_distill.search.multi_worker_trial import load_newest_on_all_ranks
+    from ray_distill.tuning.multi_worker_trial import load_newest_on_all_ranks
 
     config = tiny_config(outer={"steps": 15})
     first, context = train(config, tmp_path), context_of(config)

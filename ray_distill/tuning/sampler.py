@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ray_distill.core.rng import Stream
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.domains import Value, options
-from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.space import MAX_UNIFORM
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.domains import Value, options
+from ray_distill.tuning.journal import SearchJournal, TrialLog
+from ray_distill.tuning.space import MAX_UNIFORM
 
 if TYPE_CHECKING:
     import optuna

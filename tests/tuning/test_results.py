@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from ray_distill.search.journal import TrialLog, ValidationResult
-from ray_distill.search.results import (
+from ray_distill.tuning.journal import TrialLog, ValidationResult
+from ray_distill.tuning.results import (
     leaderboard,
     markdown,
     save_leaderboard,

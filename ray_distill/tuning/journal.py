@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ray_distill.errors import RunError
-from ray_distill.search.accounting import SearchTime, time_spent
-from ray_distill.search.config import EVALUATION_KEY
-from ray_distill.search.domains import Value
+from ray_distill.tuning.accounting import SearchTime, time_spent
+from ray_distill.tuning.config import EVALUATION_KEY
+from ray_distill.tuning.domains import Value
 from ray_distill.utils.jsonl import OutboxFile
 
 Status = Literal["finished", "stopped", "failed", "running"]

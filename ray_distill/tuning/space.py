@@ -16,7 +16,7 @@ from typing import Any
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.load import parse_config
 from ray_distill.config.truncation import fields_of
-from ray_distill.search.domains import (
+from ray_distill.tuning.domains import (
     Domain,
     LogUniformDomain,
     RandintDomain,

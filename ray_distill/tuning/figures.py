@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ray_distill.search.domains import Value
-from ray_distill.search.journal import TrialLog
-from ray_distill.search.results import format_value, ranked, searched_keys
+from ray_distill.tuning.domains import Value
+from ray_distill.tuning.journal import TrialLog
+from ray_distill.tuning.results import format_value, ranked, searched_keys
 from ray_distill.utils.atomic import atomic_write
 
 if TYPE_CHECKING:

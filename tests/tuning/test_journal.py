@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ray_distill.config.config import ConfigError
-from ray_distill.search.journal import SearchJournal, ValidationResult
-from ray_distill.search.search_dir import SearchDir
 from ray_distill.tracking.tracker import Tracker
+from ray_distill.tuning.journal import SearchJournal, ValidationResult
+from ray_distill.tuning.search_dir import SearchDir
 from tests.helpers.tiny_search import tiny_search
 
 

@@ -28,8 +28,8 @@ from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import CheckpointError, load_state, save_state
 from ray_distill.distillation.recovery import NoValidCheckpointError, load_latest
 from ray_distill.distillation.worker import WorkerContext, open_worker_context
-from ray_distill.search.config import EVALUATION_KEY
-from ray_distill.search.domains import Value
+from ray_distill.tuning.config import EVALUATION_KEY
+from ray_distill.tuning.domains import Value
 from ray_distill.utils.atomic import write_json
 
 STATE = "state.arrow"

@@ -25,8 +25,8 @@ from ray_distill.config.base import NonNegativeInt, Section
 from ray_distill.config.config import Config, ConfigError
 from ray_distill.config.load import Overrides, apply_overrides, parse_config, parse_section, read_yaml
 from ray_distill.config.yaml import to_yaml
-from ray_distill.search.domains import KEY, Domain, GridDomain
-from ray_distill.search.space import RULE, Space, value_at
+from ray_distill.tuning.domains import KEY, Domain, GridDomain
+from ray_distill.tuning.space import RULE, Space, value_at
 
 SCHEDULABLE = ("truncation.window_length", "truncation.unroll_length", "inner.lr", "outer.lr")
 """Keys that may change over a run, and so by population-based training."""

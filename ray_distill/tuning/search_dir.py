@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_distill.search.config import SearchConfig, check_installed
 from ray_distill.storage.job_scratch import refuse_job_scratch
 from ray_distill.storage.output_folder import RUNS, storage_of
 from ray_distill.storage.remote import StorageUnavailableError
 from ray_distill.storage.workdir import WorkDir
 from ray_distill.tracking.uri import check_exists, store_uri
+from ray_distill.tuning.config import SearchConfig, check_installed
 from ray_distill.utils.jsonl import pending_lines, replace_outbox
 
 JOURNAL = "journal.jsonl"

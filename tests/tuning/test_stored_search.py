@@ -8,15 +8,15 @@ from typer.testing import CliRunner
 
 from ray_distill.cli.main import app
 from ray_distill.config.config import ConfigError
-from ray_distill.search import run, search_dir
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import SearchJournal
-from ray_distill.search.run import open_search
-from ray_distill.search.search_dir import SearchDir
 from ray_distill.storage import lease
 from ray_distill.storage.lease import LEASE, LostLeaseError
 from ray_distill.storage.remote import Storage, StorageError, StorageUnavailableError
 from ray_distill.tracking.tracker import Tracker
+from ray_distill.tuning import run, search_dir
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.journal import SearchJournal
+from ray_distill.tuning.run import open_search
+from ray_distill.tuning.search_dir import SearchDir
 from ray_distill.utils.jsonl import OutboxFile
 from tests.helpers.tiny_search import tiny_search
 

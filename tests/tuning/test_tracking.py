@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.search.accounting import SearchTime
-from ray_distill.search.journal import TrialLog, ValidationResult
-from ray_distill.search.results import leaderboard
-from ray_distill.search.tracking import SearchTracking, tracked_search
 from ray_distill.tracking import retry_queue
 from ray_distill.tracking.tracker import Tracker, create_run
+from ray_distill.tuning.accounting import SearchTime
+from ray_distill.tuning.journal import TrialLog, ValidationResult
+from ray_distill.tuning.results import leaderboard
+from ray_distill.tuning.tracking import SearchTracking, tracked_search
 
 LR = "inner.lr"
 

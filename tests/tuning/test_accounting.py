@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ray_distill.search.accounting import SearchTime, time_spent
-from ray_distill.search.journal import SearchJournal
+from ray_distill.tuning.accounting import SearchTime, time_spent
+from ray_distill.tuning.journal import SearchJournal
 
 
 def attempt(unix_s: float, began: float, places: int = 2, cores: int = 1) -> dict[str, Any]:

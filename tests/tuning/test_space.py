@@ -7,8 +7,8 @@ import torch
 
 from ray_distill.config.truncation import RatBpttConfig
 from ray_distill.core.rng import Stream
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.space import MAX_UNIFORM
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.space import MAX_UNIFORM
 from tests.helpers.tiny import TINY
 from tests.helpers.tiny_search import WIDE_SPACE, tiny_search
 

@@ -18,15 +18,15 @@ from ray_distill.cluster.connection import check_resources, environment
 from ray_distill.config.config import ConfigError
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.errors import RunError
-from ray_distill.search.callback import JournalCallback
-from ray_distill.search.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
-from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.population import Population
-from ray_distill.search.queue import TrialQueue, pending_trials
-from ray_distill.search.search_dir import TUNE, SearchDir
-from ray_distill.search.tracking import SearchTracking
-from ray_distill.search.trial import run_trial
 from ray_distill.storage.run_dir import TRAIN
+from ray_distill.tuning.callback import JournalCallback
+from ray_distill.tuning.config import AshaScheduler, HyperbandScheduler, PbtScheduler, SearchConfig
+from ray_distill.tuning.journal import SearchJournal, TrialLog
+from ray_distill.tuning.population import Population
+from ray_distill.tuning.queue import TrialQueue, pending_trials
+from ray_distill.tuning.search_dir import TUNE, SearchDir
+from ray_distill.tuning.tracking import SearchTracking
+from ray_distill.tuning.trial import run_trial
 from ray_distill.utils.progress import Update
 
 import ray  # isort: skip  (after ray_distill.cluster.connection, which sets its environment)
@@ -122,7 +122,7 @@ def _trainable(search: SearchConfig, shared: dict[str, Any]) -> Any:
     """The function that Tune runs for each trial, with the resources it reserves."""
     cluster = search.config.cluster
     if search.workers > 1:
-        from ray_distill.search.multi_worker_trial import run_multi_worker_trial
+        from ray_distill.tuning.multi_worker_trial import run_multi_worker_trial
 
         # Ray Train places the workers; the trial itself needs next to nothing.
         return tune.with_resources(tune.with_parameters(run_multi_worker_trial, shared=shared), {"memory": 1})

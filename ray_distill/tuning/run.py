@@ -14,30 +14,30 @@ from ray_distill.builders.experiment import check_fits_data
 from ray_distill.config.config import Config
 from ray_distill.data.splits import DevelopmentData
 from ray_distill.distillation.outputs import to_dataset
-from ray_distill.search.accounting import SearchTime
-from ray_distill.search.config import PbtScheduler, SearchConfig, check_installed
-from ray_distill.search.figures import save_figures
-from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.results import LeaderboardRow, leaderboard, ranked, save_leaderboard
-from ray_distill.search.sampler import planned_values
-from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.tracking import SearchTracking, tracked_search
-from ray_distill.search.trial import read_state
-from ray_distill.search.tuner import (
+from ray_distill.storage.preflight import check_reachable
+from ray_distill.tracking.tracker import Tracker, create_run
+from ray_distill.tuning.accounting import SearchTime
+from ray_distill.tuning.config import PbtScheduler, SearchConfig, check_installed
+from ray_distill.tuning.figures import save_figures
+from ray_distill.tuning.journal import SearchJournal, TrialLog
+from ray_distill.tuning.results import LeaderboardRow, leaderboard, ranked, save_leaderboard
+from ray_distill.tuning.sampler import planned_values
+from ray_distill.tuning.search_dir import SearchDir
+from ray_distill.tuning.tracking import SearchTracking, tracked_search
+from ray_distill.tuning.trial import read_state
+from ray_distill.tuning.tuner import (
     SearchError,
     cores_per_trial,
     max_concurrent_trials,
     num_parallel_trials,
     run_trials,
 )
-from ray_distill.storage.preflight import check_reachable
-from ray_distill.tracking.tracker import Tracker, create_run
 from ray_distill.utils.atomic import write_json, write_text
 from ray_distill.utils.progress import Bar
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchOutcome:
     """The result of a search."""
 
     rows: list[LeaderboardRow]
@@ -99,7 +99,7 @@ def run_search(
     *,
     resume: bool,
     began: float,
-) -> SearchResult:
+) -> SearchOutcome:
     """Run the pending trials on the connected Ray cluster, and save the best. The MLflow run ends with the search.
 
     Args:
@@ -121,7 +121,7 @@ def run_search(
             config, rows, took = _save_results(search, data, folder, journal, tracking)
         # The outbox now has only what MLflow did not accept.
         folder.store_journals()
-    return SearchResult(rows, config, tracker, took, warnings)
+    return SearchOutcome(rows, config, tracker, took, warnings)
 
 
 def _save_results(
@@ -180,7 +180,7 @@ def _save_best(
 def config_values(search: SearchConfig, log: TrialLog) -> Mapping[str, object]:
     """A trial's values for a configuration: schedules, if they changed during the run that led to its state."""
     if isinstance(search.scheduler, PbtScheduler) and log.lineage:
-        from ray_distill.search.population import as_schedules
+        from ray_distill.tuning.population import as_schedules
 
         return as_schedules(search, log.lineage)
     return log.values

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.search.accounting import SearchTime
-from ray_distill.search.domains import Value
-from ray_distill.search.results import LeaderboardRow, markdown
-from ray_distill.search.search_dir import OUTBOX
 from ray_distill.tracking.retry_queue import RetryQueue
 from ray_distill.tracking.tracker import DAMAGED_TAG, Tracker, final_status
+from ray_distill.tuning.accounting import SearchTime
+from ray_distill.tuning.domains import Value
+from ray_distill.tuning.results import LeaderboardRow, markdown
+from ray_distill.tuning.search_dir import OUTBOX
 from ray_distill.utils.jsonl import OutboxEntry, OutboxFile
 
 TrialEnd = Literal["finished", "stopped", "failed"]

@@ -11,13 +11,13 @@ from ray_distill.core.outer_optimizer import OuterOptimizer
 from ray_distill.core.schedules import Constant
 from ray_distill.core.state import RunState
 from ray_distill.distillation.checkpoint import save_state
-from ray_distill.search.accounting import time_spent
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import SearchJournal, TrialLog
-from ray_distill.search.queue import QueuedTrial, pending_trials
-from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.trial import STATE, TrialMeta
 from ray_distill.storage.remote import Storage
+from ray_distill.tuning.accounting import time_spent
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.journal import SearchJournal, TrialLog
+from ray_distill.tuning.queue import QueuedTrial, pending_trials
+from ray_distill.tuning.search_dir import SearchDir
+from ray_distill.tuning.trial import STATE, TrialMeta
 from tests.helpers.tiny_search import tiny_search
 
 LR = "outer.lr"

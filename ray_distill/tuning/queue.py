@@ -12,14 +12,14 @@ from ray.tune.experiment import Trial
 from ray.tune.search import SearchAlgorithm
 
 from ray_distill.distillation.checkpoint import CheckpointError
-from ray_distill.search.callback import end_trial
-from ray_distill.search.config import PbtScheduler, SearchConfig
-from ray_distill.search.domains import Value
-from ray_distill.search.journal import SearchJournal, TrialCheckpoint, TrialLog
-from ray_distill.search.sampler import SampledValues, make_sampler, trial_name
-from ray_distill.search.search_dir import SearchDir
-from ray_distill.search.tracking import SearchTracking
-from ray_distill.search.trial import read_state
+from ray_distill.tuning.callback import end_trial
+from ray_distill.tuning.config import PbtScheduler, SearchConfig
+from ray_distill.tuning.domains import Value
+from ray_distill.tuning.journal import SearchJournal, TrialCheckpoint, TrialLog
+from ray_distill.tuning.sampler import SampledValues, make_sampler, trial_name
+from ray_distill.tuning.search_dir import SearchDir
+from ray_distill.tuning.tracking import SearchTracking
+from ray_distill.tuning.trial import read_state
 
 
 @dataclass(frozen=True)

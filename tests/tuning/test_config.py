@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_distill.config.config import ConfigError
-from ray_distill.search.config import load_search
+from ray_distill.tuning.config import load_search
 from tests.helpers.tiny import TINY
 from tests.helpers.tiny_search import SPACE, WIDE_SPACE, tiny_search
 
@@ -106,7 +106,7 @@ def test_a_base_is_relative_to_the_search_file(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))
     found = load_search(tmp_path / "search.yaml", ["base.seed=3", "budget.trials=7"])
     assert (found.config.seed, found.num_trials) == (3, 7)
-    code = "import sys, pathlib, ray_distill.search.config as c; c.load_search(pathlib.Path(sys.argv[1])); "
+    code = "import sys, pathlib, ray_distill.tuning.config as c; c.load_search(pathlib.Path(sys.argv[1])); "
     code += "sys.exit('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "search.yaml")], check=False).returncode

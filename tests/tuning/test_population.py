@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ray_distill.search.population import Population, as_schedules, explore
-from ray_distill.search.sampler import planned_values, trial_name
+from ray_distill.tuning.population import Population, as_schedules, explore
+from ray_distill.tuning.sampler import planned_values, trial_name
 from tests.helpers.tiny_search import SPACE, tiny_search
 
 SEARCH = tiny_search(scheduler={"name": "pbt", "every": 5, "replaced": 0.5}, budget={"trials": 3})

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import SearchJournal
-from ray_distill.search.sampler import OptunaSampler, planned_values, trial_name, trial_number, uniform
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.journal import SearchJournal
+from ray_distill.tuning.sampler import OptunaSampler, planned_values, trial_name, trial_number, uniform
 from tests.helpers.tiny import TINY
 from tests.helpers.tiny_search import tiny_search
 

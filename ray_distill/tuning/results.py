@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ray_distill.search.domains import Value
-from ray_distill.search.journal import TrialLog
+from ray_distill.tuning.domains import Value
+from ray_distill.tuning.journal import TrialLog
 from ray_distill.utils.atomic import atomic_write, write_json, write_text
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Any
 from ray import tune
 
 from ray_distill.core.metrics import StepMetrics
-from ray_distill.search.config import SearchConfig
-from ray_distill.search.journal import SearchJournal
-from ray_distill.search.population import Exchange
-from ray_distill.search.results import leaderboard, ranked
-from ray_distill.search.sampler import trial_number
-from ray_distill.search.search_dir import TUNE
-from ray_distill.search.tracking import SearchTracking, TrialEnd
+from ray_distill.tuning.config import SearchConfig
+from ray_distill.tuning.journal import SearchJournal
+from ray_distill.tuning.population import Exchange
+from ray_distill.tuning.results import leaderboard, ranked
+from ray_distill.tuning.sampler import trial_number
+from ray_distill.tuning.search_dir import TUNE
+from ray_distill.tuning.tracking import SearchTracking, TrialEnd
 from ray_distill.utils.progress import Update
 
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ray_distill.search.figures import (
+from ray_distill.tuning.figures import (
     UNROLL,
     WINDOW,
     accuracy_curves,
@@ -15,7 +15,7 @@ from ray_distill.search.figures import (
     save_figures,
     window_unroll_map,
 )
-from ray_distill.search.journal import TrialLog, ValidationResult
+from ray_distill.tuning.journal import TrialLog, ValidationResult
 
 
 def trial(name: str, accuracies: list[float], status: str = "finished", **values: object) -> TrialLog:

@@ -29,7 +29,7 @@ from ray_distill.core.state import RunState
 from ray_distill.distillation.recovery import NoValidCheckpointError, listed_checkpoints, load_latest
 from ray_distill.distillation.trainer import scaling_config
 from ray_distill.distillation.worker import WorkerContext, open_worker_context, quiet_reports, worker_device
-from ray_distill.search.trial import (
+from ray_distill.tuning.trial import (
     TrialMeta,
     read_state,
     repeat_report,
