@@ -1,8 +1,7 @@
 """One run from a configuration to a table: data, distillation, artefact, evaluation, record.
 
-Only this module and the command line know all the rooms; distillation and evaluation do not know each
-other, since one may see the validation split and the other the test split. Results go to disk first and
-then to MLflow: a store that is away costs a warning, never a result.
+Distillation and evaluation do not import each other: the one may see the validation split, the other the test split. They
+meet here. Results go to disk first and then to MLflow: an unavailable store costs a warning, never a result.
 """
 
 import time
@@ -38,18 +37,18 @@ from ray_distill.utils.progress import Bar, percent
 from ray_distill.utils.secrets import redact
 
 DISTILLED = "distilled"
-"""What a run's own set is called in its evaluation."""
+"""The name of a run's own set in its evaluation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """The result of a run."""
 
     evaluation: Evaluation
     tracker: Tracker
     wall_s: float
     warnings: list[str] = field(default_factory=list)
-    """What MLflow did not take."""
+    """About what MLflow does not have."""
 
 
 def finalise_search(
@@ -70,7 +69,7 @@ def prepare(config: Config, uri: str, bar: Bar) -> DevelopmentData:
     """The run's real data, without the test split, checked against the configuration; and an open store.
 
     Args:
-        uri: the MLflow store, which is made if all else is right; nothing else is written.
+        uri: the MLflow store, created after all other checks; nothing else is written.
 
     Raises: ConfigError, DataError or StoreError for all that can be known before the first outer step.
     """
@@ -82,7 +81,7 @@ def prepare(config: Config, uri: str, bar: Bar) -> DevelopmentData:
 
 
 def prepare_development(config: Config, uri: str, bar: Bar) -> DevelopmentData:
-    """As `prepare`, for work that has no evaluation: whether there is a test split is not looked at."""
+    """As `prepare`, for work without an evaluation: there need be no test split."""
     data = _development(config, bar)
     open_store(uri, config.tracking.experiment)
     return data
@@ -99,10 +98,10 @@ def _development(config: Config, bar: Bar) -> DevelopmentData:
 def open_run_dir(
     config: Config, folder: RunDir, uri: str, *, resume: bool = False, replace: bool = False
 ) -> Iterator[Tracker]:
-    """The folder for this process alone, and an MLflow run, which ends with the block.
+    """Lock the folder, and open an MLflow run that ends with the block.
 
     Args:
-        resume: take up the run in the folder.
+        resume: continue the run in the folder.
         replace: delete the run in the folder, which must be `check_replaceable`, if there is one.
 
     Raises: ConfigError, StoreError, StorageError.
@@ -115,7 +114,7 @@ def open_run_dir(
 
 
 def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: bool) -> Tracker:
-    """Claim a locked folder, and open the MLflow run; or take both up again."""
+    """Claim a locked folder and create the MLflow run, or resume both."""
     if resume:
         tracker = folder.tracker_to_resume(config)
         if not tracker.exists_in_store():
@@ -128,7 +127,7 @@ def _claim(config: Config, folder: RunDir, uri: str, *, resume: bool, replace: b
         return tracker
     if replace:
         folder.clear()
-    # Another run may have taken it since it was looked at.
+    # Another run may have claimed it since the first check.
     folder.check_empty("Use another --out.")
     tags = {"config_hash": config.hash, "kind": "distill"}
     if folder.storage:
@@ -154,7 +153,7 @@ def run_experiment(
 
     Args:
         resume, replace: as `open_run_dir` has them.
-        callbacks: called as the distillation goes on.
+        callbacks: called during the distillation.
         began: `time.monotonic()` when the command began, from which the seconds count.
 
     Raises: ConfigError, StoreError or StorageError before anything is distilled; DistillError, PoolError,
@@ -200,7 +199,7 @@ def _log_summary(tracker: Tracker, rows: list[ResultRow], wall_s: float) -> None
 def summary(config: Config, rows: list[ResultRow], wall_s: float) -> dict[str, Any]:
     """Seconds, and mean, std and n of each network and of each baseline (fractions), as their own protocol has them.
 
-    A baseline's own numbers are those of the network that D was distilled through, if it was judged by that.
+    A baseline's own numbers are those of the network that D was distilled through, if that was evaluated.
     """
     rows = [row for row in rows if row.treatment == "own" and row.kind != "subset"]
 

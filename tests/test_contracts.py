@@ -1,5 +1,6 @@
 """Rules of the house that are checked and not only written down."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -43,3 +44,24 @@ def test_no_file_names_an_index_or_a_path_of_one_machine() -> None:
             continue
         text = path.read_text()
         assert not [word for word in forbidden if word in text], name
+
+
+def test_modules_and_functions_stay_small() -> None:
+    """A module is read in one sitting, a function on one screen, the root of the package at a glance."""
+    package = ROOT / "ray_distill"
+    assert len(list(package.glob("*.py"))) <= 6
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 350, path
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        assert not [f.name for f in functions if (f.end_lineno or 0) - f.lineno >= 60], path
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = [
+        node.name
+        for path in (ROOT / "ray_distill").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))
