@@ -1,24 +1,68 @@
-"""Common parts of the benchmarks that need only torch: arguments, printed table, JSON records, exit code."""
+"""Shared by the benchmarks that need only torch: workloads, arguments, the printed table, JSON records, exit code."""
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ray_distill.core.networks.network import ImageShape
+from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.errors import UserError
 from ray_distill.utils.atomic import write_json
+from ray_distill.utils.timing import device_name, median_seconds
+
+NUM_CLASSES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a benchmark measures; subclasses add their own fields."""
+
+    device: str
+    image_shape: ImageShape
+    ipc: int
+    network: str
+    width: int
+    threads: int
+    repeats: int
+
+    def build(self) -> Network:
+        """The network. Raises: ValueError if there is no such network."""
+        return build_network(NetworkSpec(name=self.network, width=self.width), self.image_shape, NUM_CLASSES)
+
+    def record(self) -> dict[str, Any]:
+        """The workload and the versions it runs on, as fields of a JSON record."""
+        fields = asdict(self)
+        width = fields.pop("width")
+        return fields | {
+            "device": device_name(self.device),
+            "network": f"{self.network} width {width}",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def compare(self, one_by_one: Callable[[], object], grouped: Callable[[], object]) -> dict[str, float]:
+        """Time two ways to compute the same, alternating; the seconds and the speedup as fields of a record."""
+        separate_s, grouped_s = median_seconds(self.device, one_by_one, grouped, repeats=self.repeats)
+        return {
+            "seconds_one_by_one": separate_s,
+            "seconds_at_once": grouped_s,
+            "speedup": separate_s / grouped_s,
+        }
+
+
+W = TypeVar("W", bound=Workload)
 
 
 def base_parser(
-    name: str, about: str, *, ipc: Sequence[int], epilog: str | None = None
+    name: str, description: str, *, ipc: Sequence[int], epilog: str | None = None
 ) -> argparse.ArgumentParser:
-    """A parser with the common arguments: images, machine, output file."""
-    result = argparse.ArgumentParser(prog=f"ray-distill bench {name}", description=about, epilog=epilog)
+    """A parser with the shared arguments: images, network width, device, output file."""
+    result = argparse.ArgumentParser(prog=f"ray-distill bench {name}", description=description, epilog=epilog)
     cuda = torch.cuda.is_available()
     result.add_argument("--ipc", type=int, nargs="+", default=list(ipc), help="images per class")
     result.add_argument(
@@ -37,16 +81,16 @@ def base_parser(
         default=1,
         help="the median of this many runs is reported (default %(default)s)",
     )
-    result.add_argument("--json", type=Path, metavar="FILE", help="write a list of records there")
+    result.add_argument("--json", type=Path, metavar="FILE", help="write the records to this new file")
     return result
 
 
 def check_arguments(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
-    """The shape of an image. Raises: UserError if a common argument, or one of `numbers`, is invalid."""
+    """The image shape. Raises: UserError if a shared argument, or one of `numbers`, is invalid."""
     for name in (*numbers, "ipc", "width", "threads", "repeats"):
-        found = getattr(parsed, name)
-        if min(found) < 1 if isinstance(found, list) else found < 1:
-            raise UserError(f"--{name.replace('_', '-')}: must be at least 1 (got {found})")
+        value = getattr(parsed, name)
+        if min(value) < 1 if isinstance(value, list) else value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1 (got {value})")
     if parsed.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     if parsed.json is not None and parsed.json.exists():
@@ -55,6 +99,34 @@ def check_arguments(parsed: argparse.Namespace, *numbers: str) -> ImageShape:
         return image_shape(parsed.image)
     except ValueError:
         raise UserError(f"--image: must be like 3x32x32 (got {parsed.image})") from None
+
+
+def workloads(
+    kind: type[W], parsed: argparse.Namespace, networks: str, numbers: Sequence[str], **fields: Any
+) -> list[W]:
+    """A workload for each network and --ipc.
+
+    Args:
+        networks: the option that names one network or several.
+        numbers: further options that must be at least 1.
+        fields: the fields that `kind` adds to Workload.
+
+    Raises: UserError for an invalid argument, an unknown network, or an output file that exists.
+    """
+    shape = check_arguments(parsed, *numbers)
+    names = getattr(parsed, networks)
+    fields |= {name: getattr(parsed, name) for name in ("device", "width", "threads", "repeats")}
+    result = [
+        kind(image_shape=shape, ipc=ipc, network=name, **fields)
+        for name in ([names] if isinstance(names, str) else names)
+        for ipc in parsed.ipc
+    ]
+    for work in result:
+        try:
+            work.build()
+        except ValueError as e:
+            raise UserError(f"--{networks}: {e}") from None
+    return result
 
 
 def image_shape(text: str) -> ImageShape:
@@ -68,18 +140,18 @@ def image_shape(text: str) -> ImageShape:
 def report(
     header: str,
     row: Callable[[dict[str, Any]], str],
-    measured: Iterable[dict[str, Any]],
+    records: Iterable[dict[str, Any]],
     file: Path | None,
     notes: Sequence[str] = (),
 ) -> None:
     """Print a row for each record as it is measured, write all records so far to the file, print the notes."""
     print(header, flush=True)
-    records = []
-    for record in measured:
-        records.append(record)
+    written = []
+    for record in records:
+        written.append(record)
         print(row(record), flush=True)
         if file is not None:
-            write_json(file, records)
+            write_json(file, written)
     for note in notes:
         print(note)
     if file is not None:

@@ -1,4 +1,4 @@
-"""The problem, the engines and the arguments of the metagradient benchmarks. Needs only torch."""
+"""The problem, the engines and the arguments of the metagradient benchmarks; needs only torch."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -6,18 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ray_distill.bench import harness
+from ray_distill.bench.harness import NUM_CLASSES, Workload, base_parser, workloads
 from ray_distill.core.distilled import DistilledData, class_labels, noise, one_hot, unit_noise
 from ray_distill.core.inner_optimizer import Adam
 from ray_distill.core.microbatches import microbatch_size
-from ray_distill.core.networks.network import ImageShape, Network, NetworkSpec, build_network
 from ray_distill.core.rng import Stream
 from ray_distill.core.step_functions import StepFunctions
 from ray_distill.core.unroll import InnerDraws, InnerProblem, draw_inner
 from ray_distill.errors import UserError
-from ray_distill.utils.timing import device_name
-
-NUM_CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +23,7 @@ class EngineSpec:
     note: str
     higher: bool = False
     product_form: str = "reverse"
-    passes: bool = True
+    microbatches: bool = True
     """Whether batches are split into microbatches that fit into the cache."""
     compiled: bool = False
     cuda_graphs: bool = False
@@ -42,15 +38,15 @@ _COMPILED = EngineSpec(
     note="compiled, forward over reverse", compiled=True, cuda_graphs=True, product_form="forward"
 )
 ENGINES: dict[str, EngineSpec] = {
-    "higher": EngineSpec(note="tape through the window, by `higher`", higher=True, passes=False),
-    "eager-whole": EngineSpec(note="reverse over reverse, whole batch at once", passes=False),
+    "higher": EngineSpec(note="tape through the window, by `higher`", higher=True, microbatches=False),
+    "eager-whole": EngineSpec(note="reverse over reverse, whole batch at once", microbatches=False),
     "eager": EngineSpec(note="reverse over reverse"),
     "eager-forward": EngineSpec(note="forward over reverse", product_form="forward"),
     "replay": EngineSpec(note="as eager, window replayed in segments", replay=True),
     "compiled": replace(_COMPILED, note="compiled, reverse over reverse", product_form="reverse"),
     "compiled-forward": _COMPILED,
     "float64": EngineSpec(note="as eager, in float64", dtype=torch.float64),
-    "higher-tf32": EngineSpec(note="`higher`, TF32", higher=True, passes=False, tf32=True),
+    "higher-tf32": EngineSpec(note="`higher`, TF32", higher=True, microbatches=False, tf32=True),
     "compiled-tf32": replace(
         _COMPILED, note="compiled, reverse over reverse, TF32", tf32=True, product_form="reverse"
     ),
@@ -65,47 +61,25 @@ ENGINES: dict[str, EngineSpec] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetagradientWork:
-    """The work that a benchmark measures."""
+class MetagradientWorkload(Workload):
+    """The outer step that a benchmark measures."""
 
-    device: str
-    image_shape: ImageShape
-    ipc: int
     window_length: int
     unroll_length: int
     outer_batch_size: int
-    network: str
-    width: int
-    threads: int
-    repeats: int
 
     @property
     def burn_in(self) -> int:
         """The mean burn-in of RaT-BPTT: half of what the window leaves of the unroll."""
         return (self.unroll_length - self.window_length) // 2
 
-    def build(self) -> Network:
-        """The network. Raises: ValueError if there is no such network."""
-        return build_network(NetworkSpec(name=self.network, width=self.width), self.image_shape, NUM_CLASSES)
-
     def record(self) -> dict[str, Any]:
-        """The work as fields of a record."""
-        return {
-            "device": device_name(self.device),
-            "image_shape": list(self.image_shape),
-            "ipc": self.ipc,
-            "window_length": self.window_length,
-            "unroll_length": self.unroll_length,
-            "burn_in": self.burn_in,
-            "outer_batch_size": self.outer_batch_size,
-            "network": f"{self.network} width {self.width}",
-            "threads": self.threads,
-            "repeats": self.repeats,
-        }
+        """The workload with its burn-in."""
+        return super().record() | {"burn_in": self.burn_in}
 
 
 class Problem(NamedTuple):
-    """The metagradient's arguments for several replicas; a replica's do not depend on their number."""
+    """The metagradient's arguments for several replicas; each replica's do not depend on how many there are."""
 
     inner: InnerProblem
     data: DistilledData
@@ -114,17 +88,21 @@ class Problem(NamedTuple):
 
 
 def problem(
-    work: MetagradientWork, spec: EngineSpec, inner_steps: int, replicas: int = 1, at_once: int = 1
+    work: MetagradientWorkload, spec: EngineSpec, inner_steps: int, replicas: int = 1, group_size: int = 1
 ) -> Problem:
-    """The work's problem: D and real images are noise.
+    """The workload's problem: D and the real images are noise.
 
     Args:
-        inner_steps: how many there are draws for.
-        at_once: replicas that are computed together, which determines the microbatch size.
+        inner_steps: number of inner steps to draw batches for.
+        group_size: number of replicas computed together, which determines the microbatch size.
     """
     device, dtype, network = torch.device(work.device), spec.dtype, work.build()
     batch = NUM_CLASSES * work.ipc
-    size = microbatch_size(network, work.image_shape, batch, dtype, device, at_once) if spec.passes else None
+    size = (
+        microbatch_size(network, work.image_shape, batch, dtype, device, group_size)
+        if spec.microbatches
+        else None
+    )
     functions = StepFunctions(
         network,
         product_form=spec.product_form,
@@ -158,16 +136,18 @@ def problem(
     return Problem(inner, data, draws, real)
 
 
-def configure_process(work: MetagradientWork, spec: EngineSpec) -> None:
-    """Set this process's threads and TF32 for the work and the engine."""
+def configure_process(work: MetagradientWorkload, spec: EngineSpec) -> None:
+    """Set this process's threads and TF32 for the workload and the engine."""
     torch.set_num_threads(work.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
 
 
-def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -> argparse.ArgumentParser:
-    """A parser with the arguments that describe the work, besides the common ones."""
+def parser(
+    name: str, description: str, *, ipc: list[int], window: int, unroll: int
+) -> argparse.ArgumentParser:
+    """A parser with the shared arguments and those of the metagradient."""
     engines = "engines: " + "; ".join(f"{engine} ({spec.note})" for engine, spec in ENGINES.items())
-    result = harness.base_parser(name, about, ipc=ipc, epilog=engines)
+    result = base_parser(name, description, ipc=ipc, epilog=engines)
     result.add_argument(
         "--window",
         type=int,
@@ -184,29 +164,21 @@ def parser(name: str, about: str, *, ipc: list[int], window: int, unroll: int) -
     return result
 
 
-def works(arguments: argparse.Namespace) -> list[MetagradientWork]:
-    """One work for each --ipc. Raises: UserError for arguments that do not go together, or a file that exists."""
-    a = arguments
-    if not 2 <= a.window <= a.unroll:
-        raise UserError(f"--window: must be from 2 to --unroll, which is {a.unroll} (got {a.window})")
-    shape = harness.check_arguments(a, "outer_batch")
-    result = [
-        MetagradientWork(
-            device=a.device,
-            image_shape=shape,
-            ipc=ipc,
-            window_length=a.window,
-            unroll_length=a.unroll,
-            outer_batch_size=a.outer_batch,
-            network=a.network,
-            width=a.width,
-            threads=a.threads,
-            repeats=a.repeats,
+def metagradient_workloads(parsed: argparse.Namespace, *numbers: str) -> list[MetagradientWorkload]:
+    """A workload for each --ipc; `numbers` are further options that must be at least 1.
+
+    Raises: UserError for an invalid argument, an unknown network, or an output file that exists.
+    """
+    if not 2 <= parsed.window <= parsed.unroll:
+        raise UserError(
+            f"--window: must be from 2 to --unroll, which is {parsed.unroll} (got {parsed.window})"
         )
-        for ipc in a.ipc
-    ]
-    try:
-        result[0].build()
-    except ValueError as e:
-        raise UserError(f"--network: {e}") from None
-    return result
+    return workloads(
+        MetagradientWorkload,
+        parsed,
+        "network",
+        ["outer_batch", *numbers],
+        window_length=parsed.window,
+        unroll_length=parsed.unroll,
+        outer_batch_size=parsed.outer_batch,
+    )

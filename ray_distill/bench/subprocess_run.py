@@ -1,7 +1,7 @@
-"""A run that is measured, in a process of its own: as a bare loop, or as the real thing through Ray Train.
+"""One measured run in its own process, as a bare outer loop or through Ray Train.
 
-`run_measured` is for the command, `main` is what its process does. That process ends when its standard input does,
-so it cannot outlive the command, however that ends.
+The benchmark calls `run_measured`, which starts a process that calls `main`. That process ends when its standard input
+is closed, so it cannot outlive the benchmark.
 """
 
 import json
@@ -35,26 +35,26 @@ from ray_distill.distillation import checkpoint
 from ray_distill.errors import RunError, UserError
 
 SECONDS = ("seconds_per_outer_step", "seconds_per_validation")
-"""What is read of a run's points."""
+"""The metrics that the benchmark reads."""
 
-END_WITHIN_S = 30.0
-"""What an interrupted run gets to end its Ray cluster."""
+SHUTDOWN_TIMEOUT_S = 30.0
+"""Time for an interrupted run to shut down its Ray cluster, before it is killed."""
 
 
 class MeasuredRun(NamedTuple):
-    """What came of a run, and when."""
+    """The result of a run, with its start and end."""
 
     points: list[StepMetrics]
     data: DistilledData
     """D after the last outer step."""
-    began_unix_s: float
+    started_unix_s: float
     """When its process was started."""
     ended_unix_s: float
-    """When its process, and with it its Ray cluster, had ended."""
+    """When its process, and with it its Ray cluster, had exited."""
 
 
 def run_bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
-    """The outer loop and nothing else: no Ray, no MLflow, no checkpoints."""
+    """The outer loop alone: no Ray, no MLflow, no checkpoints."""
     torch.set_num_threads(config.cluster.cpus_per_worker)
     cpu = torch.device("cpu")
     data = load_development_data(config)
@@ -68,7 +68,7 @@ def run_bare(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]
 
 
 def run_through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], RunState]:
-    """What `distill` does before it evaluates, with a Ray cluster and a store that nobody else uses."""
+    """What `distill` does before the evaluation, with a Ray cluster and an MLflow store of its own."""
     from ray_distill import pipeline
     from ray_distill.cluster.connection import cluster
     from ray_distill.distillation.trainer import train
@@ -76,15 +76,15 @@ def run_through_ray(config: Config, folder: Path) -> tuple[list[StepMetrics], Ru
     from ray_distill.tracking.uri import store_uri
     from ray_distill.utils.progress import silent
 
-    place = RunDir(folder / "run")
-    uri = store_uri(None, place.path)
+    run_dir = RunDir(folder / "run")
+    uri = store_uri(None, run_dir.path)
     with cluster():
         data = pipeline.prepare(config, uri, silent)
         with (
-            pipeline.open_run_dir(config, place, uri) as tracker,
+            pipeline.open_run_dir(config, run_dir, uri) as tracker,
             silent("distilling", config.outer.steps) as update,
         ):
-            end = train(config, data, place, tracker, update).state
+            end = train(config, data, run_dir, tracker, update).state
     return tracker.steps(SECONDS), end
 
 
@@ -95,18 +95,17 @@ ROUTES: dict[str, Callable[[Config, Path], tuple[list[StepMetrics], RunState]]] 
 
 
 def run_measured(route: str, config: Config, folder: Path) -> MeasuredRun:
-    """A run by one of ROUTES in a process of its own, which is over when this returns or raises.
+    """Run one of ROUTES in its own process, which has exited when this returns or raises.
 
     Args:
-        folder: is made, for all that the run leaves, Ray's files included; a short path, since Ray puts sockets
-            into it.
+        folder: created for all files of the run, including Ray's; a short path, since Ray puts its sockets there.
 
-    Raises: UserError or RunError, as the run did; RunError if it ended in any other way.
+    Raises: UserError or RunError, as the run did; RunError if its process failed in any other way.
     """
     folder.mkdir()
     (folder / "config.yaml").write_text(config.to_yaml())
-    # Neither a cluster nor a store of the user's; no more threads in any process than a worker has; and the
-    # priority of the bare loop for Ray's workers too, which by default let all others on the machine go first.
+    # The user's cluster and store stay out of it; no process uses more threads than a worker has; and Ray's workers,
+    # which by default run at a lower priority, get that of the bare loop.
     environment = os.environ | {
         "RAY_TMPDIR": str(folder),
         "OMP_NUM_THREADS": str(config.cluster.cpus_per_worker),
@@ -115,7 +114,7 @@ def run_measured(route: str, config: Config, folder: Path) -> MeasuredRun:
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "ray_distill.bench.subprocess_run", route, str(folder)]
-    began = time.time()
+    started = time.time()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -129,16 +128,16 @@ def run_measured(route: str, config: Config, folder: Path) -> MeasuredRun:
         raise _error(code, folder)
     points = [StepMetrics(*point) for point in json.loads((folder / "points.json").read_text())]
     if len(points) != config.outer.steps:
-        raise RunError(f"{len(points)} of {config.outer.steps} outer steps were recorded")
+        raise RunError(f"a measured run recorded {len(points)} of {config.outer.steps} outer steps")
     tensors, _ = checkpoint.load_tensors(folder / "end.arrow")
-    return MeasuredRun(points, DistilledData(tensors["images"], tensors["labels"]), began, ended)
+    return MeasuredRun(points, DistilledData(tensors["images"], tensors["labels"]), started, ended)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     process.stdin.close()
     try:
-        process.wait(END_WITHIN_S)
+        process.wait(SHUTDOWN_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -146,12 +145,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _error(code: int, folder: Path) -> Exception:
-    """What the process said of itself before it ended."""
+    """The error that the process reported; if it did not, its exit code and the end of its log."""
     with suppress(OSError):
-        said = (folder / "error").read_text()
-        return UserError(said) if code == 2 else RunError(said)
-    lines = (folder / "log").read_text(errors="replace").strip().splitlines() or ["nothing"]
-    return RunError(f"a measured run ended with exit code {code}; it said last: {lines[-1]}")
+        message = (folder / "error").read_text()
+        return UserError(message) if code == 2 else RunError(message)
+    lines = (folder / "log").read_text(errors="replace").strip().splitlines() or ["(empty)"]
+    return RunError(f"a measured run failed with exit code {code}; the last line of its log: {lines[-1]}")
 
 
 def _end_with_input() -> None:
@@ -162,8 +161,8 @@ def _end_with_input() -> None:
 
 
 def main(route: str, folder: Path) -> int:
-    """Carry out the run that lies in the folder; its points and its D go there. Returns: the exit code."""
-    # A process whose command was started in the background would ignore the signal.
+    """Run the config in `folder` and save the metrics and D there. Returns: the exit code."""
+    # SIGINT is ignored in processes started from a background job.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:

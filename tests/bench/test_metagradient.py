@@ -15,14 +15,14 @@ from ray_distill.bench import metagradient, seeds
 from ray_distill.bench import replicas as bench_replicas
 from ray_distill.bench.harness import image_shape
 from ray_distill.bench.metagradient import ERROR_WINDOW, flops_per_window_step, prepare, row
-from ray_distill.bench.problems import ENGINES, MetagradientWork, problem
+from ray_distill.bench.problems import ENGINES, MetagradientWorkload, problem
 from ray_distill.cli.main import app
 from ray_distill.core.retrain import Score
 from ray_distill.errors import UserError
 from ray_distill.utils.memory import peak_bytes
 from ray_distill.utils.timing import call_in_subprocess, median_seconds
 
-TINY = MetagradientWork(
+TINY = MetagradientWorkload(
     device="cpu",
     image_shape=(1, 8, 8),
     ipc=2,
@@ -102,7 +102,7 @@ def test_records_hold_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert str(file) in lines[-1]
 
 
-def test_replicas_at_once_are_measured_and_compared(
+def test_grouped_replicas_are_measured_and_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "records.json"
@@ -119,7 +119,7 @@ def test_replicas_at_once_are_measured_and_compared(
 SEEDS = ["--networks", "mlp1", "--width", "5", "--image", "1x8x8", "--threads", "1", "--repeats", "1"]
 
 
-def test_seeds_at_once_are_measured_and_compared(tmp_path: Path) -> None:
+def test_grouped_seeds_are_measured_and_compared(tmp_path: Path) -> None:
     """Two numbers of seeds, in float64."""
     file = tmp_path / "records.json"
     arguments = [
@@ -151,8 +151,8 @@ def test_a_difference_between_seeds_would_be_seen() -> None:
     """The largest over networks and horizons, of accuracies as they are, of losses relative to one by one."""
     apart = [[Score(0.5, 2.0), Score(0.6, 1.0)], [Score(0.5, 2.0), Score(0.7, 1.0)]]
     assert seeds.largest_differences(apart, apart) == (0.0, 0.0)
-    at_once = [apart[0], [Score(0.5, 2.5), Score(0.4, 1.0)]]
-    assert seeds.largest_differences(at_once, apart) == pytest.approx((0.3, 0.25))
+    grouped = [apart[0], [Score(0.5, 2.5), Score(0.4, 1.0)]]
+    assert seeds.largest_differences(grouped, apart) == pytest.approx((0.3, 0.25))
 
 
 @pytest.mark.parametrize(
