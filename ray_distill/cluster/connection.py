@@ -19,6 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_distill.config.config import ConfigError
 from ray_distill.errors import RunError
 
+# Ray reads it when it is imported, which may have been before this package set its environment.
+ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
+
 PreparedT = TypeVar("PreparedT")
 
 

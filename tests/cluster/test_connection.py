@@ -1,6 +1,8 @@
 """Connecting to Ray."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -38,3 +40,16 @@ def test_a_connection_that_exists_outlives_the_block(ray_cluster: None) -> None:
     assert ray.is_initialized()
     assert not connect()
     assert ray.get_runtime_context().gcs_address == before
+
+
+@pytest.mark.parametrize("first", ["ray", "ray_distill.api", "ray_distill.distillation.mailbox", "torch"])
+def test_workers_are_not_started_by_uv_whatever_was_imported_first(first: str) -> None:
+    """Under `uv run` Ray would start each of its processes by another `uv run`, which takes seconds. A user's own choice
+    is left alone."""
+    code = f"import {first}, ray_distill.cluster.connection; from ray._private import ray_constants as c; "
+    code += "print(c.RAY_ENABLE_UV_RUN_RUNTIME_ENV)"
+    bare = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
+    for environment, expected in ((bare, "False"), ({**bare, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "1"}, "True")):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
