@@ -3,6 +3,7 @@
 The tests of core run where there is only torch and higher: what needs more is imported by what asks for it.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,12 @@ def relative_difference() -> Callable[[Tensor, Tensor], float]:
         return float((a - b).norm()) / scale
 
     return measure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Processes that tests start can be sent Ctrl-C, also where the tests themselves run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -42,7 +42,7 @@ def main(folder: str) -> None:
         progress=False,
     )
     table = run.evaluation.to_pandas()
-    print(table[["subject", "network", "mean", "half_width", "n"]].to_string(index=False))
+    print(table[["set", "network", "mean", "ci", "n"]].to_string(index=False))
     print(f"distilled set and its picture: {run.folder}")
 
 

@@ -40,7 +40,7 @@ def main(folder: str) -> None:
     )
     evaluation = rd.evaluate({"class means": theirs}, out=path / "evaluation", progress=False)
     table = evaluation.to_pandas()
-    print(table[["subject", "network", "mean", "half_width", "n"]].to_string(index=False))
+    print(table[["set", "network", "mean", "ci", "n"]].to_string(index=False))
 
 
 if __name__ == "__main__":

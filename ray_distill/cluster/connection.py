@@ -134,9 +134,17 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = True) -> bool:
         dashboard: of a new cluster. Without it, Ray never releases what a Ray Train run had reserved that is killed
             from outside, as searches with several workers do.
 
-    Returns: whether it connected.
+    Returns: whether it connected. Signal handlers stay the caller's.
     Raises: ClusterError.
     """
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    connected = _connect(num_cpus, dashboard)
+    if connected and on_sigterm is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return connected
+
+
+def _connect(num_cpus: int | None, dashboard: bool) -> bool:
     if ray.is_initialized():
         return False
     address = os.environ.get("RAY_ADDRESS")
@@ -169,7 +177,7 @@ def connect(num_cpus: int | None = None, *, dashboard: bool = True) -> bool:
 @contextmanager
 def cluster(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """As `connect`, for a block. A connection that exists before it outlives it. Raises: ClusterError."""
-    connected = connect(num_cpus, dashboard=dashboard)
+    connected = _connect(num_cpus, dashboard)
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ print(json.dumps({
     "images_equal": bool((resumed.dataset.images_NCHW == run.dataset.images_NCHW).all()),
     "history": {int(s): float(v) for s, v in history["outer_loss"].items()},
     "validations": {int(s): float(v) for s, v in history["validation_accuracy"].dropna().items()},
-    "rows": evaluation.to_pandas()[["subject", "network", "n"]].values.tolist(),
+    "rows": evaluation.to_pandas()[["set", "network", "n"]].values.tolist(),
     "means": [evaluation.to_pandas()["mean"].dropna().tolist(), again.to_pandas()["mean"].dropna().tolist()],
     "html": [run._repr_html_()[:40], evaluation._repr_html_().count("<tr"), search._repr_html_().count("<tr")],
     "stopped": stopped,
@@ -90,7 +90,7 @@ def test_a_whole_session_in_python(tmp_path: Path) -> None:
     assert ["distilled", "mlp1", 2] in result["rows"]
     assert result["means"][0] == result["means"][1]
     assert result["html"][0].startswith("<img")
-    assert result["html"][1] == 1 + len(result["rows"])
+    assert result["html"][1] == 1 + len({name for name, _, _ in result["rows"]})
     assert len(result["trials"]) == result["html"][2] - 1 >= 2
     assert result["best"][1] == [10, 1, 8, 8]
     assert result["same_session"]
