@@ -7,7 +7,7 @@
     evaluation = rd.evaluate(run.dataset, networks=["convnet2", "mlp2"], seeds=4)
     evaluation.to_pandas()
 
-The command line calls these functions. They raise `UserError` for what the caller can fix and `RunError` for what failed on
+The command line is built of the same parts (`pipeline`, `evaluation.run`, `tuning.run`). These functions raise `UserError` for what the caller can fix and `RunError` for what failed on
 the way; they install no signal handlers. A Ray cluster that is connected is used; without one, that of RAY_ADDRESS, else one
 on this machine is started once and kept for later calls, until the process ends.
 """
@@ -60,13 +60,9 @@ class Run:
     @cached_property
     def dataset(self) -> DistilledDataset:
         """The distilled dataset that was best on validation."""
-        return DistilledDataset.load(self._dir.artifact)
-
-    @property
-    def _dir(self) -> "RunDir":
         from ray_distill.storage.run_dir import RunDir
 
-        return RunDir(self.folder)
+        return DistilledDataset.load(RunDir(self.folder).artifact)
 
     def to_pandas(self) -> "pd.DataFrame":
         """The metrics of the run, a row for each outer step and a column for each metric, from MLflow.
@@ -144,8 +140,6 @@ def distill(
 
     Raises: UserError (bad configuration or data, a folder in use), RunError.
     """
-    from ray_distill.cluster.connection import ray_while_preparing
-    from ray_distill.pipeline import prepare, run_experiment
     from ray_distill.storage.output_folder import open_run_folder
 
     began = time.monotonic()
@@ -165,6 +159,10 @@ def distill(
     folder, uri = open_run_folder(
         checked, None if out is None else Path(out), resume=resume, replace=replace, advice=_ADVICE
     )
+    # Only now, since they import Ray and all that a run needs: a mistake is reported before.
+    from ray_distill.cluster.connection import ray_while_preparing
+    from ray_distill.pipeline import prepare, run_experiment
+
     for callback in callbacks:
         callback.on_start(checked, folder.path)
     with ray_while_preparing(lambda: prepare(checked, uri, bar), stay_connected=True) as data:
@@ -276,15 +274,17 @@ def search(
 
     Raises: UserError, RunError.
     """
-    from ray_distill.cluster.connection import ray_while_preparing
-    from ray_distill.pipeline import finalise_search, prepare, prepare_development
     from ray_distill.tuning.config import load_search
-    from ray_distill.tuning.run import run_search
     from ray_distill.tuning.search_dir import open_search_folder
 
     began, bar = time.monotonic(), _bar(progress)
     settings = load_search(config, overrides)
     folder, uri = open_search_folder(settings, None if out is None else Path(out), resume=resume)
+    # As in `distill`.
+    from ray_distill.cluster.connection import ray_while_preparing
+    from ray_distill.pipeline import finalise_search, prepare, prepare_development
+    from ray_distill.tuning.run import run_search
+
     get = prepare if finalise else prepare_development
     with ray_while_preparing(lambda: get(settings.config, uri, bar), stay_connected=True) as data:
         done = run_search(settings, data, folder, uri, bar, resume=resume, began=began)

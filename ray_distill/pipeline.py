@@ -149,7 +149,7 @@ def run_experiment(
     began: float,
     callbacks: Sequence[Callback] = (),
 ) -> Outcome:
-    """Distil, keep, evaluate, on the connected Ray cluster. The MLflow run ends with it.
+    """Distil, store, evaluate, on the connected Ray cluster. The MLflow run ends with it.
 
     Args:
         resume, replace: as `open_run_dir` has them.

@@ -39,14 +39,16 @@ class CallbackList:
 
     def __call__(self, report: RunReport) -> None:
         """Call them for the steps and the checkpoint of a report."""
-        for step in report.steps if self._callbacks else ():
+        if not self._callbacks:
+            return
+        for step in report.steps:
             if step.outer_step > self._last_step:
                 self._last_step = step.outer_step
                 for callback in self._callbacks:
                     callback.on_outer_step(step.outer_step, step.values)
                     if "validation_accuracy" in step.values:
                         callback.on_validation(step.outer_step, step.values)
-        if self._callbacks and report.picture_png and report.picture_outer_step > self._last_picture:
+        if report.picture_png and report.picture_outer_step > self._last_picture:
             from PIL import Image
 
             self._last_picture = report.picture_outer_step
